@@ -1,0 +1,1 @@
+"""Messaging in which delivery semantics are declared, checked, kept and proven."""

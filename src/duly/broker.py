@@ -1,0 +1,196 @@
+"""The seam to where messages live: `Broker` and `Subscription`, and what they exchange.
+
+Calls block, and batches are everywhere (one is a batch of one). A broker holds storage and
+nothing else: validation, counting, retry policy and running handlers are the worker's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from duly.errors import PublishFailed, PublishUnknown
+from duly.guarantees import Guarantee, Settlement
+from duly.message import Message, Topic
+
+Receipt = Any
+"""Opaque to all but the broker that gave it. Comparable and hashable; it carries the token
+that fences the claim."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The message is durable."""
+
+    message_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatDropped:
+    """The message had been published before, with the same body; nothing was stored again."""
+
+    message_id: str
+
+
+Outcome = Published | RepeatDropped | PublishFailed | PublishUnknown
+"""How publishing one message ended. `IdentityConflict` is a `PublishFailed`."""
+
+
+class LogPosition(msgspec.Struct, frozen=True, gc=False):
+    """Where a message stands in an ordered source, for admission by cursor.
+
+    ``log`` names one incarnation of a partition (cluster id, topic id, partition): a topic
+    that was deleted and made again has another one. ``offset`` grows within it, with gaps.
+    ``epoch`` is the leader's, 0 where a log has none.
+    """
+
+    log: str
+    offset: int
+    epoch: int = 0
+
+
+class Delivery(msgspec.Struct, frozen=True, gc=False):
+    """One claim on one message.
+
+    ``attempt`` is 1 for the first start and counts what was charged before. ``repeated`` is
+    the broker's own mark that the message may have been delivered before. ``alone`` says the
+    claim holds this message only and nothing else may run beside it in the lane: a death now
+    is charged to it.
+    """
+
+    message: Message[Any]
+    receipt: Receipt
+    attempt: int = 1
+    repeated: bool = False
+    alone: bool = False
+    position: LogPosition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a broker provides. Each one adds conformance tests, none removes any.
+
+    - ``name``: for people ("SQLite", "in-memory log").
+    - ``database``: identity of the database the messages live in, equal to a store's where a
+      transaction can cover both; None for brokers that are no database.
+    - ``is_log``: deliveries carry a `LogPosition`; settlements cover a prefix per partition.
+    - ``durable``: stored messages survive the death of every process.
+    - ``confirms_settlement``: when settle returns, a settled message is never delivered again.
+    - ``identity_retention``: repeated publishes on exactly-once topics are dropped.
+    - ``retries_in_place``: a retried message holds up those behind it in its partition.
+    - ``orders_by_key``: consumers may ask for order by key.
+    - ``delays``: messages may have a due time.
+    - ``one_writer``: one transaction at a time; more processes do not speed that up.
+    - ``redelivery_horizon_s``: the longest after its first delivery that a message can come
+      again by itself; None: no bound.
+    - ``max_message_bytes``: the largest body it carries.
+    """
+
+    name: str
+    database: str | None = None
+    is_log: bool = False
+    durable: bool = True
+    confirms_settlement: bool = True
+    identity_retention: bool = True
+    retries_in_place: bool = False
+    orders_by_key: bool = True
+    delays: bool = True
+    one_writer: bool = False
+    redelivery_horizon_s: float | None = None
+    max_message_bytes: int = 512 * 1024 * 1024
+
+
+Start = Literal["earliest", "latest"] | datetime
+"""Where a new subscription begins: at the oldest kept message, after the newest, or at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubscribeOptions:
+    """What a lane asks of its subscription.
+
+    ``start`` matters once, when the subscription is first made. ``guarantee`` is recorded
+    with it then; another one later is refused with `ConfigurationError`. ``hold_key_on_dead``:
+    with ``order_by_key``, messages of a key wait behind its dead letter until that is replayed
+    or discarded; otherwise they go on.
+    """
+
+    guarantee: Guarantee
+    lease_s: float = 30.0
+    order_by_key: bool = False
+    hold_key_on_dead: bool = False
+    start: Start = "earliest"
+
+
+class Subscription(Protocol):
+    """One lane's view of a subscription.
+
+    One thread claims; `settle` and `extend` come from any thread, also while `claim` waits.
+    """
+
+    def claim(self, limit: int, max_bytes: int, wait_s: float) -> Sequence[Delivery]:
+        """Claim up to ``limit`` messages of together ``max_bytes`` (at least one message).
+
+        Waits up to ``wait_s`` seconds for the first; empty when none came, or on `close`.
+        Either every delivery is for one run together, or there is exactly one with ``alone``
+        set, whose start has been counted. In order by key, nothing of a key is delivered while
+        an earlier message of it is claimed or waits for a retry. Raises `BrokerError`.
+        """
+        ...
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[Receipt]:
+        """Settle, durably on return; returns the refused: their lease was lost to another.
+
+        All accepted ones take effect together. Raises `BrokerUnavailable` when nothing was
+        settled, and `PublishUnknown` never: an unknown outcome is `CommitUnknown`.
+        """
+        ...
+
+    def extend(self, receipts: Iterable[Receipt], lease_s: float) -> Sequence[Receipt]:
+        """Hold the claims for ``lease_s`` more seconds from now; returns the lost."""
+        ...
+
+    def close(self) -> None:
+        """End a waiting claim and give back what is claimed and unsettled, uncharged."""
+        ...
+
+
+class Broker(Protocol):
+    """Where messages live. Safe to use from any thread."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this broker provides."""
+        ...
+
+    def declare(self, topics: Iterable[Topic[Any]]) -> None:
+        """Make the topics known, creating what they need; again is harmless.
+
+        Raises `ConfigurationError` where a topic exists with other fixed properties, saying
+        which. Publishing and subscribing need it first.
+        """
+        ...
+
+    def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
+        """Store messages of declared topics, durably on return; one outcome each, in order.
+
+        What is refused (`PublishFailed`) or unknown (`PublishUnknown`) is in the outcomes and
+        not raised. Messages for one topic are stored in the order given.
+        """
+        ...
+
+    def subscribe(
+        self, topics: Sequence[Topic[Any]], subscription: str, options: SubscribeOptions
+    ) -> Subscription:
+        """One lane of the named subscription of these declared topics.
+
+        Raises `ConfigurationError` when the subscription is recorded with another guarantee.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close every subscription and connection."""
+        ...

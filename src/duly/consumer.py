@@ -1,0 +1,125 @@
+"""A consumer as a value: a handler, its stable name, its guarantee and its options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypedDict
+
+from duly.broker import Start
+from duly.errors import ConfigurationError
+from duly.guarantees import Guarantee, RetryPolicy
+from duly.message import Topic
+
+
+class ConsumerOptions(TypedDict, total=False):
+    """The options of `app.consumer` and `app.batch_consumer`; `Options` documents each."""
+
+    batch: int
+    batch_bytes: int
+    lanes: int
+    concurrency: int
+    rate_per_s: float | None
+    lease_s: float
+    max_run_s: float
+    retry: RetryPolicy
+    order_by_key: bool
+    hold_key_on_dead: bool
+    start: Start
+    tx_s: float | None
+    inbox_retention_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a consumer works, whatever its guarantee.
+
+    - ``batch``: messages claimed together, and for exactly-once committed together.
+    - ``batch_bytes``: bodies claimed together hold at most this many bytes.
+    - ``lanes``: how many claims a worker process works side by side. Each lane runs its
+      messages one after the other.
+    - ``concurrency``: ``async def`` handlers in flight at once in one lane (not exactly-once:
+      there the messages of a transaction run in order).
+    - ``rate_per_s``: handler starts a second and worker process, None: no limit.
+    - ``lease_s``: a claim is another worker's to take when it was not renewed for this long.
+    - ``max_run_s``: how long one handler may run. An ``async def`` one is cancelled and retried;
+      the process of a ``def`` one is killed by its supervisor.
+    - ``retry``: how often and how soon a failed message is tried again.
+    - ``order_by_key``: messages of one key are handled one after the other, in order.
+    - ``hold_key_on_dead``: with ``order_by_key``, a key waits behind its dead letter.
+    - ``start``: where a new subscription begins.
+    - ``tx_s``: a transaction starts no further handler after this long; None: the store's own.
+    - ``inbox_retention_s``: how long the inbox remembers, where admission is by inbox.
+    """
+
+    batch: int = 100
+    batch_bytes: int = 8 * 1024 * 1024
+    lanes: int = 1
+    concurrency: int = 1
+    rate_per_s: float | None = None
+    lease_s: float = 30.0
+    max_run_s: float = 60.0
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    order_by_key: bool = False
+    hold_key_on_dead: bool = False
+    start: Start = "earliest"
+    tx_s: float | None = None
+    inbox_retention_s: float = 7 * 86400.0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("batch", 1),
+            ("batch_bytes", 1),
+            ("lanes", 1),
+            ("concurrency", 1),
+            ("lease_s", 0.2),
+            ("max_run_s", 0.01),
+            ("inbox_retention_s", 0),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or value < least:
+                raise ConfigurationError(f"{name}={value!r}: give {least} or more")
+        if self.rate_per_s is not None and self.rate_per_s <= 0:
+            raise ConfigurationError(f"rate_per_s={self.rate_per_s!r}: give more than 0, or None")
+        if self.tx_s is not None and self.tx_s <= 0:
+            raise ConfigurationError(f"tx_s={self.tx_s!r}: give more than 0 seconds, or None")
+        if self.hold_key_on_dead and not self.order_by_key:
+            raise ConfigurationError("hold_key_on_dead=True needs order_by_key=True")
+
+    @classmethod
+    def of(cls, where: str, given: Mapping[str, Any]) -> Options:
+        """Options from keywords; an unknown or wrong one is a `ConfigurationError`."""
+        known = {f.name for f in fields(cls)}
+        for name in given:
+            if name not in known:
+                raise ConfigurationError(
+                    f"{where}: there is no option {name!r}; there are {', '.join(sorted(known))}"
+                )
+        try:
+            return cls(**given)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{where}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A handler function and what its signature asks for, decided once at declaration."""
+
+    function: Callable[..., Any]
+    is_async: bool
+    is_batch: bool
+    wants_message: bool
+    wants_tx: bool
+    uses: Mapping[str, Any]
+    """Keyword parameters whose default is `duly.use(...)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """A declared consumer. ``name`` is its subscription."""
+
+    name: str
+    topics: tuple[Topic[Any], ...]
+    guarantee: Guarantee
+    handler: Handler
+    options: Options

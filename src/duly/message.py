@@ -1,0 +1,338 @@
+"""What travels: `Message`, the `Topic` it belongs to, and its identity.
+
+A message is identified once, by its producer: ``source`` (the app's name) and ``id`` name one
+event, as in CloudEvents 1.0, and everything that drops repeats goes by that pair and never by
+content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from duly.codec import Codec, codec_for
+from duly.errors import ConfigurationError, InvalidMessage, MessageTooLarge
+from duly.guarantees import Guarantee, GuaranteeName, guarantee_of
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+# Limits hold on both sides, before anything is parsed.
+MAX_NAME_CHARS = 128
+MAX_ID_CHARS = 256
+MAX_KEY_CHARS = 256
+MAX_HEADERS = 64
+MAX_HEADER_BYTES = 16 * 1024
+DEFAULT_MAX_BODY_BYTES = 1024 * 1024
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HEADER_NAME = re.compile(r"[a-z0-9]{1,64}")
+# CloudEvents attributes that duly fills from the message itself.
+_OWN_ATTRIBUTES = frozenset({"specversion", "id", "source", "time", "partitionkey", "data"})
+
+
+class _Undecoded:
+    """Stands where a payload is not decoded yet."""
+
+
+_UNDECODED = _Undecoded()
+
+
+class Message(msgspec.Struct, Generic[T_co], frozen=True, gc=False):
+    """One message, never rewritten.
+
+    ``time_ms`` is when it was made and ``due_ms`` the earliest time to deliver it (None: at
+    once), both in milliseconds since 1970 UTC. ``headers`` are further CloudEvents attributes
+    (``traceparent``, ``type``, ...), ``key`` orders it among its like, ``body`` is the encoded
+    payload. A msgspec.Struct because making one costs a fifth of a frozen dataclass, and a
+    worker makes one per message.
+    """
+
+    topic: str
+    source: str
+    id: str
+    body: bytes
+    time_ms: int
+    key: str | None = None
+    headers: Mapping[str, str] = NO_HEADERS
+    due_ms: int | None = None
+    decoded: Any = _UNDECODED
+
+    @property
+    def payload(self) -> T_co:
+        """The body as the topic's type; there once a consumer has decoded it."""
+        if self.decoded is _UNDECODED:
+            raise AttributeError(f"message {self.id} was not decoded; its body is .body")
+        return self.decoded  # type: ignore[no-any-return]
+
+    @property
+    def time(self) -> datetime:
+        """When the message was made, in UTC."""
+        return datetime.fromtimestamp(self.time_ms / 1000, UTC)
+
+    @property
+    def idempotency_key(self) -> str:
+        """One stable name for this event, for effects outside the transaction (an HTTP call)."""
+        return f"{self.source}/{self.topic}/{self.id}"
+
+    @property
+    def size(self) -> int:
+        """Bytes that count against limits and back-pressure: the body's."""
+        return len(self.body)
+
+    def attributes(self) -> dict[str, str]:
+        """The CloudEvents 1.0 context attributes of this message."""
+        own = {
+            "specversion": "1.0",
+            "id": self.id,
+            "source": self.source,
+            "type": self.topic,
+            "time": self.time.isoformat().replace("+00:00", "Z"),
+        }
+        if self.key is not None:
+            own["partitionkey"] = self.key
+        return {**own, **self.headers}
+
+    def body_hash(self) -> bytes:
+        """16 bytes that tell two bodies under one id apart. Compared, never used as identity."""
+        return hashlib.blake2b(self.body, digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Topic(Generic[T]):
+    """A named stream of messages: its Python type and its publishing guarantee.
+
+    A value, usable without an app, so that services can share a package of topics.
+
+    - ``key``: gives a payload's ordering key, where ``publish(key=...)`` does not.
+    - ``partitions``: how many keys' streams can be worked side by side by consumers that
+      order by key; fixed when the topic first meets its broker. 0: the topic has no order.
+    - ``max_body_bytes``: a larger body is refused before it is sent.
+    - ``retention_s``: how long a message is kept after every subscription is done with it.
+    - ``identity_retention_s``: how long an exactly-once topic remembers ids, to drop repeats.
+    """
+
+    name: str
+    type: Callable[..., T] | Any
+    guarantee: GuaranteeName
+    key: Callable[[T], str] | None = None
+    partitions: int = 0
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
+    retention_s: float = 0.0
+    identity_retention_s: float = 7 * 86400.0
+    codec: Codec[T] = field(init=False, repr=False)
+    promise: Guarantee = field(init=False, repr=False)
+
+    def __init__(
+        self,
+        name: str,
+        type: type[T] | Any,
+        *,
+        guarantee: GuaranteeName | None = None,
+        key: Callable[[T], str] | None = None,
+        partitions: int = 0,
+        max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+        retention_s: float = 0.0,
+        identity_retention_s: float = 7 * 86400.0,
+    ) -> None:
+        check_name("topic", name)
+        promise = guarantee_of(guarantee, f"topic {name!r}")
+        if not 0 <= partitions <= 256:
+            raise ConfigurationError(f"topic {name!r}: partitions={partitions}; give 0 to 256")
+        if not 1 <= max_body_bytes <= 512 * 1024 * 1024:
+            raise ConfigurationError(
+                f"topic {name!r}: max_body_bytes={max_body_bytes}; give 1 byte to 512 MiB"
+            )
+        if retention_s < 0 or identity_retention_s < 0:
+            raise ConfigurationError(f"topic {name!r}: a retention is 0 seconds or more")
+        put = object.__setattr__
+        put(self, "name", name)
+        put(self, "type", type)
+        put(self, "guarantee", promise.value)
+        put(self, "key", key)
+        put(self, "partitions", partitions)
+        put(self, "max_body_bytes", max_body_bytes)
+        put(self, "retention_s", retention_s)
+        put(self, "identity_retention_s", identity_retention_s)
+        put(self, "codec", codec_for(type))
+        put(self, "promise", promise)
+
+    def message(
+        self,
+        payload: T,
+        *,
+        source: str,
+        id: str | None = None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        time_ms: int | None = None,
+        due_ms: int | None = None,
+    ) -> Message[T]:
+        """One message of this topic, checked and encoded.
+
+        Raises `InvalidMessage` or `MessageTooLarge`; nothing has been sent then.
+        """
+        if id is None:
+            id = next(_ids)
+        else:
+            check_id(self.name, id)
+        if key is None and self.key is not None:
+            key = self.key(payload)
+        if key is not None:
+            check_key(self.name, id, key)
+        checked = NO_HEADERS if not headers else check_headers(self.name, id, headers)
+        try:
+            body = self.codec.encode(payload)
+        except InvalidMessage as error:
+            text = f"topic {self.name!r}, message {id!r}: {error}"
+            raise InvalidMessage(text, message_id=id) from error
+        if len(body) > self.max_body_bytes:
+            raise MessageTooLarge(
+                f"topic {self.name!r}, message {id!r}: the body has {len(body):,} bytes, the "
+                f"limit is {self.max_body_bytes:,}. Nothing was sent. Publish a reference to "
+                "the data instead, or raise Topic(max_body_bytes=...).",
+                message_id=id,
+            )
+        return Message(
+            self.name, source, id, body, time_ms or now_ms(), key, checked, due_ms
+        )
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970 UTC."""
+    return time.time_ns() // 1_000_000
+
+
+def check_name(kind: str, name: Any) -> None:
+    """Refuse a topic, app or consumer name that some broker could not carry."""
+    if (
+        not isinstance(name, str)
+        or len(name) > MAX_NAME_CHARS
+        or _NAME.fullmatch(name) is None
+    ):
+        raise ConfigurationError(
+            f"{kind} name {name!r}: letters, digits, '.', '_' and '-', starting with a letter "
+            f"or digit, at most {MAX_NAME_CHARS} of them"
+        )
+
+
+def check_id(topic: str, id: Any) -> None:
+    """Refuse an id that is no CloudEvents id. Raises `InvalidMessage`."""
+    if not isinstance(id, str) or not 0 < len(id) <= MAX_ID_CHARS or not _clean(id):
+        raise InvalidMessage(
+            f"topic {topic!r}: id {str(id)[:80]!r}: an id is a non-empty str of at most "
+            f"{MAX_ID_CHARS} characters without control characters",
+            message_id=id if isinstance(id, str) else "",
+        )
+
+
+def check_key(topic: str, id: str, key: Any) -> None:
+    """Refuse an ordering key that is too long or no text. Raises `InvalidMessage`."""
+    if not isinstance(key, str) or len(key) > MAX_KEY_CHARS or not _clean(key):
+        raise InvalidMessage(
+            f"topic {topic!r}, message {id!r}: key {str(key)[:80]!r}: a key is a str of at "
+            f"most {MAX_KEY_CHARS} characters without control characters",
+            message_id=id,
+        )
+
+
+def check_headers(topic: str, id: str, headers: Mapping[str, str]) -> Mapping[str, str]:
+    """The headers as a mapping nobody can change. Raises `InvalidMessage`."""
+    where = f"topic {topic!r}, message {id!r}"
+    if len(headers) > MAX_HEADERS:
+        raise InvalidMessage(f"{where}: over {MAX_HEADERS} headers", message_id=id)
+    total = 0
+    for name, value in headers.items():
+        if not isinstance(name, str) or _HEADER_NAME.fullmatch(name) is None:
+            raise InvalidMessage(
+                f"{where}: header {str(name)[:80]!r}: CloudEvents attribute names are lower-case "
+                "letters and digits only (traceparent, datacontenttype, tenant)",
+                message_id=id,
+            )
+        if name in _OWN_ATTRIBUTES:
+            raise InvalidMessage(
+                f"{where}: header {name!r} is set by duly from the message itself",
+                message_id=id,
+            )
+        if not isinstance(value, str) or not _clean(value):
+            raise InvalidMessage(
+                f"{where}: header {name!r}: values are str without control characters",
+                message_id=id,
+            )
+        total += len(name) + len(value.encode())
+    if total > MAX_HEADER_BYTES:
+        raise InvalidMessage(
+            f"{where}: {total:,} bytes of headers, the limit is {MAX_HEADER_BYTES:,}",
+            message_id=id,
+        )
+    return MappingProxyType(dict(headers))
+
+
+def _clean(text: str) -> bool:
+    # isprintable() refuses control characters, lone surrogates and line ends at C speed;
+    # a plain space is printable.
+    return text.isprintable()
+
+
+def _time_ordered_ids() -> Iterator[str]:
+    """UUIDs of version 7 (RFC 9562), growing within a process.
+
+    The 12 bits after the time and the 62 random ones are seeded at random each millisecond
+    and counted up inside one (RFC 9562 §6.2, method 2): ids of one process sort in the order
+    made, and two processes collide as seldom as random UUIDs do.
+    """
+    pid = 0
+    last_ms = 0
+    low = 0
+    while True:
+        ms = time.time_ns() // 1_000_000
+        if ms > last_ms or os.getpid() != pid:
+            # A forked child must not count on from its parent's state.
+            pid = os.getpid()
+            last_ms = max(ms, last_ms)
+            low = int.from_bytes(os.urandom(9), "big") >> 1
+        else:
+            low += 1 + (low & 0xFF)
+        high, tail = (low >> 60) & 0xFFF, low & 0xFFFFFFFFFFFF
+        middle = 0x8000 | ((low >> 48) & 0xFFF)
+        text = f"{last_ms:012x}"
+        yield f"{text[:8]}-{text[8:]}-7{high:03x}-{middle:04x}-{tail:012x}"
+
+
+class _Ids:
+    """Makes `_time_ordered_ids` safe to draw from several threads, as generators are not."""
+
+    def __init__(self) -> None:
+        import threading
+
+        self._lock = threading.Lock()
+        self._ids = _time_ordered_ids()
+
+    def __next__(self) -> str:
+        with self._lock:
+            return next(self._ids)
+
+    def take(self, count: int) -> list[str]:
+        """``count`` new ids, in order."""
+        with self._lock:
+            ids = self._ids
+            return [next(ids) for _ in range(count)]
+
+
+_ids = _Ids()
+
+
+def new_ids(count: int) -> list[str]:
+    """``count`` new message ids: unique, growing in the order made."""
+    return _ids.take(count)

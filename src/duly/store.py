@@ -1,0 +1,246 @@
+"""The seam to where effects live: `Store`, its `Session`, and the `Transaction` handlers get.
+
+A store holds the inbox (what has taken effect), the cursor (how far an ordered source has
+taken effect) and the outbox (what is to be published). Handlers see only `Transaction`; the
+worker drives the `Session` beneath it: fence first (`admit`), settlement last (`settle`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from duly.broker import Delivery, Outcome
+from duly.errors import ConfigurationError
+from duly.guarantees import Admission, Settlement
+from duly.message import Message, Topic, now_ms
+
+C = TypeVar("C")
+C_co = TypeVar("C_co", covariant=True)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCapabilities:
+    """What a store provides.
+
+    - ``name``: for people ("SQLite").
+    - ``database``: identity of the database, to be compared with the broker's.
+    - ``durable``: committed effects survive the death of every process.
+    - ``one_writer``: one transaction at a time, over all processes.
+    - ``outbox``: `Session.publish` works where the broker is another database.
+    - ``tx_s``: after this many seconds a transaction should start no further handler.
+    """
+
+    name: str
+    database: str
+    durable: bool = True
+    one_writer: bool = False
+    outbox: bool = False
+    tx_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What admission found; every delivery asked about is in exactly one.
+
+    ``fresh`` may run. ``repeated`` have taken effect before and are settled as done.
+    ``conflicting`` carry the id of an earlier message with another body; ``too_old`` are
+    marked as repeated and older than the inbox remembers. Neither may run: both are dead.
+    """
+
+    fresh: Sequence[Delivery]
+    repeated: Sequence[Delivery] = ()
+    conflicting: Sequence[Delivery] = ()
+    too_old: Sequence[Delivery] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """For whom a session admits: one consumer, one way of admission, its inbox's retention."""
+
+    consumer: str
+    admission: Admission
+    inbox_retention_s: float = 7 * 86400.0
+
+
+class Session(Protocol[C_co]):
+    """One open transaction of a store, driven by one thread at a time.
+
+    After any error, and after `commit` raised, `rollback` is called and the session is over.
+    """
+
+    @property
+    def connection(self) -> C_co:
+        """The driver's own connection, inside the transaction, for the handler."""
+        ...
+
+    def admit(self, deliveries: Sequence[Delivery]) -> Admitted:
+        """The fence; the first statement. Raises `Superseded` when a claim was lost."""
+        ...
+
+    def savepoint(self) -> None:
+        """Mark the point that `rollback_to_savepoint` returns to; one at a time."""
+        ...
+
+    def rollback_to_savepoint(self) -> None:
+        """Undo everything since `savepoint` and drop it. Raises `TransactionLost`."""
+        ...
+
+    def release_savepoint(self) -> None:
+        """Keep everything since `savepoint` and drop it. Raises `TransactionLost`."""
+        ...
+
+    def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
+        """Put messages into the broker's log or the outbox, as part of the transaction."""
+        ...
+
+    def settle(self, settlements: Sequence[Settlement], deliveries: Sequence[Delivery]) -> None:
+        """Record how the deliveries ended; the last statement. ``settlements`` pair with
+        ``deliveries``. By claim this settles them; by cursor it moves the cursor past them and
+        keeps their dead letters; by inbox it forgets the ids of those that are not done."""
+        ...
+
+    def commit(self) -> None:
+        """Commit. Raises `TransactionLost` when the transaction is not the one `admit` began,
+        `TransactionFailed` when it was rolled back, `CommitUnknown` when nobody can say."""
+        ...
+
+    def rollback(self) -> None:
+        """Roll back whatever is open and give the connection back. Never raises."""
+        ...
+
+
+class Store(Protocol):
+    """Where effects live. Safe to use from any thread."""
+
+    @property
+    def capabilities(self) -> StoreCapabilities:
+        """What this store provides."""
+        ...
+
+    def declare(self, topics: Sequence[Topic[Any]]) -> None:
+        """Make known the topics that transactions publish to, creating what they need."""
+        ...
+
+    def begin(self, scope: Scope | None) -> Session[Any]:
+        """Open a transaction; without a scope, one that admits nothing (a caller's own)."""
+        ...
+
+    def joins(self, connection: Any) -> bool:
+        """Whether ``within=connection`` can publish: it is open on this very database."""
+        ...
+
+    def publish_within(self, connection: Any, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
+        """Put messages into the caller's own open transaction on this database."""
+        ...
+
+    def close(self) -> None:
+        """Close every connection."""
+        ...
+
+
+class Transaction(Generic[C]):
+    """What an exactly-once handler works through.
+
+    Rows written through ``connection``, messages given to `publish` and the memory that the
+    message was handled become true together, or none of them does.
+    """
+
+    __slots__ = ("_after_commit", "_connection", "_messages", "_source")
+
+    def __init__(self, connection: C, source: str) -> None:
+        self._connection = connection
+        self._source = source
+        self._messages: list[Message[Any]] = []
+        self._after_commit: list[Callable[[], object]] = []
+
+    @property
+    def connection(self) -> C:
+        """The driver's own connection. Do not commit or roll back: duly does, once."""
+        return self._connection
+
+    def publish(
+        self,
+        topic: Topic[T],
+        payload: T,
+        *,
+        id: str | None = None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay_s: float | None = None,
+    ) -> str:
+        """Publish with the transaction: seen when it commits, never if it does not.
+
+        Returns the message's id. Buffered until commit, so nothing to await. Raises
+        `InvalidMessage` or `MessageTooLarge`.
+        """
+        if topic.guarantee == "at-most-once":
+            raise ConfigurationError(
+                f"tx.publish to topic {topic.name!r}: it is declared at-most-once, which a "
+                "transaction cannot loosen. Publish with app.publish, or declare the topic "
+                "at-least-once."
+            )
+        message = topic.message(
+            payload,
+            source=self._source,
+            id=id,
+            key=key,
+            headers=headers,
+            due_ms=None if delay_s is None else now_ms() + int(delay_s * 1000),
+        )
+        self._messages.append(message)
+        return message.id
+
+    def after_commit(self, call: Callable[[], object]) -> None:
+        """Run ``call`` once the transaction stands. A crash in between loses the call; what it
+        raises is logged."""
+        self._after_commit.append(call)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How much a transaction had buffered at some point, to return to it."""
+
+    messages: int
+    calls: int
+
+
+def mark(tx: Transaction[Any]) -> Mark:
+    """Where the transaction's buffers stand now."""
+    return Mark(len(tx._messages), len(tx._after_commit))
+
+
+def forget_since(tx: Transaction[Any], point: Mark) -> None:
+    """Drop what was buffered since ``point``: its handler failed."""
+    del tx._messages[point.messages :]
+    del tx._after_commit[point.calls :]
+
+
+def flush(tx: Transaction[Any], session: Session[Any]) -> int:
+    """Move buffered messages into the session; returns how many were stored.
+
+    Raises the `IdentityConflict` of a message whose id was taken by another body. A repeat
+    is dropped silently: the event is published already.
+    """
+    if not tx._messages:
+        return 0
+    outcomes = session.publish(tx._messages)
+    count = len(tx._messages)
+    tx._messages.clear()
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+    return count
+
+
+def take_after_commit(tx: Transaction[Any]) -> Sequence[Callable[[], object]]:
+    """The calls to make now that the transaction stands."""
+    calls, tx._after_commit = tx._after_commit, []
+    return calls
+
+
+OpenTransaction = AbstractContextManager[Transaction[C]]
+"""``with app.transaction() as tx``: commits at the end of the block, rolls back if it raises."""

@@ -1,0 +1,1 @@
+"""One file (or one small folder) for each store; none imports another."""
