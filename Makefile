@@ -1,0 +1,100 @@
+# Everything here sets up what it needs: Python 3.11 or newer, git and make are enough.
+#
+# .venv       development: duly editable, with every tool
+# .venv-test  the built wheel, and what the tests need: what is tested is what is shipped
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)) python3)
+ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+export PIP_ROOT_USER_ACTION := ignore
+# A PYTHONPATH from outside could put another duly before the one meant.
+unexport PYTHONPATH
+
+VENV := .venv
+TEST := .venv-test
+CODE := $(wildcard src tests examples benchmarks)
+# Directories too: their times change when a file is deleted.
+SHIPPED := $(shell find src -name __pycache__ -prune -o -print) pyproject.toml README.md LICENSE
+
+.DEFAULT_GOAL := help
+.PHONY: help demo dev wheel test check fix bench clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
+		printf '%-14s %s\n' "$$target" "$$text"; done
+
+demo: $(VENV)/.runtime ## watch the three guarantees hold while workers are killed (ARGS="--kills 50")
+	@$(VENV)/bin/duly demo $(ARGS)
+
+dev: $(VENV)/.dev ## set up .venv for development
+
+wheel: dist/.built ## build the wheel
+
+test: $(TEST)/.wheel ## test the built wheel (ARGS="-k outbox")
+	@DULY_TEST_INSTALLED=1 $(TEST)/bin/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## lint, format, types (mypy, pyright) and the direction of imports
+	$(VENV)/bin/ruff check $(CODE)
+	$(VENV)/bin/ruff format --check $(CODE)
+	$(VENV)/bin/mypy $(CODE)
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python $(CODE)
+	$(VENV)/bin/lint-imports --no-cache
+
+fix: $(VENV)/.dev ## fix what ruff can fix, and format
+	$(VENV)/bin/ruff check --fix $(CODE)
+	$(VENV)/bin/ruff format $(CODE)
+
+bench: $(VENV)/.dev ## measure the speed (writes benchmarks/RESULTS.md)
+	@$(VENV)/bin/python benchmarks/run.py $(ARGS)
+
+clean: ## remove environments, builds and caches
+	rm -rf $(VENV) $(TEST) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+# --- set-up ---------------------------------------------------------------------------------------
+
+define venv
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
+		"duly needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
+	@test -x $(1)/bin/python && $(1)/bin/python -m pip --version >/dev/null 2>&1 || { \
+		echo "setting up $(1) ..."; rm -rf $(1); $(PYTHON) -m venv $(1); }
+endef
+
+# The bundled pip of Python 3.11 does not know dependency groups.
+define with-groups
+	@$(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+endef
+
+# The demo needs duly and what it needs, no tools.
+$(VENV)/.runtime: pyproject.toml
+	$(call venv,$(VENV))
+	@$(VENV)/bin/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml
+	$(call venv,$(VENV))
+	$(call with-groups,$(VENV))
+	@$(VENV)/bin/python -m pip install --quiet --editable . --group dev
+	@touch $(VENV)/.runtime $@
+
+$(TEST)/.ready: pyproject.toml
+	$(call venv,$(TEST))
+	$(call with-groups,$(TEST))
+	@$(TEST)/bin/python -m pip install --quiet build --group test
+	@touch $@
+
+# The wheel is built from the sdist, so that both are proven complete.
+dist/.built: $(SHIPPED) | $(TEST)/.ready
+	@rm -rf dist
+	@$(TEST)/bin/python -m build --outdir dist . >build.log 2>&1 || { cat build.log; rm -f build.log; exit 1; }
+	@rm -f build.log
+	@touch $@
+
+# Uninstalled first: pip leaves a package of the same version as it is.
+$(TEST)/.wheel: dist/.built $(TEST)/.ready
+	@$(TEST)/bin/python -m pip uninstall --quiet --yes duly 2>/dev/null
+	@$(TEST)/bin/python -m pip install --quiet dist/*.whl
+	@touch $@
