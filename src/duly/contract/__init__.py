@@ -1,0 +1,72 @@
+"""The contract: what each topic and consumer was promised, what keeps it, and its limits.
+
+Computed from the real broker and store when an app starts, and pure: no clock, no I/O. What
+cannot be kept raises `ContractRefused` with the reason and the remedy; nothing is weakened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from duly.broker import Capabilities
+from duly.consumer import Consumer
+from duly.contract.flows import flow_of
+from duly.contract.promises import consumer_terms, notes_on, topic_terms
+from duly.contract.refusals import Refusal, refusals_of, refused
+from duly.contract.setting import Run, Setting
+from duly.contract.terms import ConsumerTerms, Contract, Flow, TopicTerms
+from duly.contract.text import render
+from duly.message import Topic
+from duly.store import StoreCapabilities
+
+__all__ = [
+    "ConsumerTerms",
+    "Contract",
+    "Flow",
+    "Refusal",
+    "Run",
+    "TopicTerms",
+    "contract_of",
+    "render",
+]
+
+_UNSUPERVISED = Run()
+
+
+def contract_of(
+    broker: Capabilities,
+    store: StoreCapabilities | None,
+    topics: Sequence[Topic[Any]],
+    consumers: Sequence[Consumer],
+    run: Run = _UNSUPERVISED,
+) -> Contract:
+    """The contract of these topics and consumers on this broker and store.
+
+    ``topics`` are those the app publishes to; the consumers' own are added. Raises
+    `ContractRefused`, naming everything that cannot be kept, each with its remedy.
+    """
+    setting = Setting(broker, store, run)
+    every = _every_topic(topics, consumers)
+    if complaints := list(refusals_of(setting, every, consumers)):
+        raise refused(setting, complaints)
+    return Contract(
+        broker=broker.name,
+        store=None if store is None else store.name,
+        notes=tuple(notes_on(setting)),
+        topics=tuple(topic_terms(setting, topic, consumers) for topic in every),
+        consumers=tuple(consumer_terms(setting, consumer) for consumer in consumers),
+        flows=tuple(
+            flow_of(setting, topic, consumer) for consumer in consumers for topic in consumer.topics
+        ),
+    )
+
+
+def _every_topic(
+    topics: Sequence[Topic[Any]], consumers: Sequence[Consumer]
+) -> Sequence[Topic[Any]]:
+    found = {topic.name: topic for topic in topics}
+    for consumer in consumers:
+        for topic in consumer.topics:
+            found.setdefault(topic.name, topic)
+    return list(found.values())

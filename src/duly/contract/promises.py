@@ -1,0 +1,250 @@
+"""What keeps each promise, and within which limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, assert_never
+
+from duly.consumer import Consumer
+from duly.contract.setting import (
+    Setting,
+    consumers_of,
+    duration,
+    in_one_crash,
+    plural,
+    size,
+)
+from duly.contract.terms import ConsumerTerms, TopicTerms
+from duly.guarantees import Admission, Guarantee
+from duly.message import Topic
+
+
+def notes_on(setting: Setting) -> Iterator[str]:
+    """What holds for every topic and consumer here."""
+    broker, store = setting.broker, setting.store
+    if not broker.durable:
+        yield (
+            f"{broker.name} keeps messages in this process: its death loses all of them, "
+            "whatever the guarantee. For tests and trials."
+        )
+    if store is not None and not store.durable:
+        yield (
+            f"{store.name} keeps effects in this process: its death loses all of them, with "
+            "the memory of what was handled."
+        )
+    if broker.one_writer:
+        yield (
+            f"{broker.name}: one writer a file. One transaction at a time; more processes do "
+            "not speed up publishing or exactly-once consumers."
+        )
+    if store is not None and store.one_writer and not setting.one_database:
+        yield (
+            f"{store.name}: one writer a file. One transaction at a time; more processes do "
+            "not speed up exactly-once consumers."
+        )
+
+
+# --- topics
+
+
+def topic_terms(setting: Setting, topic: Topic[Any], consumers: Sequence[Consumer]) -> TopicTerms:
+    """What publishing to this topic promises here."""
+    exactly = topic.promise is Guarantee.EXACTLY_ONCE
+    remembers = exactly and setting.broker.identity_retention
+    return TopicTerms(
+        name=topic.name,
+        guarantee=topic.promise,
+        provided_by=_publishing(setting, topic.promise),
+        drops_repeats=_drops_repeats(setting, topic, consumers) if exactly else None,
+        max_body_bytes=topic.max_body_bytes,
+        retention_s=topic.retention_s,
+        identity_retention_s=topic.identity_retention_s if remembers else None,
+        limits=tuple(_topic_limits(setting, topic)),
+    )
+
+
+def _publishing(setting: Setting, guarantee: Guarantee) -> str:
+    match guarantee:
+        case Guarantee.AT_MOST_ONCE:
+            return "a bounded buffer, sent in the background and never repeated; drops are counted"
+        case Guarantee.AT_LEAST_ONCE:
+            return _confirmed(setting)
+        case Guarantee.EXACTLY_ONCE:
+            return f"{_confirmed(setting)}; repeated under the same id until that is certain"
+    assert_never(guarantee)
+
+
+def _confirmed(setting: Setting) -> str:
+    if setting.broker.durable:
+        return f"confirmed: durable in {setting.broker.name} when publish returns"
+    return f"confirmed: in {setting.broker.name} when publish returns"
+
+
+def _drops_repeats(setting: Setting, topic: Topic[Any], consumers: Sequence[Consumer]) -> str:
+    if setting.broker.identity_retention:
+        kept = duration(topic.identity_retention_s)
+        return f"{setting.broker.name}'s identity table (topic, source, id), for {kept}"
+    readers = list(consumers_of(topic, consumers))
+    if not readers:
+        return (
+            f"not {setting.broker.name}: the inbox of each exactly-once consumer, for as long "
+            "as that remembers; other consumers of this topic are refused"
+        )
+    inboxes = ", ".join(f"{c.name} for {duration(c.options.inbox_retention_s)}" for c in readers)
+    return f"the inbox of each consumer ({inboxes}), before the handler runs"
+
+
+def _topic_limits(setting: Setting, topic: Topic[Any]) -> Iterator[str]:
+    yield f"a body has at most {size(topic.max_body_bytes)}"
+    if topic.retention_s:
+        yield f"kept for {duration(topic.retention_s)} after every subscription is done with it"
+    if topic.promise is Guarantee.AT_MOST_ONCE:
+        yield "a crash of the publisher loses what its buffer holds; a full buffer drops"
+    if topic.promise is Guarantee.AT_LEAST_ONCE:
+        yield "publishing again after an error may store the message twice"
+    if topic.promise is Guarantee.EXACTLY_ONCE:
+        yield (
+            "repeats are known by (source, id): give publish an id of your own for what may be "
+            "published again by another process"
+        )
+    if topic.partitions:
+        yield f"order by key: up to {plural(topic.partitions, 'key stream')} side by side"
+    if not setting.broker.delays:
+        yield f"no delays: {setting.broker.name} delivers at once"
+
+
+# --- consumers
+
+
+def consumer_terms(setting: Setting, consumer: Consumer) -> ConsumerTerms:
+    """What this consumer promises here."""
+    admission = setting.admission(consumer)
+    at_once = in_one_crash(consumer)
+    inbox = admission is Admission.BY_INBOX
+    return ConsumerTerms(
+        name=consumer.name,
+        topics=tuple(topic.name for topic in consumer.topics),
+        guarantee=consumer.guarantee,
+        provided_by=_consuming(setting, consumer, admission),
+        admission=admission,
+        inbox_retention_s=consumer.options.inbox_retention_s if inbox else None,
+        crash_loses=at_once if consumer.guarantee is Guarantee.AT_MOST_ONCE else 0,
+        crash_repeats=at_once if consumer.guarantee is Guarantee.AT_LEAST_ONCE else 0,
+        limits=tuple(_consumer_limits(setting, consumer, admission)),
+    )
+
+
+def _consuming(setting: Setting, consumer: Consumer, admission: Admission | None) -> str:
+    match consumer.guarantee:
+        case Guarantee.AT_MOST_ONCE:
+            return f"settled in {setting.broker.name}, confirmed, before the handler starts"
+        case Guarantee.AT_LEAST_ONCE:
+            lease = duration(consumer.options.lease_s)
+            return (
+                "settled after the handler returned; what a dead worker held comes again, "
+                f"at the latest {lease} after its death"
+            )
+        case Guarantee.EXACTLY_ONCE:
+            return _in_one_transaction(setting, consumer, admission)
+    assert_never(consumer.guarantee)
+
+
+def _in_one_transaction(setting: Setting, consumer: Consumer, admission: Admission | None) -> str:
+    where = "the store" if setting.store is None else setting.store.name
+    start = f"one transaction in {where} with the effects, what they publish"
+    if admission is Admission.BY_CLAIM:
+        return f"{start} and the settlement, fenced by the claim"
+    if admission is Admission.BY_CURSOR:
+        return f"{start} and the log's cursor, compared and moved"
+    kept = duration(consumer.options.inbox_retention_s)
+    return f"{start} and the inbox's (consumer, source, id), kept {kept}"
+
+
+def _consumer_limits(
+    setting: Setting, consumer: Consumer, admission: Admission | None
+) -> Iterator[str]:
+    yield _a_crash_costs(consumer)
+    if admission is not None:
+        yield from _exactly_once_limits(setting, consumer, admission)
+    yield from _handler_limits(setting, consumer)
+    yield from _order_limits(setting, consumer)
+    yield _retries(consumer)
+
+
+def _a_crash_costs(consumer: Consumer) -> str:
+    match consumer.guarantee:
+        case Guarantee.AT_MOST_ONCE:
+            at_risk = plural(in_one_crash(consumer), "message")
+            return f"at risk in one crash: {at_risk} ({_product(consumer)})"
+        case Guarantee.AT_LEAST_ONCE:
+            again = plural(in_one_crash(consumer), "message")
+            return f"handled again after one crash: at most {again} ({_product(consumer)})"
+        case Guarantee.EXACTLY_ONCE:
+            return (
+                "a crash costs time and a second run; effects outside the transaction (HTTP, "
+                "mail) may happen again: give them message.idempotency_key"
+            )
+    assert_never(consumer.guarantee)
+
+
+def _product(consumer: Consumer) -> str:
+    options = consumer.options
+    if options.concurrency > options.batch:
+        return f"concurrency={options.concurrency} x lanes={options.lanes}, a process"
+    return f"batch={options.batch} x lanes={options.lanes}, a process"
+
+
+def _exactly_once_limits(
+    setting: Setting, consumer: Consumer, admission: Admission
+) -> Iterator[str]:
+    if admission is Admission.BY_INBOX:
+        kept = duration(consumer.options.inbox_retention_s)
+        if setting.broker.redelivery_horizon_s is None:
+            yield (
+                f"a message that {setting.broker.name} delivers again more than {kept} after it "
+                "took effect is dead-lettered, not run"
+            )
+        if setting.broker.is_log and setting.repeats_arrive(consumer):
+            yield (
+                "by inbox although the source is a log: repeated publishes stand at other "
+                "positions, which a cursor lets pass"
+            )
+    store = setting.store
+    if store is not None and not setting.one_database and not store.outbox:
+        yield f"tx.publish is refused: {store.name} has no outbox"
+    if store is not None and store.one_writer and consumer.options.lanes > 1:
+        yield f"lanes={consumer.options.lanes} take turns: {store.name} has one writer"
+
+
+def _handler_limits(setting: Setting, consumer: Consumer) -> Iterator[str]:
+    limit = duration(consumer.options.max_run_s)
+    if consumer.handler.is_async:
+        yield f"a handler that runs for over {limit} is cancelled and retried"
+    elif setting.run.supervised:
+        yield f"a handler that runs for over {limit} has its process ended and replaced"
+    else:
+        yield (
+            f"nobody ends a def handler that hangs (max_run_s is {limit}): run it with "
+            "`duly run`, or make it async def"
+        )
+    if consumer.handler.is_batch:
+        yield "a batch handler fails as a whole: its batch is retried together"
+
+
+def _order_limits(setting: Setting, consumer: Consumer) -> Iterator[str]:
+    if not consumer.options.order_by_key:
+        yield "no order is promised: retries and other workers overtake"
+        return
+    held = consumer.options.hold_key_on_dead
+    dead = "its key waits until that is replayed or discarded" if held else "its key goes on"
+    yield f"in order by key; behind a dead letter {dead}"
+    if setting.broker.retries_in_place:
+        yield "a retry holds up everything behind it in its partition"
+
+
+def _retries(consumer: Consumer) -> str:
+    policy = consumer.options.retry
+    if policy.attempts == 1:
+        return "no retries: a failure is a dead letter at once"
+    waits = f"{duration(policy.first_s)} to {duration(policy.longest_s)} apart"
+    return f"at most {policy.attempts} attempts, {waits}, then a dead letter"
