@@ -1,0 +1,132 @@
+"""Measures duly beside raw loops and peers, and writes RESULTS.md.
+
+::
+
+    python benchmarks/run.py                          everything, about ten minutes
+    python benchmarks/run.py --quick --only publish   some rows, fewer messages, printed only
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from machine import load, machine
+from measure import RowFailed, here, in_a_fresh_process, on_real_disk
+from report import Result, page, write
+from rows import ROWS, Row
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+ROUNDS = 5
+QUICK_ROUNDS = 3
+
+
+def main() -> int:
+    options = arguments()
+    if options.one:
+        row = next(row for row in ROWS if row.name == options.one)
+        here(row, options.messages, options.dir, count=options.count)
+        return 0
+    file_system = on_real_disk(options.dir)
+    rows = chosen(options.only, quick=options.quick)
+    if not rows:
+        print(f"no row has {options.only!r} in its name or section", file=sys.stderr)
+        return 2
+    busy = load()
+    results = {row.name: Result(row) for row in rows}
+    measure_all(results, options)
+    head = heading(file_system, busy, options.quick)
+    if options.json:
+        print(json.dumps({name: plain(result) for name, result in results.items()}, indent=1))
+    else:
+        print(page(results, head))
+    if not options.quick and not options.only:
+        write(RESULTS, page(results, head))
+    return 1 if any(result.failure for result in results.values()) else 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="fewer messages and rounds")
+    parser.add_argument("--only", default="", help="rows with this in their name or section")
+    parser.add_argument("--rounds", type=int, help="how often each row is measured")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--no-count", action="store_true", help="leave out commits and fsyncs")
+    default = Path(tempfile.gettempdir())
+    parser.add_argument("--dir", type=Path, default=default, help="where databases are made")
+    # What a fresh process is told; not for people.
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--messages", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def chosen(only: str, *, quick: bool) -> list[Row]:
+    return [
+        row
+        for row in ROWS
+        if row.there
+        and only.lower() in f"{row.section}/{row.name}".lower()
+        and not (quick and row.full_only)
+    ]
+
+
+def measure_all(results: dict[str, Result], options: argparse.Namespace) -> None:
+    """Section by section, the rows of one interleaved: A B C, A B C, ..."""
+    for section in dict.fromkeys(result.row.section for result in results.values()):
+        members = [result for result in results.values() if result.row.section == section]
+        rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+        for n in range(rounds):
+            for result in members:
+                if n < (result.row.rounds or rounds):
+                    measure_once(result, options, count=False)
+        for result in members:
+            if not options.no_count:
+                measure_once(result, options, count=True)
+
+
+def measure_once(result: Result, options: argparse.Namespace, *, count: bool) -> None:
+    if result.failure is not None:
+        return
+    row = result.row
+    messages = row.quick if options.quick or count else row.messages
+    try:
+        sample = in_a_fresh_process(row, messages, options.dir, count=count)
+    except RowFailed as error:
+        result.failure = str(error)
+        print(error, file=sys.stderr)
+        return
+    if count:
+        result.counted = sample
+    else:
+        result.samples.append(sample)
+        print(f"{row.name}: {sample.per_s:,.0f}/s", file=sys.stderr)
+
+
+def heading(file_system: str, busy: float, quick: bool) -> list[str]:
+    today = dt.datetime.now(dt.UTC).date()
+    command = " ".join(["python benchmarks/run.py", *sys.argv[1:]])
+    lines = [f"Measured on {today} by `{command}`.", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in machine(file_system)]
+    lines.append(f"| load before | {busy:.1f} |")
+    if quick:
+        lines += ["", "A quick run: few messages and rounds, good for comparing changes only."]
+    return lines
+
+
+def plain(result: Result) -> dict[str, object]:
+    return {
+        "section": result.row.section,
+        "samples": [asdict(sample) for sample in result.samples],
+        "counted": asdict(result.counted) if result.counted else None,
+        "failure": result.failure,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
