@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +38,22 @@ from workload import (
 
 from duly.message import NO_HEADERS, Message, new_ids
 
+# The columns of duly's log and identities, and positions as wide as its own.
 SCHEMA = """
 create table messages (
     position integer primary key, source text not null, id text not null, key text,
-    time_ms integer not null, headers text, body blob not null, due_ms integer
-) strict;
+    time_ms integer not null, headers text, due_ms integer, body blob not null
+);
 create table identities (
-    topic integer not null, source text not null, id text not null,
-    hash blob not null, time_ms integer not null, primary key (topic, source, id)
-) strict, without rowid;
-create table cursors (subscription text primary key, position integer not null) strict;
+    topic_no integer not null, source text not null, id text not null, hash blob not null,
+    position integer not null, time_ms integer not null, primary key (topic_no, source, id)
+) without rowid;
+create table cursors (subscription text primary key, position integer not null);
 insert into cursors values ('raw', 0);
 """
-INSERT = "insert into messages values (?, 'shop', ?, null, ?, null, ?, null)"
-REMEMBER = "insert or ignore into identities values (1, 'shop', ?, ?, ?)"
+FIRST = 1 << 40
+INSERT = "insert into messages values (?, 'shop', ?, null, ?, null, null, ?)"
+REMEMBER = "insert or ignore into identities values (1, 'shop', ?, ?, ?, ?)"
 SELECT = "select position, body from messages where position > ? order by position limit ?"
 # Every column, in the order that `run_empty_whole` gives them to a Message.
 SELECT_WHOLE = """
@@ -89,12 +92,13 @@ def publish_batch(connection: sqlite3.Connection, first: int, batch: Sequence[Or
 def remember_and_publish_batch(
     connection: sqlite3.Connection, first: int, batch: Sequence[Order]
 ) -> None:
-    from hashlib import blake2b
-
     now = time.time_ns() // 1_000_000
     ids = new_ids(len(batch))
     rows = [(first + n, ids[n], now, encode(order)) for n, order in enumerate(batch)]
-    known = [(id, blake2b(body, digest_size=16).digest(), now) for _, id, _, body in rows]
+    known = [
+        (id, blake2b(body, digest_size=16).digest(), position, now)
+        for position, id, _, body in rows
+    ]
     connection.execute("begin immediate")
     connection.executemany(REMEMBER, known)
     connection.executemany(INSERT, rows)
@@ -110,7 +114,7 @@ def publish(
 ) -> Sample:
     connection = create(directory)
     warm, rest = orders(WARM), orders(messages, WARM)
-    position = 1
+    position = FIRST
     for batch in in_batches(warm, max(size, 50)):
         how(connection, position, batch)
         position += len(batch)
@@ -132,11 +136,11 @@ def consume(
     connection = create(directory)
     total = messages + warm_up(batch)
     for n, published in enumerate(in_batches(orders(total), BIG_BATCH)):
-        publish_batch(connection, 1 + n * BIG_BATCH, published)
+        publish_batch(connection, FIRST + 1 + n * BIG_BATCH, published)
     watch = Stopwatch(messages)
-    position = 0
-    while position < total:
-        if position == warm_up(batch):
+    position = FIRST
+    while position < FIRST + total:
+        if position == FIRST + warm_up(batch):
             watch.start()
         connection.execute("begin immediate")
         rows = connection.execute(select, (position, batch)).fetchall()
@@ -189,11 +193,11 @@ def effects_then_settle(directory: Path, messages: int) -> Sample:
     own = connect(directory / "raw.db")
     total = messages + WARM
     for n, published in enumerate(in_batches(orders(total), BIG_BATCH)):
-        publish_batch(connection, 1 + n * BIG_BATCH, published)
+        publish_batch(connection, FIRST + 1 + n * BIG_BATCH, published)
     watch = Stopwatch(messages)
-    position = 0
-    while position < total:
-        if position == WARM:
+    position = FIRST
+    while position < FIRST + total:
+        if position == FIRST + WARM:
             watch.start()
         rows = connection.execute(SELECT, (position, BATCH)).fetchall()
         own.execute("begin immediate")
