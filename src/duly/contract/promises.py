@@ -189,7 +189,7 @@ def _a_crash_costs(consumer: Consumer) -> str:
 
 def _product(consumer: Consumer) -> str:
     options = consumer.options
-    if options.concurrency > options.batch:
+    if options.concurrency > 1:
         return f"concurrency={options.concurrency} x lanes={options.lanes}, a process"
     return f"batch={options.batch} x lanes={options.lanes}, a process"
 

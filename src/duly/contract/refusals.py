@@ -173,6 +173,14 @@ def _of_order(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
             "use a broker that does (sqlite:///...), or leave order_by_key out",
         )
         return
+    if consumer.guarantee is Guarantee.AT_MOST_ONCE:
+        yield Refusal(
+            _named(consumer),
+            "order_by_key=True, and a message is settled before its handler runs: another worker "
+            "may start the next one of its key beside it",
+            "declare it at-least-once, which holds the key until the handler returned, or leave "
+            "order_by_key out",
+        )
     for topic in consumer.topics:
         if topic.partitions == 0:
             yield Refusal(
@@ -202,12 +210,6 @@ def _of_concurrency(consumer: Consumer) -> Iterator[Refusal]:
             _named(consumer),
             f"{asked} is for async def handlers, and this is a def",
             f"declare lanes={consumer.options.concurrency} (threads), or write it as async def",
-        )
-    elif consumer.options.order_by_key:
-        yield Refusal(
-            _named(consumer),
-            f"{asked} with order_by_key=True: messages of one key would run side by side",
-            "leave concurrency out, and declare lanes=... to work several keys at once",
         )
 
 

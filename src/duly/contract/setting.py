@@ -68,7 +68,8 @@ class Setting:
 def in_one_crash(consumer: Consumer) -> int:
     """Messages of this consumer that one worker process works on at once, at most."""
     options = consumer.options
-    return options.lanes * max(options.batch, options.concurrency)
+    # A concurrent lane claims only for its free places, any other a batch at a time.
+    return options.lanes * (options.concurrency if options.concurrency > 1 else options.batch)
 
 
 def consumers_of(topic: Topic[Any], consumers: Iterable[Consumer]) -> Iterator[Consumer]:

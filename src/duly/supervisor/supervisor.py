@@ -1,0 +1,319 @@
+"""The parent of the worker processes: one thread, one selector, and the clock it is given."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from duly.supervisor.child import Child, Report, how_it_ended
+
+log = logging.getLogger("duly.supervisor")
+
+DRAINED = 0
+"""Exit status: asked to stop, and every worker finished or gave back its work in time."""
+CUT_OFF = 1
+"""Exit status: the time to drain ran out and workers were killed; their work comes again."""
+REFUSED = 2
+"""Exit status: a worker said that it can never start: a wrong option, a refused contract."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long the supervisor waits, in seconds.
+
+    - ``drain_s``: from the first signal until the workers that still run are killed.
+    - ``silence_s``: without a heartbeat (one a second), until a worker counts as hung.
+    - ``start_s``: for a worker to start, its imports included.
+    - ``first_backoff_s``, ``longest_backoff_s``: before a dead worker is started again, doubled
+      each time it dies young.
+    - ``healthy_s``: having worked for this long, a worker's death is no longer one of a series.
+    """
+
+    drain_s: float = 30.0
+    silence_s: float = 10.0
+    start_s: float = 120.0
+    first_backoff_s: float = 0.1
+    longest_backoff_s: float = 30.0
+    healthy_s: float = 5.0
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A place for one worker process."""
+
+    index: int
+    start_at: float
+    child: Child | None = None
+    young_deaths: int = 0
+
+
+class Supervisor:
+    """Runs ``processes`` copies of ``command`` until it is told to stop.
+
+    ``report`` is called with what a worker has done, about once a second each; ``show`` with
+    what workers write, if given (otherwise they inherit standard output and error). ``patient``
+    keeps the supervisor waiting for `reload` when a worker refuses to start, rather than exit.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        processes: int,
+        patience: Patience | None = None,
+        *,
+        report: Callable[[Report], None] | None = None,
+        show: Callable[[bytes], None] | None = None,
+        patient: bool = False,
+    ) -> None:
+        self._command = list(command)
+        self._patience = patience or Patience()
+        self._report = report
+        self._show = show
+        self._patient = patient
+        now = time.monotonic()
+        self._slots = [_Slot(index, now) for index in range(processes)]
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._signals: list[int] = []
+        self._drain_until: float | None = None
+        self._stopping = False
+        self._reload_wanted = False
+        self._refusal: str | None = None
+        self._status = DRAINED
+
+    @property
+    def refusal(self) -> str | None:
+        """What the first worker that could not start said."""
+        return self._refusal
+
+    def reload(self) -> None:
+        """Drain the workers and start new ones. From any thread."""
+        self._reload_wanted = True
+        self._wake()
+
+    def run(self) -> int:
+        """Supervise until a signal stops it; returns the exit status. On the main thread.
+
+        However it ends, no worker process is left.
+        """
+        with self._handling_signals():
+            try:
+                self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
+                return self._supervise()
+            finally:
+                self._end_all()
+                self._selector.close()
+                os.close(self._wake_read)
+
+    def _supervise(self) -> int:
+        while True:
+            self._start_due()
+            for key, _ in self._selector.select(self._until_next()):
+                key.data()
+            # Judged only after everything was read: a supervisor that was itself stopped for a
+            # while finds the heartbeats of that time in its sockets.
+            if self._obey():
+                return self._status
+            self._bury_the_dead()
+            self._end_the_hung()
+            if self._stopping and not self._children():
+                return self._status
+
+    # --- signals and wishes
+
+    @contextlib.contextmanager
+    def _handling_signals(self) -> Iterator[None]:
+        # SIGCHLD too: its handler does nothing, but the byte in the pipe ends the wait.
+        before: dict[int, Any] = {
+            number: signal.signal(number, self._note) for number in (*STOP_SIGNALS, signal.SIGCHLD)
+        }
+        wakeup = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            os.close(self._wake_write)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if number != signal.SIGCHLD:
+            self._signals.append(number)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._wake_write, b"\0")
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._wake_read, 4096):
+                pass
+
+    def _obey(self) -> bool:
+        """Do what signals and `reload` ask; True: stop at once."""
+        while self._signals:
+            number = self._signals.pop(0)
+            if self._stopping:
+                log.warning("%s again: stopping at once", signal.Signals(number).name)
+                self._status = self._status or 128 + number
+                return True
+            self._stop(f"{signal.Signals(number).name}: draining")
+        if self._reload_wanted:
+            self._reload_wanted = False
+            if not self._stopping:
+                log.info("reloading: draining %d workers", len(self._children()))
+                self._start_anew()
+        return False
+
+    def _stop(self, why: str) -> None:
+        self._stopping = True
+        log.info(
+            "%s %d workers, for at most %g s", why, len(self._children()), self._patience.drain_s
+        )
+        self._drain()
+
+    def _drain(self) -> None:
+        self._drain_until = time.monotonic() + self._patience.drain_s
+        for child in self._children():
+            child.drain()
+
+    def _start_anew(self) -> None:
+        self._refusal = None
+        for slot in self._slots:
+            slot.young_deaths = 0
+            slot.start_at = time.monotonic()
+        self._drain()
+
+    # --- life and death of workers
+
+    def _children(self) -> Sequence[Child]:
+        return [slot.child for slot in self._slots if slot.child is not None]
+
+    def _start_due(self) -> None:
+        if self._stopping or (self._drain_until is not None and self._children()):
+            return
+        self._drain_until = None
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.child is None and slot.start_at <= now and self._refusal is None:
+                self._start(slot, now)
+
+    def _start(self, slot: _Slot, now: float) -> None:
+        child = Child(slot.index, self._command, now, capture=self._show is not None)
+        slot.child = child
+        self._selector.register(child.lifeline, selectors.EVENT_READ, lambda: self._hear(child))
+        if child.output is not None:
+            self._selector.register(
+                child.output, selectors.EVENT_READ, lambda: self._read_output(child)
+            )
+        log.info("worker %d started (pid %d)", slot.index + 1, child.pid)
+
+    def _hear(self, child: Child) -> None:
+        if not child.hear(time.monotonic()):
+            self._selector.unregister(child.lifeline)
+        self._pass_on(child)
+
+    def _read_output(self, child: Child) -> None:
+        if self._show is not None and child.output and not child.read_output(self._show):
+            self._selector.unregister(child.output)
+
+    def _bury_the_dead(self) -> None:
+        for slot in self._slots:
+            if slot.child is not None and (status := slot.child.reap()) is not None:
+                child, slot.child = slot.child, None
+                self._hear_last_words(child)
+                self._decide_after(slot, child, status)
+
+    def _hear_last_words(self, child: Child) -> None:
+        registered = self._selector.get_map()
+        for source in (child.lifeline, child.output):
+            if source is not None and source.fileno() in registered:
+                self._selector.unregister(source)
+        child.last_words(time.monotonic(), self._show or (lambda _: None))
+        self._pass_on(child)
+        child.close()
+
+    def _pass_on(self, child: Child) -> None:
+        if self._report is not None and child.counts:
+            self._report(Report(child.slot, child.pid, child.counts))
+
+    def _decide_after(self, slot: _Slot, child: Child, status: int) -> None:
+        now = time.monotonic()
+        who = f"worker {slot.index + 1} (pid {child.pid}) {how_it_ended(status)}"
+        if self._stopping or self._drain_until is not None:
+            log.info("%s", who)
+            return
+        if child.refusal is not None or (status == REFUSED and child.ready_at is None):
+            self._refused(child.refusal or f"{who} before it was ready")
+            return
+        healthy = child.ready_at is not None and now - child.ready_at >= self._patience.healthy_s
+        slot.young_deaths = 0 if healthy else slot.young_deaths + 1
+        wait_s = self._backoff_s(slot.young_deaths)
+        slot.start_at = now + wait_s
+        log.warning("%s; another starts in %.2g s", who, wait_s)
+
+    def _backoff_s(self, young_deaths: int) -> float:
+        # The first death waits shortest; the exponent is capped because 2.0 ** 1100 overflows.
+        grown = self._patience.first_backoff_s * 2.0 ** min(max(young_deaths - 1, 0), 64)
+        return min(grown, self._patience.longest_backoff_s)
+
+    def _refused(self, text: str) -> None:
+        if self._refusal is None:
+            self._refusal = text
+            if self._patient:
+                log.error("%s\nwaiting for a change", text)
+            else:
+                self._status = REFUSED
+                self._stop("a worker cannot start: draining")
+
+    def _end_the_hung(self) -> None:
+        now = time.monotonic()
+        for child in self._living():
+            if self._drain_until is not None and now >= self._drain_until:
+                log.warning("worker %d (pid %d) did not drain: killed", child.slot + 1, child.pid)
+                if self._stopping:
+                    self._status = max(self._status, CUT_OFF)
+                child.kill()
+            elif now >= self._silent_until(child):
+                log.error(
+                    "worker %d (pid %d) is silent for %.0f s: killed",
+                    child.slot + 1, child.pid, now - child.heard_at,
+                )  # fmt: skip
+                child.kill()
+
+    def _living(self) -> Sequence[Child]:
+        return [child for child in self._children() if not child.killed]
+
+    def _silent_until(self, child: Child) -> float:
+        patience = self._patience
+        return child.heard_at + (patience.start_s if child.ready_at is None else patience.silence_s)
+
+    def _until_next(self) -> float | None:
+        """Seconds until something is due by the clock; None: only an event changes anything."""
+        due = [self._silent_until(child) for child in self._living()]
+        if self._drain_until is not None:
+            due += [self._drain_until] * bool(self._living())
+        elif not self._stopping and self._refusal is None:
+            due += [slot.start_at for slot in self._slots if slot.child is None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _end_all(self) -> None:
+        for child in self._children():
+            child.kill()
+        for slot in self._slots:
+            if slot.child is not None:
+                slot.child.process.wait()
+                slot.child.close()
+                slot.child = None
