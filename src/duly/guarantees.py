@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from duly.errors import ConfigurationError, DecodeError
+from duly.errors import ConfigurationError, DecodeError, IdentityConflict, InvalidMessage
 
 GuaranteeName = Literal["at-most-once", "at-least-once", "exactly-once"]
 
@@ -143,7 +143,7 @@ class RetryPolicy:
     factor: float = 2.0
     longest_s: float = 600.0
     jitter: float = 0.2
-    reject: tuple[type[Exception], ...] = (DecodeError,)
+    reject: tuple[type[Exception], ...] = (DecodeError, IdentityConflict, InvalidMessage)
     rules: Sequence[tuple[type[Exception], RetryPolicy]] = field(default=())
 
     def __post_init__(self) -> None:

@@ -1,0 +1,198 @@
+"""A lane with many ``async def`` handlers in flight at once.
+
+It claims as places become free, starts each message as a task of the worker's loop, and
+settles whatever has ended in one go; a slow handler keeps its own place and no other. For
+at-least-once and at-most-once only: the messages of a transaction run in order, one lane each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Generator
+
+from duly import errors
+from duly.broker import Delivery, Receipt
+from duly.guarantees import Dead, Done, Guarantee, Release, Settlement
+from duly.logs import CURRENT
+from duly.worker.lane import Lane, within_limit
+from duly.worker.steps import Pause, Step, Unfit, Work
+
+# While handlers are in flight a claim waits no longer than this, so that what ends is settled.
+SETTLE_EVERY_S = 0.02
+# With no place free, how long to wait for one before looking whether to stop.
+LOOK_EVERY_S = 0.25
+
+
+class ConcurrentLane:
+    """Works a `Lane`'s messages with up to ``concurrency`` handlers in flight.
+
+    One thread calls `step`; handlers run on ``loop``. Between the two go only the deque of
+    what has ended and an event that says so.
+    """
+
+    def __init__(self, lane: Lane, loop: asyncio.AbstractEventLoop) -> None:
+        self.lane = lane
+        self._loop = loop
+        self._places = lane.consumer.options.concurrency
+        self._ordered = lane.consumer.options.order_by_key
+        self._settles_first = lane.consumer.guarantee is Guarantee.AT_MOST_ONCE
+        self._in_flight: dict[Receipt, float] = {}
+        self._ended: deque[tuple[Receipt, Settlement | None]] = deque()
+        self._something_ended = threading.Event()
+        self._settling: Generator[Step, None, None] | None = None
+        self._alone: Work = []
+        self._alone_runs = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._broken: BaseException | None = None
+
+    # --- on the lane's thread
+
+    def step(self) -> float:
+        """Settle what has ended, claim for the free places, start that; seconds to pause."""
+        if self._broken is not None:
+            raise self._broken
+        try:
+            if self._settling is None and self._ended:
+                self._settling = self.lane.settle(self._take_ended())
+            if self._settling is not None:
+                pause = next(self._settling, None)
+                if isinstance(pause, Pause):
+                    return pause.seconds
+                self._settling = None
+            self._fill()
+        except errors.BrokerError as error:
+            self.lane.end_round()
+            return self.lane.pause_after(error).seconds
+        return 0.0
+
+    def receipts(self) -> list[Receipt]:
+        """What is claimed and not settled, for whoever extends the leases."""
+        return [*self.lane.receipts(), *list(self._in_flight)]
+
+    def oldest_start(self) -> float | None:
+        """The clock's time at which the oldest handler in flight was started."""
+        return min(list(self._in_flight.values()), default=None)
+
+    def idle(self) -> bool:
+        """Whether nothing is in flight and nothing waits to be settled."""
+        return not (self._in_flight or self._ended or self._settling)
+
+    def close(self) -> None:
+        """Cancel what is in flight, unsettled, and give back what never started."""
+        self._loop.call_soon_threadsafe(self._cancel)
+        self.lane.close()
+
+    def _take_ended(self) -> list[Settlement]:
+        settlements: list[Settlement] = []
+        while self._ended:
+            receipt, settlement = self._ended.popleft()
+            self._in_flight.pop(receipt, None)
+            if settlement is not None:
+                settlements.append(settlement)
+        if not self._in_flight:
+            self._alone_runs = False
+        return settlements
+
+    def _fill(self) -> None:
+        free = self._places - len(self._in_flight)
+        if self._alone_runs or self.lane.stopping or not free or self._alone:
+            self._start_alone()
+            self._await_end(LOOK_EVERY_S)
+            return
+        limit = min(free, self.lane.consumer.options.batch)
+        wait_s = self.lane.around.wait_s
+        work = self.lane.claim(limit, min(wait_s, SETTLE_EVERY_S) if self._in_flight else wait_s)
+        if work and self._settles_first:
+            work = self.lane.settle_before(work)
+        self.lane.in_round = []
+        if work and work[0][0].alone:
+            self._alone = work
+            self._start_alone()
+        elif work:
+            self._start(work)
+        elif self.lane.around.permits is not None:
+            self._await_end(SETTLE_EVERY_S)
+
+    def _start_alone(self) -> None:
+        # A message whose last worker died runs with nothing beside it, or its neighbours
+        # would be charged with the next death.
+        if self._alone and not self._in_flight:
+            work, self._alone = self._alone, []
+            self._alone_runs = True
+            self._start(work)
+
+    def _start(self, work: Work) -> None:
+        now = self.lane.around.clock()
+        self._in_flight.update((delivery.receipt, now) for delivery, _ in work)
+        self._something_ended.clear()
+        self._loop.call_soon_threadsafe(self._create_tasks, self._sequences(work))
+
+    def _sequences(self, work: Work) -> list[Work]:
+        if not self._ordered:
+            return [[item] for item in work]
+        by_key: dict[str | None, Work] = {}
+        sequences: list[Work] = []
+        for item in work:
+            key = item[0].message.key
+            if key is None or key not in by_key:
+                sequences.append([item])
+                by_key[key] = sequences[-1]
+            else:
+                by_key[key].append(item)
+        return sequences
+
+    def _await_end(self, timeout_s: float) -> None:
+        if self._in_flight and not self._ended:
+            self._something_ended.wait(timeout_s)
+            self._something_ended.clear()
+
+    # --- on the loop's thread
+
+    def _create_tasks(self, sequences: list[Work]) -> None:
+        for sequence in sequences:
+            task = self._loop.create_task(self._run(sequence))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, sequence: Work) -> None:
+        blocked = self.lane.blocked()
+        for delivery, argument in sequence:
+            settlement: Settlement | None
+            if argument.__class__ is Unfit:
+                settlement = Dead(delivery.receipt, argument.why)
+            elif blocked.holds(delivery):
+                settlement = Release(delivery.receipt)
+            else:
+                settlement = await self._outcome(delivery, argument)
+                if settlement is not None:
+                    blocked.after(delivery, settlement)
+            if self._settles_first:
+                settlement = None
+            self._ended.append((delivery.receipt, settlement))
+            self._something_ended.set()
+
+    async def _outcome(self, delivery: Delivery, argument: object) -> Settlement | None:
+        lane = self.lane
+        CURRENT.set((lane.consumer.name, delivery))
+        try:
+            await within_limit(lane.call(argument), lane.consumer.options.max_run_s)
+        except Exception as error:  # noqa: BLE001 - whatever the handler raises
+            failed = lane.report_failure if self._settles_first else lane.failure
+            return failed(delivery, error)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Somebody inside the handler was cancelled. That is no failure of the message:
+            # nothing is settled, its lease runs out and it comes again.
+            return None
+        except BaseException as error:  # noqa: BLE001 - ends the lane, not the loop
+            self._broken = error
+            return None
+        return Done(delivery.receipt)
+
+    def _cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()

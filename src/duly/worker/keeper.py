@@ -1,0 +1,116 @@
+"""Keeps a worker's claims alive, and looks for handlers that run too long.
+
+Leases are extended only while the handler is within its time: a lease renewed for ever by a
+hung handler would hold its messages for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from duly import errors, events
+from duly.broker import Receipt
+from duly.worker.lane import Lane
+
+log = logging.getLogger("duly.worker")
+
+# An async handler is cancelled at max_run_s; this much later it is taken for hung.
+CANCEL_GRACE_S = 5.0
+BEAT_S = 0.5
+
+
+class Watched(Protocol):
+    """What the keeper needs of a lane."""
+
+    def receipts(self) -> Sequence[Receipt]:
+        """What is claimed and not settled."""
+        ...
+
+    def oldest_start(self) -> float | None:
+        """When the oldest handler now running began."""
+        ...
+
+
+class Keeper:
+    """One thread for all lanes of a worker.
+
+    ``overrun`` is called with a consumer's name when its handler is past its time;
+    ``beat`` every half second, as long as this process can run a thread at all.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        overrun: Callable[[str, float], None],
+        beat: Callable[[], None] | None,
+    ) -> None:
+        self._clock = clock
+        self._overrun = overrun
+        self._beat = beat
+        self._lanes: list[tuple[Lane, Watched]] = []
+        self._extended: dict[int, float] = {}
+        self._reported: set[int] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="duly-keeper", daemon=True)
+
+    def watch(self, lane: Lane, watched: Watched) -> None:
+        """Keep this lane's claims from now on."""
+        self._lanes.append((lane, watched))
+        self._extended[id(watched)] = self._clock()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        shortest = min((lane.consumer.options.lease_s for lane, _ in self._lanes), default=30.0)
+        while not self._stop.wait(min(BEAT_S, shortest / 6)):
+            self.look()
+            if self._beat is not None:
+                self._beat()
+
+    def look(self) -> None:
+        """Extend what is due and report what runs too long; once round all lanes."""
+        now = self._clock()
+        for lane, watched in self._lanes:
+            if self._runs_too_long(lane, watched, now):
+                continue
+            if now - self._extended[id(watched)] >= lane.consumer.options.lease_s / 3:
+                self._extended[id(watched)] = now
+                self._extend(lane, watched)
+
+    def _runs_too_long(self, lane: Lane, watched: Watched, now: float) -> bool:
+        options = lane.consumer.options
+        limit_s = options.max_run_s + (CANCEL_GRACE_S if lane.consumer.handler.is_async else 0)
+        started = watched.oldest_start()
+        if started is None or now - started <= limit_s:
+            self._reported.discard(id(watched))
+            return False
+        if id(watched) not in self._reported:
+            self._reported.add(id(watched))
+            self._overrun(lane.consumer.name, now - started)
+        return True
+
+    def _extend(self, lane: Lane, watched: Watched) -> None:
+        receipts = watched.receipts()
+        if not receipts:
+            return
+        try:
+            lost = lane.subscription.extend(receipts, lane.consumer.options.lease_s)
+        except errors.BrokerError as error:
+            log.warning("leases of %s could not be extended: %s", lane.consumer.name, error)
+            return
+        # What was settled meanwhile is not held any more, and not lost either.
+        held = set(watched.receipts())
+        if lost := [receipt for receipt in lost if receipt in held]:
+            log.warning("consumer %s lost %d leases", lane.consumer.name, len(lost))
+            lane.tell(events.LeaseLost(lane.consumer.name, lost))

@@ -1,0 +1,504 @@
+"""A lane: one claim after another of one consumer, as a state machine.
+
+`Lane.step` makes one step and returns how long to pause before the next; threads, the event
+loop and processes only drive it, and a simulation drives it with a clock of its own. A round
+(`duly.worker.rounds`) says in which order things happen for each guarantee; the lane gives it
+the verbs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from duly import errors, events
+from duly.broker import Delivery, Receipt, Subscription
+from duly.consumer import Consumer
+from duly.guarantees import Admission, Dead, Done, Guarantee, Release, Retry, Settlement
+from duly.logs import CURRENT
+from duly.store import Admitted, Scope, Session, Store, Transaction, take_after_commit
+from duly.worker import rounds
+from duly.worker.decoding import Decoder
+from duly.worker.steps import (
+    Blocked,
+    Counts,
+    Pause,
+    Round,
+    Step,
+    Surroundings,
+    Unfit,
+    Work,
+    by_key,
+    by_partition,
+    describe,
+)
+
+log = logging.getLogger("duly.worker")
+
+# How long a lane waits when the broker or store cannot be used, first and at most.
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 5.0
+# How many rounds after a failure keep a savepoint per message: a failure seldom comes alone,
+# and without savepoints each costs a second run of its whole batch.
+CAREFUL_ROUNDS = 16
+
+ROUNDS: dict[Guarantee, Callable[[Lane], Round]] = {
+    Guarantee.AT_MOST_ONCE: rounds.at_most_once,
+    Guarantee.AT_LEAST_ONCE: rounds.at_least_once,
+    Guarantee.EXACTLY_ONCE: rounds.exactly_once,
+}
+
+
+class Lane:
+    """One consumer's handler, one subscription of its own, and for exactly-once a store.
+
+    ``call`` is the handler with its dependencies bound. ``stopping`` may be set from any
+    thread: no further handler starts; what is pending is given back by `close`.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        subscription: Subscription,
+        call: Callable[..., Any],
+        around: Surroundings,
+        *,
+        store: Store | None = None,
+        admission: Admission | None = None,
+        retries_in_place: bool = False,
+    ) -> None:
+        self.consumer = consumer
+        self.subscription = subscription
+        self.call = call
+        self.around = around
+        self.stopping = False
+        self.counts = Counts()
+        # The clock's time at which the handler call now under way began; None between calls.
+        self.since: float | None = None
+        # Claimed and unsettled: what a round is working on, and what it left for later.
+        self.in_round: Work = []
+        self.pending: Work = []
+        # Rounds to go with a savepoint per message, and messages to go one per transaction.
+        self.careful = 0
+        self.singly = 0
+        self._store = store
+        self._admission = admission
+        self._scope = (
+            None
+            if admission is None
+            else Scope(consumer.name, admission, consumer.options.inbox_retention_s)
+        )
+        self._group = (
+            by_partition if retries_in_place else by_key if consumer.options.order_by_key else None
+        )
+        self._tx_s = consumer.options.tx_s or (store.capabilities.tx_s if store else 1.0)
+        self._decoder = Decoder(consumer)
+        self._round_of = ROUNDS[consumer.guarantee]
+        self._round: Round | None = None
+        self._kept: Work = []
+        self._pause_s = FIRST_PAUSE_S
+
+    # --- driving
+
+    def step(self) -> float:
+        """Make one step; returns the seconds to pause before the next.
+
+        A handler's failure, a lost claim or an unusable broker end a round, never the lane.
+        Whatever else is raised ends the lane: then it must not settle anything any more.
+        """
+        if self._round is None:
+            self._round = self._round_of(self)
+        try:
+            step = self._advance(self._round)
+        except StopIteration:
+            self.end_round()
+            self._pause_s = FIRST_PAUSE_S
+            return 0.0
+        except (errors.BrokerError, errors.TransactionError) as error:
+            self.end_round()
+            return self.pause_after(error).seconds
+        except asyncio.CancelledError:
+            # Cancelled from inside the handler or by shutdown, which is no failure of the
+            # message: nothing is settled, the lease runs out and it comes again.
+            log.warning("consumer %s: the handler was cancelled", self.consumer.name)
+            self._round.close()
+            self._kept = []
+            self.end_round()
+            return 0.0
+        except BaseException:
+            self._round.close()  # rolls an open transaction back, settles nothing
+            raise
+        return 0.0 if step is None else step.seconds
+
+    def _advance(self, round_: Round) -> Pause | None:
+        step = next(round_)
+        if step is None or isinstance(step, Pause):
+            return step
+        if not self.consumer.handler.is_async:
+            return self._calls(round_, step)
+        assert self.around.on_loop is not None, "an async handler needs the worker's loop"
+        answer = self.around.on_loop(self._calls_on_loop(round_, step))
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    def _calls(self, round_: Round, step: Step) -> Pause | None:
+        name, clock, call, current = self.consumer.name, self.around.clock, self.call, CURRENT
+        try:
+            while step.__class__ is tuple:
+                about, arguments = step  # type: ignore[misc]
+                current.set((name, about))
+                self.since = clock()
+                try:
+                    call(*arguments)
+                except Exception as error:  # noqa: BLE001 - it belongs to the round
+                    step = round_.throw(error)
+                else:
+                    step = round_.send(None)
+        finally:
+            self.since = None
+            current.set(None)
+        return step  # type: ignore[return-value]
+
+    async def _calls_on_loop(self, round_: Round, step: Step) -> Pause | BaseException | None:
+        # What ends the lane is returned, not raised: StopIteration cannot leave a coroutine,
+        # and SystemExit would end the loop with everything else on it.
+        name, clock, limit_s = (
+            self.consumer.name,
+            self.around.clock,
+            self.consumer.options.max_run_s,
+        )
+        try:
+            while isinstance(step, tuple):
+                about, arguments = step
+                CURRENT.set((name, about))
+                self.since = clock()
+                try:
+                    await within_limit(self.call(*arguments), limit_s)
+                except Exception as error:  # noqa: BLE001 - it belongs to the round
+                    step = round_.throw(error)
+                else:
+                    step = round_.send(None)
+        except asyncio.CancelledError as error:
+            round_.close()
+            return error
+        except BaseException as error:  # noqa: BLE001
+            return error
+        finally:
+            self.since = None
+        return step
+
+    def end_round(self) -> None:
+        """Forget the round; what it left unstarted stays claimed for the next."""
+        self._round = None
+        self.pending = self._kept + self.pending
+        self._kept, self.in_round = [], []
+
+    def pause_after(self, error: Exception) -> Pause:
+        """How long to leave a broker or store alone that cannot be used; longer each time."""
+        log.warning("consumer %s pauses %.2f s: %s", self.consumer.name, self._pause_s, error)
+        pause = Pause(self._pause_s * (1 - 0.5 * self.around.roll()))
+        self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
+        return pause
+
+    def idle(self) -> bool:
+        """Whether the lane stands between two rounds."""
+        return self._round is None
+
+    def oldest_start(self) -> float | None:
+        """The clock's time at which the handler call now under way began."""
+        return self.since
+
+    def close(self) -> None:
+        """Give back what was claimed and never started, uncharged."""
+        self.subscription.close()
+
+    def receipts(self) -> list[Receipt]:
+        """What is claimed and not settled, for whoever extends the leases."""
+        return [delivery.receipt for delivery, _ in [*self.in_round, *self._kept, *self.pending]]
+
+    # --- verbs of a round: taking
+
+    def take(self) -> Generator[Step, None, Work]:
+        """Messages to work on: those left over, or a new claim. Empty while stopping."""
+        work = self.claim(self.consumer.options.batch, self.around.wait_s)
+        yield None if work else Pause(0.02 if self.around.permits else 0.0)
+        return work
+
+    def claim(self, limit: int, wait_s: float) -> Work:
+        """Up to ``limit`` messages: those left over, or new ones within ``wait_s`` seconds."""
+        if self.stopping:
+            return []
+        if self.pending:
+            self.in_round, self.pending = self.pending, []
+            return self.in_round
+        permits, options = self.around.permits, self.consumer.options
+        if permits is not None:
+            limit = permits.take(limit)
+        if not limit:
+            return []
+        claimed = self.subscription.claim(limit, options.batch_bytes, wait_s)
+        if permits is not None:
+            permits.give_back(limit - len(claimed))
+        if claimed:
+            self.counts.claimed += len(claimed)
+            self.tell(events.Claimed(self.consumer.name, claimed))
+            self.in_round = self._decoder.work(claimed)
+        return self.in_round
+
+    def until(self) -> float:
+        """The clock's time at which no further handler should start in this round."""
+        return self.around.clock() + self._tx_s
+
+    def blocked(self) -> Blocked:
+        """Keeps the order behind failed messages; where no order is declared, nothing."""
+        return Blocked(self._group, self.consumer.options.hold_key_on_dead)
+
+    def keep(self, rest: Work) -> None:
+        """What was not started stays claimed, for the next round."""
+        self._kept = rest
+
+    def be_careful(self, error: BaseException) -> None:
+        """After a failure: savepoints, or single calls, for this and the next rounds."""
+        log.info("consumer %s goes message by message after %s", self.consumer.name, error)
+        self.careful = CAREFUL_ROUNDS + 1
+
+    # --- verbs of a round: how a message ends
+
+    def failure(self, delivery: Delivery, error: Exception) -> Settlement:
+        """What the handler's exception means for the message; told to the watchers."""
+        policy = self.consumer.options.retry
+        text = describe(error)
+        delay_s: float | None
+        if isinstance(error, errors.Reject):
+            delay_s = None
+        elif isinstance(error, errors.Retry) and error.in_s is not None:
+            delay_s = error.in_s if delivery.attempt < policy.attempts else None
+        else:
+            delay_s = policy.after_failure(delivery.attempt, error, self.around.roll())
+        self.counts.failed += 1
+        self.tell(events.HandlerFailed(self.consumer.name, delivery, error, delay_s))
+        if delay_s is None:
+            self.counts.dead += 1
+            log.error(
+                "message %s of topic %s is dead for consumer %s after attempt %d: %s",
+                delivery.message.id, delivery.message.topic, self.consumer.name,
+                delivery.attempt, text,
+            )  # fmt: skip
+            return Dead(delivery.receipt, text)
+        log.warning(
+            "consumer %s failed on message %s (attempt %d), again in %.1f s: %s",
+            self.consumer.name, delivery.message.id, delivery.attempt, delay_s, text,
+        )  # fmt: skip
+        return Retry(delivery.receipt, delay_s, text)
+
+    def report_failure(self, delivery: Delivery, error: Exception) -> Settlement:
+        """At-most-once: the message is settled already, so a failure is only reported."""
+        self.counts.failed += 1
+        log.error(
+            "consumer %s failed on message %s; at-most-once does not try again: %s",
+            self.consumer.name, delivery.message.id, describe(error),
+        )  # fmt: skip
+        self.tell(events.HandlerFailed(self.consumer.name, delivery, error, None))
+        return Done(delivery.receipt)
+
+    # --- verbs of a round: settling
+
+    def settle_before(self, work: Work) -> Work:
+        """At-most-once: settle all, durably; returns what may start now.
+
+        A refused one belongs to another worker, and one whose settlement is unknown may have
+        been settled before: neither starts.
+        """
+        settlements: list[Settlement] = [
+            Dead(delivery.receipt, argument.why)
+            if argument.__class__ is Unfit
+            else Done(delivery.receipt)
+            for delivery, argument in work
+        ]
+        if not work:
+            return []
+        try:
+            refused = set(self.subscription.settle(settlements))
+        except errors.BrokerUnavailable:
+            self._kept = work  # certainly not settled: they may still start, later
+            raise
+        self._tell_refused(refused)
+        started = [
+            item
+            for item in work
+            if item[0].receipt not in refused and item[1].__class__ is not Unfit
+        ]
+        self.in_round = []
+        self.counts.handled += len(started)
+        return started
+
+    def settle(self, settlements: Sequence[Settlement]) -> Generator[Step, None, None]:
+        """Settle what ran, trying until the broker answers: running it again helps nobody."""
+        if not settlements:
+            return
+        while True:
+            try:
+                refused = self.subscription.settle(settlements)
+                break
+            except (errors.BrokerUnavailable, errors.CommitUnknown) as error:
+                # Settling twice is harmless: the receipt fences the second time.
+                yield self.pause_after(error)
+        self._tell_refused(refused)
+        self.counts.handled += len(settlements)
+        if self.careful:
+            self.careful -= 1
+
+    def give_back(self, work: Work) -> Generator[Step, None, None]:
+        """Release messages whose fate another claim must find out; uncharged, fenced."""
+        yield from self.settle([Release(delivery.receipt) for delivery, _ in work])
+
+    def _tell_refused(self, refused: Sequence[Receipt] | set[Receipt]) -> None:
+        if refused:
+            self.counts.refused += len(refused)
+            log.warning(
+                "consumer %s: %d settlements refused, their lease was lost to another worker",
+                self.consumer.name, len(refused),
+            )  # fmt: skip
+            self.tell(events.SettleRefused(self.consumer.name, tuple(refused)))
+
+    # --- verbs of a round: transactions
+
+    def share_for_transaction(self, work: Work) -> Work:
+        """The part of ``work`` for one transaction: all, or one message while going singly."""
+        if self.singly and len(work) > 1:
+            self.pending = work[1:]
+            self.in_round = work = work[:1]
+        elif len(work) == 1 and not self.careful:
+            # Alone, the culprit is known: a savepoint saves it the second run.
+            self.careful = 1
+        return work
+
+    def begin(self) -> Session[Any]:
+        """Open a transaction for this consumer."""
+        assert self._store is not None, "exactly-once without a store passed the contract"
+        try:
+            return self._store.begin(self._scope)
+        except errors.BrokerError:
+            self._kept = self.in_round
+            raise
+
+    def told_to_store(
+        self, admitted: Admitted, ended: Sequence[Settlement]
+    ) -> tuple[Sequence[Settlement], Sequence[Delivery]]:
+        """What `Session.settle` is told: what ran, and the unstarted where an inbox holds
+        their ids already.
+        """
+        fresh = admitted.fresh
+        if self._admission is Admission.BY_INBOX:
+            unstarted = [Release(delivery.receipt) for delivery in fresh[len(ended) :]]
+            return [*ended, *unstarted], fresh
+        return ended, fresh[: len(ended)]
+
+    def pass_on_lost(
+        self, delivery: Delivery, error: Exception, rollback_to_savepoint: Callable[[], None]
+    ) -> None:
+        """Undo the culprit's part; where the transaction is gone, say so with its cause."""
+        try:
+            rollback_to_savepoint()
+        except errors.TransactionLost as lost:
+            raise errors.TransactionLost(
+                f"message {delivery.message.id}, consumer {self.consumer.name}: {describe(error)}; "
+                f"with it the database ended the whole transaction ({lost})"
+            ) from error
+
+    def rolled_back(self, work: Work, error: BaseException) -> Generator[Step, None, None]:
+        """Decide what a rolled-back transaction means for its messages."""
+        self._kept = []
+        if not isinstance(error, Exception):
+            raise error  # not the handler's failure: this lane settles nothing any more
+        self.tell(events.RolledBack(self.consumer.name, len(work), error))
+        if isinstance(error, errors.BrokerError):
+            self._kept = work
+            raise error
+        if isinstance(error, errors.Superseded | errors.CommitUnknown):
+            # Lost to another, or perhaps committed: redelivery finds out through admission.
+            log.warning("consumer %s: %s", self.consumer.name, error)
+            self.counts.refused += len(work)
+            yield from self.give_back(work)
+        elif len(work) == 1 and (self.careful or self.singly):
+            self.singly = max(0, self.singly - 1)
+            yield from self.settle([self.failure(work[0][0], error)])
+        else:
+            self._kept = work
+            if isinstance(error, errors.TransactionError) or self.careful:
+                log.info("consumer %s goes one by one after %s", self.consumer.name, error)
+                self.singly = len(work)
+            else:
+                self.be_careful(error)
+
+    def committed(
+        self,
+        tx: Transaction[Any],
+        ended: Sequence[Settlement],
+        published: int,
+        admitted: Admitted,
+    ) -> None:
+        """The transaction stands: count it, tell it, and make the calls that waited for it."""
+        self.counts.commits += 1
+        self.counts.handled += len(ended)
+        self.counts.published += published
+        self.counts.repeats += len(admitted.repeated)
+        self.careful = max(0, self.careful - 1)
+        self.singly = max(0, self.singly - 1)
+        if admitted.repeated:
+            self.tell(events.RepeatsSuppressed(self.consumer.name, admitted.repeated))
+        self.tell(events.Committed(self.consumer.name, len(ended), published))
+        for call in take_after_commit(tx):
+            try:
+                call()
+            except Exception:
+                log.exception("after_commit of consumer %s failed", self.consumer.name)
+
+    def settle_after_commit(
+        self, ended: Sequence[Settlement], admitted: Admitted
+    ) -> Generator[Step, None, None]:
+        """Tell the broker, where the transaction did not. A repeat is settled, not ignored."""
+        if self._admission is Admission.BY_CLAIM:
+            return
+        handled = self.counts.handled
+        yield from self.settle(
+            [
+                *ended,
+                *(Done(delivery.receipt) for delivery in admitted.repeated),
+                *(Dead(d.receipt, IDENTITY_TAKEN) for d in admitted.conflicting),
+                *(Dead(d.receipt, OLDER_THAN_INBOX) for d in admitted.too_old),
+            ]
+        )
+        self.counts.handled = handled
+
+    def tell(self, event: events.Event) -> None:
+        """Show an event to the watchers, if there are any."""
+        if self.around.watchers:
+            events.tell(self.around.watchers, event)
+
+
+IDENTITY_TAKEN = (
+    "identity conflict: this (source, id) has taken effect before with another body. "
+    "One id names one event; publish the new event under an id of its own"
+)
+OLDER_THAN_INBOX = (
+    "a repeated delivery older than the inbox remembers: whether it took effect cannot be "
+    "told. Look whether its effect is there; replay it only if not"
+)
+
+
+async def within_limit(call: Any, limit_s: float) -> None:
+    """Await a handler, cancelled with `TimeoutError` after ``limit_s`` seconds."""
+    limit = asyncio.timeout(limit_s)
+    try:
+        async with limit:
+            await call
+    except TimeoutError:
+        if not limit.expired():
+            raise  # the handler's own
+    # Checked here too: a handler may swallow its cancellation.
+    if limit.expired():
+        raise TimeoutError(f"the handler ran longer than max_run_s={limit_s:g}")

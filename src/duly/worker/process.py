@@ -1,0 +1,250 @@
+"""A worker: the lanes of an app's consumers in this process, and the threads that drive them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from duly.app import App
+from duly.broker import Broker, SubscribeOptions
+from duly.consumer import Consumer
+from duly.contract import Contract, Run, contract_of
+from duly.dependencies import Resolver
+from duly.errors import ConfigurationError
+from duly.guarantees import Guarantee
+from duly.store import Store
+from duly.worker.concurrent import ConcurrentLane
+from duly.worker.keeper import Keeper
+from duly.worker.lane import Lane
+from duly.worker.loop import LoopThread
+from duly.worker.permits import Permits
+from duly.worker.steps import Counts, Surroundings
+
+log = logging.getLogger("duly.worker")
+
+Driven = Lane | ConcurrentLane
+
+
+class Worker:
+    """Works an app's consumers (or those named) in this process.
+
+    ``supervised`` says that somebody restarts this process when it dies: then a ``def``
+    handler past its ``max_run_s`` ends the process, which is the only way to end it. ``beat``
+    is called about twice a second from the keeper's thread.
+
+    ``start`` raises `ConfigurationError` (`ContractRefused`) before anything is claimed.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        consumers: Sequence[str] | None = None,
+        supervised: bool = False,
+        processes: int = 1,
+        beat: Callable[[], None] | None = None,
+    ) -> None:
+        self.app = app
+        self.consumers = chosen(app, consumers)
+        self.contract: Contract | None = None
+        self._run = Run(supervised=supervised, processes=processes)
+        self._beat = beat
+        self._lanes: list[Driven] = []
+        self._threads: list[threading.Thread] = []
+        self._stopping = threading.Event()
+        self._broken: BaseException | None = None
+        self._ended = threading.Event()
+        self._loop: LoopThread | None = None
+        self._keeper: Keeper | None = None
+        self._resolver = Resolver(app.overrides)
+        self._exits = contextlib.ExitStack()
+
+    # --- for the process that runs it
+
+    def start(self) -> None:
+        """Check the contract, open everything, and start working."""
+        broker, store = self.app.backends()
+        self.contract = contract_of(
+            broker.capabilities,
+            None if store is None else store.capabilities,
+            self.app.topics,
+            self.consumers,
+            self._run,
+        )
+        self._enter_lifespan()
+        self._keeper = Keeper(time.monotonic, self._overrun, self._beat)
+        for consumer in self.consumers:
+            for driven in self._lanes_of(consumer, broker, store):
+                self._lanes.append(driven)
+                self._keeper.watch(_lane(driven), driven)
+        self._keeper.start()
+        for driven in self._lanes:
+            thread = threading.Thread(
+                target=self._drive, args=(driven,), name=f"duly-{_lane(driven).consumer.name}"
+            )
+            thread.daemon = True  # a hung handler must not keep a process that was told to end
+            self._threads.append(thread)
+            thread.start()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until a lane ended the worker; True then. `drain` raises what it ended with."""
+        return self._ended.wait(timeout_s)
+
+    def drain(self, timeout_s: float = 30.0) -> bool:
+        """Start no further handler, let the running ones end, give back what never started.
+
+        True when everything ended within ``timeout_s`` seconds; what did not is unsettled and
+        comes again. Raises what broke a lane, if something did.
+        """
+        until = time.monotonic() + timeout_s
+        self._stopping.set()
+        for driven in self._lanes:
+            _lane(driven).stopping = True
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        clean = not any(thread.is_alive() for thread in self._threads)
+        if self._keeper is not None:
+            self._keeper.stop()
+        self._resolver_close()
+        self._exits.close()
+        if self._loop is not None:
+            self._loop.stop()
+        if self._broken is not None:
+            raise self._broken
+        return clean
+
+    def counts(self) -> Mapping[str, Counts]:
+        """What each consumer's lanes have done since the start, summed."""
+        sums: dict[str, Counts] = {}
+        for driven in self._lanes:
+            lane = _lane(driven)
+            total = sums.setdefault(lane.consumer.name, Counts())
+            for name in Counts.__slots__:
+                setattr(total, name, getattr(total, name) + getattr(lane.counts, name))
+        return sums
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.drain()
+
+    # --- building lanes
+
+    def _lanes_of(
+        self, consumer: Consumer, broker: Broker, store: Store | None
+    ) -> Sequence[Driven]:
+        assert self.contract is not None
+        options = consumer.options
+        permits = Permits(options.rate_per_s, time.monotonic) if options.rate_per_s else None
+        is_async = consumer.handler.is_async
+        around = Surroundings(
+            source=self.app.name,
+            watchers=self.app.watchers,
+            permits=permits,
+            on_loop=self._own_loop().run if is_async else None,
+        )
+        exactly = consumer.guarantee is Guarantee.EXACTLY_ONCE
+        call = self._resolver.bind(consumer.handler)
+        lanes: list[Driven] = []
+        for _ in range(options.lanes):
+            lane = Lane(
+                consumer,
+                broker.subscribe(consumer.topics, consumer.name, subscribe_options(consumer)),
+                call,
+                around,
+                store=store if exactly else None,
+                admission=self.contract.admission(consumer.name) if exactly else None,
+                retries_in_place=broker.capabilities.retries_in_place,
+            )
+            concurrent = is_async and options.concurrency > 1
+            lanes.append(ConcurrentLane(lane, self._own_loop().loop) if concurrent else lane)
+        return lanes
+
+    def _own_loop(self) -> LoopThread:
+        if self._loop is None:
+            self._loop = LoopThread()
+        return self._loop
+
+    def _enter_lifespan(self) -> None:
+        if self.app.lifespan is None:
+            return
+        around = self.app.lifespan(self.app)
+        if isinstance(around, contextlib.AbstractAsyncContextManager):
+            loop = self._own_loop()
+            loop.run(around.__aenter__())
+            self._exits.callback(lambda: loop.run(around.__aexit__(None, None, None)))
+        else:
+            self._exits.enter_context(around)
+
+    def _resolver_close(self) -> None:
+        if self._loop is not None:
+            self._loop.run(self._resolver.aclose())
+        self._resolver.close()
+
+    # --- threads
+
+    def _drive(self, driven: Driven) -> None:
+        lane = _lane(driven)
+        try:
+            while not (lane.stopping and driven.idle()):
+                pause_s = driven.step()
+                if pause_s:
+                    self._stopping.wait(pause_s)
+            driven.close()
+        except BaseException as error:  # noqa: BLE001 - kept, and raised by drain
+            # Not a handler's failure. The claims stay as they are: whether this death is
+            # charged to a message is for the next claimer to find out.
+            log.critical("a lane of %s ended: %r", lane.consumer.name, error)
+            self._broken = error
+            self._ended.set()
+
+    def _overrun(self, consumer: str, seconds: float) -> None:
+        if self._run.supervised:
+            log.critical(
+                "consumer %s: a handler has run for %.0f s, over its max_run_s; this process "
+                "ends and its supervisor starts another",
+                consumer, seconds,
+            )  # fmt: skip
+            os.kill(os.getpid(), signal.SIGKILL)
+        log.error(
+            "consumer %s: a handler has run for %.0f s, over its max_run_s. Its lease is not "
+            "extended any more. Nobody supervises this process: use `duly run`, which ends it",
+            consumer, seconds,
+        )  # fmt: skip
+
+
+def _lane(driven: Driven) -> Lane:
+    return driven if isinstance(driven, Lane) else driven.lane
+
+
+def chosen(app: App, names: Sequence[str] | None) -> Sequence[Consumer]:
+    """The app's consumers of these names, or all. Raises `ConfigurationError`."""
+    there = {consumer.name: consumer for consumer in app.consumers}
+    if not there:
+        raise ConfigurationError(f"app {app.name!r} has no consumers; nothing to work")
+    if names is None:
+        return list(there.values())
+    if missing := [name for name in names if name not in there]:
+        raise ConfigurationError(
+            f"app {app.name!r} has no consumer {missing[0]!r}; there are {', '.join(there)}"
+        )
+    return [there[name] for name in names]
+
+
+def subscribe_options(consumer: Consumer) -> SubscribeOptions:
+    """What a consumer's lanes ask of their subscription."""
+    options = consumer.options
+    return SubscribeOptions(
+        guarantee=consumer.guarantee,
+        lease_s=options.lease_s,
+        order_by_key=options.order_by_key,
+        hold_key_on_dead=options.hold_key_on_dead,
+        start=options.start,
+    )

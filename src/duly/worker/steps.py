@@ -1,0 +1,116 @@
+"""What a round yields, and the small values a lane works with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Generator, Hashable, Sequence
+from dataclasses import dataclass
+from random import random
+from typing import Any
+
+import msgspec
+
+from duly import events
+from duly.broker import Delivery
+from duly.guarantees import Dead, Retry, Settlement
+from duly.worker.permits import Permits
+
+
+class Pause(msgspec.Struct, frozen=True, gc=False):
+    """A round's wish to do nothing for so many seconds."""
+
+    seconds: float
+
+
+class Unfit(msgspec.Struct, frozen=True, gc=False):
+    """Stands for the argument of a message that cannot be handled at all, and says why."""
+
+    why: str
+
+
+Call = tuple[Delivery | tuple[Delivery, ...], tuple[Any, ...]]
+"""A call of the handler: for which delivery (deliveries, of a batch handler), which arguments."""
+
+Step = Call | Pause | None
+"""A call to make, a pause, or None: a boundary, after which anything may happen."""
+
+Round = Generator[Step, None, None]
+
+Work = list[tuple[Delivery, Any]]
+"""Claimed messages with their decoded arguments (or `Unfit`), in order."""
+
+Failed = Callable[[Delivery, Exception], Settlement]
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a lane has done since it started, for progress lines and metrics."""
+
+    claimed: int = 0
+    handled: int = 0
+    failed: int = 0
+    dead: int = 0
+    repeats: int = 0
+    refused: int = 0
+    commits: int = 0
+    published: int = 0
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What a lane needs from outside, each replaceable by a simulation.
+
+    ``permits``: the rate limit on handler starts, where there is one.
+    ``on_loop``: run a coroutine on the worker's loop and wait for it.
+    """
+
+    source: str
+    clock: Callable[[], float] = time.monotonic
+    roll: Callable[[], float] = random
+    watchers: Sequence[events.Watcher] = ()
+    wait_s: float = 0.5
+    permits: Permits | None = None
+    on_loop: Callable[[Awaitable[Any]], Any] | None = None
+
+
+class Blocked:
+    """The groups (partitions or keys) behind a message that is to be retried.
+
+    What follows such a message in its group is given back unstarted, or order would be lost.
+    """
+
+    __slots__ = ("_by", "_groups", "_hold_on_dead")
+
+    def __init__(self, by: Callable[[Delivery], Hashable] | None, hold_on_dead: bool) -> None:
+        self._by = by
+        self._hold_on_dead = hold_on_dead
+        self._groups: set[Hashable] = set()
+
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether this delivery must not start now."""
+        return bool(self._groups) and self._by is not None and self._by(delivery) in self._groups
+
+    def after(self, delivery: Delivery, settlement: Settlement) -> Settlement:
+        """Note how a delivery ended, and pass it on."""
+        waits = isinstance(settlement, Retry) or (
+            self._hold_on_dead and isinstance(settlement, Dead)
+        )
+        if waits and self._by is not None and (group := self._by(delivery)) is not None:
+            self._groups.add(group)
+        return settlement
+
+
+def by_key(delivery: Delivery) -> Hashable:
+    """The group in order by key; None for a message without a key, which has no order."""
+    message = delivery.message
+    return None if message.key is None else (message.topic, message.key)
+
+
+def by_partition(delivery: Delivery) -> Hashable:
+    """The group on a log that retries in place."""
+    return None if delivery.position is None else delivery.position.log
+
+
+def describe(error: BaseException, limit: int = 2000) -> str:
+    """An exception in one bounded text, as kept with a retry or a dead letter."""
+    return f"{type(error).__name__}: {error}"[:limit]
