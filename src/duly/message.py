@@ -7,6 +7,7 @@ content.
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import os
 import re
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 
@@ -134,10 +135,38 @@ class Topic(Generic[T]):
     codec: Codec[T] = field(init=False, repr=False)
     promise: Guarantee = field(init=False, repr=False)
 
+    # Two overloads, because a union (``A | B``) is no class to a type checker: annotate such a
+    # topic, ``moves: Topic[A | B] = Topic("moves", A | B, ...)``.
+    @overload
     def __init__(
         self,
         name: str,
-        type: type[T] | Any,
+        type: builtins.type[T],
+        *,
+        guarantee: GuaranteeName,
+        key: Callable[[T], str] | None = None,
+        partitions: int = 0,
+        max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+        retention_s: float = 0.0,
+        identity_retention_s: float = 7 * 86400.0,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str,
+        type: Any,
+        *,
+        guarantee: GuaranteeName,
+        key: Callable[[Any], str] | None = None,
+        partitions: int = 0,
+        max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+        retention_s: float = 0.0,
+        identity_retention_s: float = 7 * 86400.0,
+    ) -> None: ...
+    def __init__(
+        self,
+        name: str,
+        type: Any,
         *,
         guarantee: GuaranteeName | None = None,
         key: Callable[[T], str] | None = None,
@@ -167,6 +196,10 @@ class Topic(Generic[T]):
         put(self, "identity_retention_s", identity_retention_s)
         put(self, "codec", codec_for(type))
         put(self, "promise", promise)
+
+    def decode(self, body: bytes) -> T:
+        """The payload these bytes hold. Raises `DecodeError` where they are not of the type."""
+        return self.codec.decode(body)
 
     def message(
         self,
@@ -204,9 +237,7 @@ class Topic(Generic[T]):
                 "the data instead, or raise Topic(max_body_bytes=...).",
                 message_id=id,
             )
-        return Message(
-            self.name, source, id, body, time_ms or now_ms(), key, checked, due_ms
-        )
+        return Message(self.name, source, id, body, time_ms or now_ms(), key, checked, due_ms)
 
 
 def now_ms() -> int:
@@ -216,11 +247,7 @@ def now_ms() -> int:
 
 def check_name(kind: str, name: Any) -> None:
     """Refuse a topic, app or consumer name that some broker could not carry."""
-    if (
-        not isinstance(name, str)
-        or len(name) > MAX_NAME_CHARS
-        or _NAME.fullmatch(name) is None
-    ):
+    if not isinstance(name, str) or len(name) > MAX_NAME_CHARS or _NAME.fullmatch(name) is None:
         raise ConfigurationError(
             f"{kind} name {name!r}: letters, digits, '.', '_' and '-', starting with a letter "
             f"or digit, at most {MAX_NAME_CHARS} of them"
