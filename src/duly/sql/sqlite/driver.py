@@ -1,0 +1,207 @@
+"""SQLite through Python's driver: connections, running named statements, what errors mean.
+
+Never open the database file itself with `open` anywhere in duly: closing any descriptor of a
+file drops every POSIX lock the process has on it, SQLite's too.
+"""
+
+from __future__ import annotations
+
+import functools
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable, CommitUnknown
+from duly.sql.steps import Steps, run, statements
+
+R = TypeVar("R")
+C = TypeVar("C", bound=sqlite3.Connection)
+
+# Statements are prepared once a connection: more than duly has, plus a handler's own.
+_CACHED_STATEMENTS = 512
+# A log that outgrew this while a reader held it back shrinks to it when it starts anew.
+_WAL_KEPT_BYTES = 64 * 1024 * 1024
+
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_FOR_NOW = _BUSY | {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_PROTOCOL,
+}
+_FOR_GOOD = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+# A COMMIT that failed so is certainly not stored: it was refused, or writing the log stopped
+# before the last frame was whole. After any other failure (an fsync, shared memory) the frames
+# may lie complete in the log, and recovery after a crash would take them for committed.
+_NOT_COMMITTED = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_AUTH,
+        sqlite3.SQLITE_INTERRUPT,
+    }
+)
+
+
+def connect(path: Path, factory: type[C], *, busy_s: float, isolation_level: Any = None) -> C:
+    """A connection as all of duly's are: usable from any thread, one at a time.
+
+    ``busy_s``: how long a statement waits for a lock that a foreign connection holds.
+    The file must exist and be in WAL mode. Raises `sqlite3.Error`.
+    """
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?mode=rw",
+        uri=True,
+        timeout=busy_s,
+        isolation_level=isolation_level,
+        check_same_thread=False,
+        cached_statements=_CACHED_STATEMENTS,
+        factory=factory,
+    )
+    for pragma in (
+        "synchronous = FULL",  # NORMAL loses acknowledged publishes on power loss
+        "wal_autocheckpoint = 0",  # checkpoints come from one place: `wal.Checkpoints`
+        f"journal_size_limit = {_WAL_KEPT_BYTES}",
+        "cache_size = -8192",
+    ):
+        connection.execute(f"pragma {pragma}")
+    return connection
+
+
+class StatementRunner:
+    """Runs named statements on one connection; the `Executor` that `run` wants.
+
+    It has a cursor of its own, so that a ``row_factory`` set by others does not reach it.
+    """
+
+    __slots__ = ("_cursor", "_execute", "_executemany", "_fetchall", "_sql")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        cursor = sqlite3.Cursor(connection)
+        cursor.row_factory = None
+        self._cursor = cursor
+        self._execute = cursor.execute
+        self._executemany = cursor.executemany
+        self._fetchall = cursor.fetchall
+        self._sql = named_statements()
+
+    def ask(self, name: str, params: Any) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows."""
+        self._execute(self._sql[name], params)
+        return self._fetchall()
+
+    def many(self, name: str, rows: Sequence[Sequence[Any]]) -> int:
+        """Run one statement for each row and return how many rows changed."""
+        self._executemany(self._sql[name], rows)
+        return self._cursor.rowcount
+
+    def run(self, steps: Steps[R]) -> R:
+        """Drive ``steps`` to their result."""
+        return run(self, steps)
+
+
+@functools.cache
+def named_statements() -> Mapping[str, str]:
+    """Every named statement of this dialect. A name in two files is an error."""
+    found: dict[str, str] = {}
+    for dialect in ("sqlite", "sqlite_store"):
+        if not resources.files("duly.sql").joinpath(f"{dialect}.sql").is_file():
+            continue
+        for name, text in statements(dialect).items():
+            if name in found:
+                raise ValueError(f"{dialect}.sql: another file has the statement {name} too")
+            found[name] = text
+    return found
+
+
+def single_statements(script: str) -> Iterator[str]:
+    """The statements of a script one by one: `executescript` would commit."""
+    statement = ""
+    for piece in script.split(";"):
+        statement += piece + ";"
+        if sqlite3.complete_statement(statement):
+            if statement.strip(" \n\t;"):
+                yield statement
+            statement = ""
+
+
+def error_code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; 0 where the driver itself objected."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+
+
+def broker_error(error: sqlite3.Error, path: Path) -> BrokerError:
+    """What a driver's error in one of duly's own statements means.
+
+    Only for errors before COMMIT was sent, or where it certainly failed.
+    """
+    code = error_code(error)
+    if code in _FOR_GOOD:
+        return BrokerUnusable(f"{path}: {error}. {_WHAT_TO_DO[code]}")
+    if code in _FOR_NOW:
+        return BrokerUnavailable(f"{path}: {error}; nothing was changed. {_WHAT_TO_DO[code]}")
+    return BrokerUnusable(
+        f"{path}: {error} ({type(error).__name__}); nothing was changed. One of duly's own "
+        "statements failed: its tables (duly_*) were altered, or this is a defect of duly."
+    )
+
+
+_WHAT_TO_DO = {
+    sqlite3.SQLITE_BUSY: (
+        "Another program holds the database's write lock: look for a sqlite3 shell or an "
+        "application with an open transaction on this file, and end it."
+    ),
+    sqlite3.SQLITE_LOCKED: "Another program has the database locked: end it.",
+    sqlite3.SQLITE_FULL: "The disk (or the database's max_page_count) is full: make room.",
+    sqlite3.SQLITE_IOERR: "The disk refuses: look at its free space, quota and health.",
+    sqlite3.SQLITE_READONLY: "The file or its directory became read-only: give write access.",
+    sqlite3.SQLITE_CANTOPEN: "Look whether the file, its directory and its -wal are still there.",
+    sqlite3.SQLITE_NOMEM: "Out of memory.",
+    sqlite3.SQLITE_INTERRUPT: "The statement was interrupted; try again.",
+    sqlite3.SQLITE_PROTOCOL: "SQLite's locks are contended beyond its patience; try again.",
+    sqlite3.SQLITE_CORRUPT: (
+        "The database is damaged. Stop every process, keep a copy of the file with its -wal, "
+        "and restore a backup, or save what can be read with: sqlite3 FILE .recover"
+    ),
+    sqlite3.SQLITE_NOTADB: (
+        "This is no SQLite database (or it is encrypted). Name another file; a new one is "
+        "created when it does not exist."
+    ),
+}
+
+
+def commit(connection: sqlite3.Connection, path: Path) -> None:
+    """Commit the open transaction.
+
+    Raises the driver's error, with the transaction rolled back, when it certainly did not
+    commit, and `CommitUnknown` when nobody can say.
+    """
+    try:
+        # Prepared afresh by the driver each time: a cached COMMIT would pass any authorizer.
+        sqlite3.Connection.commit(connection)
+    except sqlite3.Error as error:
+        roll_back(connection)
+        wrote_less = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_WRITE
+        if error_code(error) in _NOT_COMMITTED or wrote_less:
+            raise
+        raise CommitUnknown(
+            f"{path}: COMMIT failed with {error}. Whether it is stored shows when the file is "
+            "opened again. Look at the disk's health before going on."
+        ) from error
+
+
+def roll_back(connection: sqlite3.Connection) -> bool:
+    """Roll back what is open; False when not even that went well: discard the connection."""
+    try:
+        sqlite3.Connection.rollback(connection)
+    except sqlite3.Error:
+        return False
+    return not connection.in_transaction

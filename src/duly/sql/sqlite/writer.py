@@ -1,0 +1,275 @@
+"""Group commit: the writes of many threads become one transaction with one fsync."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from duly.errors import CommitUnknown, ConfigurationError
+from duly.sql.sqlite.driver import StatementRunner, broker_error, commit, connect, roll_back
+from duly.sql.sqlite.turn import Turn, forked
+from duly.sql.steps import Steps
+
+R = TypeVar("R")
+
+# A group takes no further write after this long, so that others' turns come soon.
+_GROUP_S = 0.05
+
+
+class _Write(Generic[R]):
+    """One caller's write and how it ended."""
+
+    __slots__ = ("durable", "ended", "error", "leads", "make_steps", "result", "woken")
+
+    def __init__(self, make_steps: Callable[[], Steps[R]], durable: bool) -> None:
+        self.make_steps = make_steps
+        self.durable = durable
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.ended = False
+        self.leads = False
+        self.woken: threading.Lock | None = None
+
+    def end(self, result: Any = None, error: BaseException | None = None) -> None:
+        self.result = result
+        self.error = error
+        self.ended = True
+
+    def outcome(self) -> R:
+        if self.error is not None:
+            raise self.error
+        return self.result  # type: ignore[no-any-return]
+
+
+class GroupWriter:
+    """The one writer of a database file in this process.
+
+    A caller that finds nobody writing leads: on its own thread, it runs what is queued in one
+    transaction and then hands the lead to the first who came meanwhile. ``committed`` is
+    called after each commit with whether it was synced, ``before_release`` while the turn is
+    still held.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        turn: Turn,
+        *,
+        busy_s: float,
+        committed: Callable[[bool], None],
+        before_release: Callable[[], None],
+    ) -> None:
+        self._path = path
+        self._turn = turn
+        self._busy_s = busy_s
+        self._committed = committed
+        self._before_release = before_release
+        self._pid = os.getpid()
+        self._mutex = threading.Lock()
+        self._queue: list[_Write[Any]] = []
+        self._led = False
+        self._closed = False
+        self._connection: sqlite3.Connection | None = None
+        self._runner: StatementRunner | None = None
+        self._synced = True
+        self._sent: list[_Write[Any]] = []
+
+    def write(self, make_steps: Callable[[], Steps[R]], durable: bool) -> R:
+        """Run the steps in a transaction, stored on return.
+
+        ``make_steps`` is called again when the transaction has to be tried again. Raises
+        `BrokerUnavailable` or `BrokerUnusable` when nothing was changed, `CommitUnknown`, or
+        what the steps raise (rolled back).
+        """
+        if os.getpid() != self._pid:
+            raise ConfigurationError(forked(self._path))
+        write = _Write(make_steps, durable)
+        with self._mutex:
+            if self._closed:
+                raise ConfigurationError(f"{self._path}: already closed")
+            self._queue.append(write)
+            woken = self._place_in_line(write)
+        if woken is not None:
+            self._wait(write, woken)
+        if write.leads:
+            self._lead(write)
+        return write.outcome()
+
+    def close(self) -> None:
+        """Close the connection; writes that come later are refused."""
+        with self._mutex:
+            self._closed = True
+        if self._connection is not None:
+            self._connection.close()
+        self._turn.close()
+
+    def _place_in_line(self, write: _Write[Any]) -> threading.Lock | None:
+        """Lead at once (None), or the lock to wait on; the mutex is held."""
+        if not self._led:
+            self._led = write.leads = True
+            return None
+        write.woken = woken = threading.Lock()
+        woken.acquire()
+        return woken
+
+    def _wait(self, write: _Write[Any], woken: threading.Lock) -> None:
+        try:
+            woken.acquire()
+        except BaseException:  # interrupted: leave the queue, or pass on a lead just received
+            with self._mutex:
+                if write in self._queue:
+                    self._queue.remove(write)
+                if write.leads:
+                    self._hand_on()
+            raise
+
+    def _lead(self, own: _Write[Any]) -> None:
+        group: list[_Write[Any]] = []
+        try:
+            try:
+                self._turn.acquire(self._busy_s)
+            except Exception as error:  # noqa: BLE001 - each caller gets it
+                self._take_queue(group)
+                _fail(group, error)
+                return
+            try:
+                self._take_queue(group)
+                self._store(group)
+            finally:
+                self._turn.release()
+        finally:
+            self._end_lead(own, group)
+
+    def _end_lead(self, own: _Write[Any], group: list[_Write[Any]]) -> None:
+        # Interrupted (a KeyboardInterrupt) around COMMIT: to run these again would be blind.
+        _fail([w for w in self._sent if not w.ended], CommitUnknown(f"{self._path}: interrupted"))
+        self._sent = []
+        with self._mutex:
+            # The others left over, where the group was cut short or the leader interrupted.
+            self._queue[:0] = [w for w in group if not w.ended]
+            if own in self._queue:
+                self._queue.remove(own)
+            self._hand_on()
+        _wake(group)
+
+    def _take_queue(self, group: list[_Write[Any]]) -> None:
+        with self._mutex:
+            group += self._queue
+            self._queue.clear()
+
+    def _hand_on(self) -> None:
+        """Let the first in the queue lead; the mutex is held."""
+        self._led = bool(self._queue)
+        if self._queue:
+            first = self._queue[0]
+            first.leads = True
+            woken, first.woken = first.woken, None
+            if woken is not None:
+                woken.release()
+
+    def _store(self, group: list[_Write[Any]]) -> None:
+        try:
+            runner = self._begin(any(write.durable for write in group))
+        except Exception as error:  # noqa: BLE001 - each caller gets it
+            _fail(group, self._meaning(error))
+            return
+        try:
+            ran = self._run_together(runner, group)
+        except Exception as error:  # noqa: BLE001 - its own caller gets it
+            self._undo()
+            if len(group) == 1:
+                group[0].end(error=self._meaning(error))
+            else:
+                self._store_each_alone(group)
+            return
+        except BaseException:
+            self._undo()
+            raise
+        self._commit(ran)
+
+    def _run_together(
+        self, runner: StatementRunner, group: list[_Write[Any]]
+    ) -> list[tuple[_Write[Any], Any]]:
+        until = time.monotonic() + _GROUP_S
+        ran: list[tuple[_Write[Any], Any]] = []
+        for write in group:
+            ran.append((write, runner.run(write.make_steps())))
+            if time.monotonic() > until:
+                break
+        return ran
+
+    def _store_each_alone(self, group: list[_Write[Any]]) -> None:
+        """One caller's failure is its own: the others are stored without it."""
+        for write in group:
+            if not write.ended:
+                self._store([write])
+
+    def _commit(self, ran: list[tuple[_Write[Any], Any]]) -> None:
+        assert self._connection is not None
+        writes = self._sent = [write for write, _ in ran]
+        try:
+            commit(self._connection, self._path)
+        except sqlite3.Error as error:  # certainly not stored
+            self._sent = []
+            if len(writes) == 1:
+                writes[0].end(error=self._meaning(error))
+            else:
+                self._store_each_alone(writes)
+            return
+        except CommitUnknown as error:  # nobody may try again
+            self._discard()
+            _fail(writes, error)
+            return
+        for write, result in ran:
+            write.end(result)
+        self._committed(self._synced)
+        _wake(writes)
+        self._before_release()
+
+    def _begin(self, durable: bool) -> StatementRunner:
+        if self._connection is None or self._runner is None:
+            self._connection = connect(self._path, sqlite3.Connection, busy_s=self._busy_s)
+            self._runner = StatementRunner(self._connection)
+            self._synced = True
+        if durable != self._synced:
+            # A script, because a pragma acts when it is prepared and a cached one never again.
+            # One connection for both, because each commit empties the caches of the others.
+            self._connection.executescript(
+                f"pragma synchronous = {'full' if durable else 'normal'}"
+            )
+            self._synced = durable
+        self._connection.execute("begin immediate")
+        return self._runner
+
+    def _undo(self) -> None:
+        if self._connection is not None and not roll_back(self._connection):
+            self._discard()
+
+    def _discard(self) -> None:
+        connection, self._connection, self._runner = self._connection, None, None
+        if connection is not None:
+            connection.close()
+
+    def _meaning(self, error: Exception) -> Exception:
+        if isinstance(error, sqlite3.Error):
+            return broker_error(error, self._path)
+        return error
+
+
+def _fail(group: list[_Write[Any]], error: Exception) -> None:
+    for write in group:
+        write.end(error=error)
+
+
+def _wake(group: list[_Write[Any]]) -> None:
+    for write in group:
+        if not write.ended:
+            continue
+        woken, write.woken = write.woken, None
+        if woken is not None:
+            woken.release()
