@@ -45,12 +45,15 @@ class LogPosition(msgspec.Struct, frozen=True, gc=False):
 
     ``log`` names one incarnation of a partition (cluster id, topic id, partition): a topic
     that was deleted and made again has another one. ``offset`` grows within it, with gaps.
-    ``epoch`` is the leader's, 0 where a log has none.
+    ``epoch`` is the leader's, 0 where a log has none. ``end`` is the offset that the log would
+    give the next message, as known when this one was claimed (None: not known): a cursor
+    beyond it shows that the log lost messages.
     """
 
     log: str
     offset: int
     epoch: int = 0
+    end: int | None = None
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):

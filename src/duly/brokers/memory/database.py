@@ -1,0 +1,73 @@
+"""The broker in memory whose store can be the same database: admission by claim."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from duly.broker import Capabilities, Outcome, SubscribeOptions, Subscription
+from duly.brokers.memory.history import DeadLetter
+from duly.brokers.memory.lane import Claims, Clock, Lane
+from duly.message import Message, Topic, now_ms
+
+_numbers = itertools.count(1)
+
+
+class MemoryDatabase:
+    """Messages, claims and, through a `MemoryStore` over it, effects: one database.
+
+    For tests, simulation and small single-process applications: nothing survives the process.
+    ``clock`` gives monotonic seconds, ``wall_ms`` milliseconds since 1970 UTC.
+    """
+
+    def __init__(
+        self, *, clock: Clock = time.monotonic, wall_ms: Callable[[], int] = now_ms
+    ) -> None:
+        self._capabilities = Capabilities(
+            name="in-memory database",
+            database=f"memory:{next(_numbers)}",
+            durable=False,
+            one_writer=True,
+        )
+        self.claims = Claims(self._capabilities, clock, wall_ms)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this broker provides."""
+        return self._capabilities
+
+    def declare(self, topics: Iterable[Topic[Any]]) -> None:
+        """As `Broker.declare`; ``partitions`` and ``guarantee`` of a topic are fixed."""
+        self.claims.declare(topics)
+
+    def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
+        """As `Broker.publish`."""
+        return self.claims.append(messages)
+
+    def subscribe(
+        self, topics: Sequence[Topic[Any]], subscription: str, options: SubscribeOptions
+    ) -> Lane:
+        """As `Broker.subscribe`."""
+        return self.claims.join(topics, subscription, options)
+
+    def crash(self, lane: Subscription) -> None:
+        """The worker behind a lane dies: nothing of it is settled, its claims are suspect."""
+        self.claims.crash(lane)
+
+    def dead_letters(self, subscription: str) -> Sequence[DeadLetter]:
+        """The dead letters of a subscription, oldest first."""
+        return self.claims.dead(subscription)
+
+    def replay(self, subscription: str, id: int) -> None:
+        """Deliver a dead letter again, as if for the first time. Raises KeyError."""
+        self.claims.replay(subscription, id)
+
+    def discard(self, subscription: str, id: int) -> None:
+        """Forget a dead letter; a key that it held goes on. Raises KeyError."""
+        self.claims.discard(subscription, id)
+
+    def close(self) -> None:
+        """Close every lane; nothing can be published or claimed after."""
+        self.claims.close()

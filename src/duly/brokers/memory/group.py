@@ -1,0 +1,431 @@
+"""What one subscription of a broker in memory has claimed, waits for and gave up on.
+
+A subscription reads each topic up to a cursor; behind the cursor every message that is not done
+is an `Item` in exactly one state. Nothing here locks: the broker's lock guards it all.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from heapq import heappop, heappush
+from typing import Any, assert_never
+
+import msgspec
+
+from duly.broker import Delivery, SubscribeOptions
+from duly.brokers.memory.history import DeadLetter, History, Incident
+from duly.brokers.memory.shelf import Record, Shelf
+from duly.guarantees import Dead, Done, Release, Retry, Settlement
+from duly.message import Message
+
+
+class Claimed(msgspec.Struct, frozen=True, gc=False):
+    """The receipt of a claim: ``token`` grows with every claim of the broker and fences it."""
+
+    subscription: str
+    position: int
+    token: int
+
+
+class State(Enum):
+    """Where an item is."""
+
+    READY = "may be claimed now"
+    BLOCKED = "behind an earlier message of its key"
+    PARKED = "waits until it is due"
+    CLAIMED = "claimed"
+    HELD = "dead, and holds its key"
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """A message that the cursor passed and that is not done.
+
+    ``charged`` counts the starts so far. ``suspect``: a worker died or fell silent with it, so
+    it is next claimed alone. ``handed``: it was delivered before.
+    """
+
+    position: int
+    topic: str
+    message: Message[Any]
+    record: Record | None
+    state: State = State.READY
+    charged: int = 0
+    suspect: bool = False
+    handed: bool = False
+    token: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """Messages handed out together. ``lane`` tells whose they are."""
+
+    token: int
+    lane: int
+    until: float
+    alone: bool
+    positions: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """The items of one key, in order, and how many of them are claimed."""
+
+    positions: deque[int] = field(default_factory=deque)
+    claimed: int = 0
+
+
+class Group:
+    """One subscription. ``ordered`` and ``holds`` are what its lanes declared last."""
+
+    def __init__(
+        self,
+        name: str,
+        options: SubscribeOptions,
+        history: History,
+        wall_ms: Callable[[], int],
+    ) -> None:
+        self.name = name
+        self.guarantee = options.guarantee
+        self.ordered = options.order_by_key
+        self.holds = options.hold_key_on_dead
+        self.dead: dict[int, DeadLetter] = {}
+        self._history = history
+        self._wall_ms = wall_ms
+        self._shelves: dict[str, Shelf] = {}
+        self._cursors: dict[str, int] = {}
+        self._items: dict[int, Item] = {}
+        self._claims: dict[int, Claim] = {}
+        self._lines: dict[tuple[str, str], Line] = {}
+        self._ready: list[int] = []
+        self._suspects: list[int] = []
+        self._parked: list[tuple[float, int]] = []
+        self._corpses: dict[int, Item] = {}
+
+    # --- topics and options
+
+    @property
+    def topics(self) -> Sequence[str]:
+        """The topics it reads."""
+        return list(self._shelves)
+
+    def read(self, topic: str, shelf: Shelf, first: int) -> None:
+        """Read another topic from index ``first``."""
+        self._shelves[topic] = shelf
+        self._cursors[topic] = first
+
+    def order(self, by_key: bool, hold: bool) -> None:
+        """Take over what a lane declares; the lines are kept only where order is asked for."""
+        self.holds = hold
+        if by_key == self.ordered:
+            return
+        self.ordered = by_key
+        self._lines.clear()
+        for position in sorted(self._items):
+            item = self._items[position]
+            self._line_up(item)
+            if item.state is State.CLAIMED and (line := self._line(item)):
+                line.claimed += 1
+            if item.state is State.BLOCKED:
+                self._offer(item)
+
+    @property
+    def lag(self) -> int:
+        """How many messages are not done, the held corpses not counted."""
+        unread = sum(s.count_from(self._cursors[topic]) for topic, s in self._shelves.items())
+        return unread + sum(item.state is not State.HELD for item in self._items.values())
+
+    def count(self, state: State) -> int:
+        """How many items are in a state."""
+        return sum(item.state is state for item in self._items.values())
+
+    # --- claiming
+
+    def take(
+        self, lane: int, token: int, *, limit: int, max_bytes: int, now: float, lease_s: float
+    ) -> Sequence[Delivery]:
+        """Claim what there is: one suspect alone, or else a batch of the others."""
+        self._reap(now)
+        self._unpark(now)
+        suspect = self._next(self._suspects, {})
+        if suspect is not None:
+            self._pick(suspect, {})
+            taken = [suspect]
+        else:
+            taken = self._batch(limit, max_bytes, now)
+        if not taken:
+            return ()
+        claim = Claim(token, lane, now + lease_s, alone=suspect is not None)
+        self._claims[token] = claim
+        return [self._hand_out(item, claim) for item in taken]
+
+    def _batch(self, limit: int, max_bytes: int, now: float) -> list[Item]:
+        taken: list[Item] = []
+        size = 0
+        lined: dict[int, int] = {}
+        while len(taken) < limit:
+            item = self._next(self._ready, lined)
+            if item is None:
+                if self._fetch(now):
+                    continue
+                break
+            if taken and size + item.message.size > max_bytes:
+                heappush(self._ready, item.position)
+                break
+            self._pick(item, lined)
+            taken.append(item)
+            size += item.message.size
+        return taken
+
+    def _next(self, heap: list[int], lined: dict[int, int]) -> Item | None:
+        """The first of a heap that may be claimed; what is behind in its line is set aside.
+
+        ``lined`` counts, by line, the items that the batch has taken already: one lane runs
+        them in order, so that the next of the same key may join.
+        """
+        while heap:
+            item = self._items.get(heappop(heap))
+            if item is None or item.state is not State.READY:
+                continue
+            line = self._line(item)
+            if line is None:
+                return item
+            ahead = lined.get(id(line), 0)
+            if line.claimed == ahead and line.positions[ahead] == item.position:
+                return item
+            item.state = State.BLOCKED
+        return None
+
+    def _pick(self, item: Item, lined: dict[int, int]) -> None:
+        # Claimed at once, so that nothing offers it again while the batch is put together.
+        item.state = State.CLAIMED
+        line = self._line(item)
+        if line is not None:
+            line.claimed += 1
+            ahead = lined[id(line)] = lined.get(id(line), 0) + 1
+            self._unblock(line, ahead)
+
+    def _fetch(self, now: float) -> bool:
+        """Move the oldest unread message behind the cursor; False when there is none."""
+        found = [(r.position, topic, r) for topic, r in self._unread()]
+        if not found:
+            return False
+        position, topic, record = min(found, key=lambda entry: entry[0])
+        self._cursors[topic] = record.index + 1
+        item = Item(position, topic, record.message, record)
+        self._items[position] = item
+        self._line_up(item)
+        if record.due is not None and record.due > now:
+            self._park(item, record.due)
+        else:
+            self._offer(item)
+        return True
+
+    def _unread(self) -> Iterator[tuple[str, Record]]:
+        for topic, shelf in self._shelves.items():
+            record = shelf.after(self._cursors[topic])
+            if record is not None:
+                yield topic, record
+
+    def _hand_out(self, item: Item, claim: Claim) -> Delivery:
+        repeated, item.handed = item.handed, True
+        item.token = claim.token
+        claim.positions.add(item.position)
+        if claim.alone:
+            item.charged += 1
+        attempt = item.charged if claim.alone else item.charged + 1
+        if repeated:
+            self._note("redelivery", item, attempt)
+        receipt = Claimed(self.name, item.position, claim.token)
+        return Delivery(item.message, receipt, attempt, repeated, claim.alone)
+
+    # --- settling
+
+    def held(self, receipt: Any) -> Item | None:
+        """The item that a receipt still holds."""
+        if not isinstance(receipt, Claimed) or receipt.subscription != self.name:
+            return None
+        item = self._items.get(receipt.position)
+        if item is None or item.state is not State.CLAIMED or item.token != receipt.token:
+            return None
+        return item
+
+    def settle(self, settlements: Sequence[Settlement], now: float) -> Sequence[Any]:
+        """Settle those whose claim still holds; returns the receipts of the others."""
+        refused = []
+        for settlement in settlements:
+            item = self.held(settlement.receipt)
+            if item is None:
+                refused.append(settlement.receipt)
+                self._note_refused(settlement)
+            else:
+                self._settle_one(item, settlement, now)
+        return refused
+
+    def _settle_one(self, item: Item, settlement: Settlement, now: float) -> None:
+        alone = self._let_go(item)
+        match settlement:
+            case Done():
+                self._finish(item, now)
+            case Retry():
+                item.charged += not alone
+                item.suspect = False
+                self._note("retry", item, item.charged, settlement.error)
+                self._park(item, now + settlement.delay_s)
+            case Dead():
+                item.charged += not alone
+                self._bury(item, settlement.error, now)
+            case Release():
+                item.charged -= alone
+                self._offer(item)
+            case _:
+                assert_never(settlement)
+
+    def _let_go(self, item: Item) -> bool:
+        """Take an item out of its claim; whether it was alone in it."""
+        claim = self._claims[item.token]
+        claim.positions.discard(item.position)
+        if not claim.positions:
+            del self._claims[claim.token]
+        line = self._line(item)
+        if line is not None:
+            line.claimed -= 1
+            self._unblock(line, 0)
+        return claim.alone
+
+    def _finish(self, item: Item, now: float) -> None:
+        del self._items[item.position]
+        if item.record is not None:
+            self._shelves[item.topic].done(item.record, now)
+        line = self._line(item)
+        if line is not None:
+            line.positions.remove(item.position)
+            self._unblock(line, 0)
+            if not line.positions:
+                del self._lines[item.topic, item.message.key or ""]
+
+    def _bury(self, item: Item, error: str, now: float) -> None:
+        letter = DeadLetter(
+            item.position, self.name, item.message, error, item.charged, at_ms=self._wall_ms()
+        )
+        self.dead[letter.id] = letter
+        self._corpses[letter.id] = item
+        self._note("dead letter", item, item.charged, error)
+        if self.holds and self.ordered and item.message.key is not None:
+            item.state = State.HELD
+        else:
+            self._finish(item, now)
+
+    def replay(self, id: int) -> None:
+        """Deliver a dead letter again, as if for the first time. Raises KeyError."""
+        del self.dead[id]
+        item = self._corpses.pop(id)
+        item.charged, item.suspect = 0, False
+        if id not in self._items:
+            item.record = None  # the topic need not keep it: the item does
+            self._items[id] = item
+            self._line_up(item, first=True)
+        self._offer(item)
+
+    def discard(self, id: int, now: float) -> None:
+        """Forget a dead letter; its key goes on. Raises KeyError."""
+        del self.dead[id]
+        item = self._corpses.pop(id)
+        if id in self._items:
+            self._finish(item, now)
+
+    # --- leases
+
+    def extend(self, receipts: Sequence[Any], until: float) -> Sequence[Any]:
+        """Hold the claims of these receipts until then; returns those that are lost."""
+        lost = []
+        for receipt in receipts:
+            item = self.held(receipt)
+            if item is None:
+                lost.append(receipt)
+            else:
+                self._claims[item.token].until = until
+        return lost
+
+    def release(self, lane: int) -> None:
+        """Give back all that a lane has claimed, uncharged."""
+        for claim in [c for c in self._claims.values() if c.lane == lane]:
+            for position in sorted(claim.positions):
+                item = self._items[position]
+                item.charged -= self._let_go(item)
+                self._offer(item)
+
+    def crash(self, lane: int, why: str = "its worker died") -> None:
+        """A lane is gone: what it had claimed is suspect, and charged only where alone."""
+        for claim in [c for c in self._claims.values() if c.lane == lane]:
+            self._suspect(claim, why)
+
+    def _reap(self, now: float) -> None:
+        for claim in [c for c in self._claims.values() if c.until <= now]:
+            self._suspect(claim, "its lease ended")
+
+    def _suspect(self, claim: Claim, why: str) -> None:
+        for position in sorted(claim.positions):
+            item = self._items[position]
+            item.suspect = True
+            self._let_go(item)
+            self._note("claim lost", item, item.charged, why)
+            self._offer(item)
+
+    def next_event(self) -> float | None:
+        """When something becomes claimable by itself: a due time or the end of a lease."""
+        times = [claim.until for claim in self._claims.values()]
+        if self._parked:
+            times.append(self._parked[0][0])
+        return min(times, default=None)
+
+    # --- moving items between states
+
+    def _offer(self, item: Item) -> None:
+        item.state = State.READY
+        heappush(self._suspects if item.suspect else self._ready, item.position)
+
+    def _park(self, item: Item, due: float) -> None:
+        item.state = State.PARKED
+        heappush(self._parked, (due, item.position))
+
+    def _unpark(self, now: float) -> None:
+        while self._parked and self._parked[0][0] <= now:
+            item = self._items.get(heappop(self._parked)[1])
+            if item is not None and item.state is State.PARKED:
+                self._offer(item)
+
+    def _unblock(self, line: Line, place: int) -> None:
+        """Offer what stands at a place of a line, where it only waited for those before."""
+        if line.claimed == place and place < len(line.positions):
+            item = self._items[line.positions[place]]
+            if item.state is State.BLOCKED:
+                self._offer(item)
+
+    def _line(self, item: Item) -> Line | None:
+        """The line an item stands in, where order by key is asked for and it has a key."""
+        if not self.ordered or item.message.key is None:
+            return None
+        return self._lines.setdefault((item.topic, item.message.key), Line())
+
+    def _line_up(self, item: Item, *, first: bool = False) -> None:
+        line = self._line(item)
+        if line is not None:
+            if first:
+                line.positions.appendleft(item.position)
+            else:
+                line.positions.append(item.position)
+
+    def _note(self, kind: str, item: Item, attempt: int, detail: str = "") -> None:
+        message = item.message
+        self._history.add(Incident(kind, self.name, message.id, attempt, self._wall_ms(), detail))
+
+    def _note_refused(self, settlement: Settlement) -> None:
+        position = getattr(settlement.receipt, "position", None)
+        item = None if position is None else self._items.get(position)
+        id = "" if item is None else item.message.id
+        kind = type(settlement).__name__
+        self._history.add(Incident("stale settle refused", self.name, id, 0, self._wall_ms(), kind))

@@ -1,0 +1,204 @@
+"""What a store in memory remembers about deliveries: the inbox and the cursors.
+
+Each kind of admission is a small object that one session uses: it admits, hears how the
+deliveries ended, and is applied with the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from duly.broker import Delivery, LogPosition
+from duly.errors import BrokerUnusable, ConfigurationError, Superseded
+from duly.guarantees import Dead, Done, Settlement
+from duly.store import Admitted, Scope
+
+
+class Remembered(NamedTuple):
+    """What the inbox knows of a message that took effect."""
+
+    body_hash: bytes
+    at_ms: int
+
+
+class Cursor(NamedTuple):
+    """How far a log has taken effect: the next offset, and the epoch of the one before."""
+
+    next: int
+    epoch: int
+
+
+Event = tuple[str, str]
+"""Source and id: what names one event."""
+
+
+@dataclass(slots=True, eq=False)
+class Memory:
+    """The committed inbox (by consumer) and cursors (by consumer and log) of one store."""
+
+    inbox: dict[str, dict[Event, Remembered]] = field(default_factory=dict)
+    cursors: dict[tuple[str, str], Cursor] = field(default_factory=dict)
+
+
+class ByInbox:
+    """Admission of deliveries from a source without order: by (consumer, source, id)."""
+
+    def __init__(self, memory: Memory, scope: Scope, at_ms: int) -> None:
+        self._scope = scope
+        self._at_ms = at_ms
+        self._inbox = memory.inbox.setdefault(scope.consumer, {})
+        # Admitted here, with the receipt it came under: it is remembered only if that is done.
+        self._fresh: dict[Event, tuple[Delivery, Remembered]] = {}
+        self._done: dict[Event, Remembered] = {}
+
+    def admit(self, deliveries: Sequence[Delivery]) -> Admitted:
+        """Sort deliveries into those that may run and those that may not."""
+        kinds: dict[str, list[Delivery]] = {
+            "fresh": [],
+            "repeated": [],
+            "conflicting": [],
+            "too_old": [],
+        }
+        for delivery in deliveries:
+            kinds[self._judge(delivery)].append(delivery)
+        return Admitted(**kinds)
+
+    def _judge(self, delivery: Delivery) -> str:
+        message = delivery.message
+        event = (message.source, message.id)
+        now = Remembered(message.body_hash(), self._at_ms)
+        known = self._inbox.get(event)
+        if known is None and event in self._fresh:
+            known = self._fresh[event][1]
+        if known is not None:
+            return "repeated" if known.body_hash == now.body_hash else "conflicting"
+        age_ms = self._at_ms - message.time_ms
+        # Only the broker's own mark makes a stranger suspicious: a first delivery may be of any
+        # age, after a long backlog.
+        if delivery.repeated and age_ms > self._scope.inbox_retention_s * 1000:
+            return "too_old"
+        self._fresh[event] = (delivery, now)
+        return "fresh"
+
+    def settle(self, settlement: Settlement, delivery: Delivery) -> None:
+        """Hear how a delivery ended: only what is done will be remembered."""
+        event = (delivery.message.source, delivery.message.id)
+        admitted = self._fresh.get(event)
+        if admitted is None or admitted[0].receipt != delivery.receipt:
+            return
+        if isinstance(settlement, Done):
+            self._done[event] = admitted[1]
+
+    def check(self) -> None:
+        """One writer at a time: nobody else can have inserted these ids."""
+
+    def apply(self) -> None:
+        """Remember what is done, forget what is older than the retention."""
+        self._inbox.update(self._done)
+        oldest_ms = self._at_ms - self._scope.inbox_retention_s * 1000
+        while self._inbox:
+            event = next(iter(self._inbox))
+            if self._inbox[event].at_ms >= oldest_ms:
+                return
+            del self._inbox[event]
+
+
+class ByCursor:
+    """Admission of deliveries from ordered logs: by the next offset of each."""
+
+    def __init__(self, memory: Memory, scope: Scope) -> None:
+        self._memory = memory
+        self._consumer = scope.consumer
+        self._read: dict[str, Cursor | None] = {}
+        self._moved: dict[str, Cursor] = {}
+        self._stopped: set[str] = set()
+
+    def admit(self, deliveries: Sequence[Delivery]) -> Admitted:
+        """Those below the cursor have taken effect; the others may run.
+
+        Raises `BrokerUnusable` where the log is not the one that the cursor was kept for.
+        """
+        fresh: list[Delivery] = []
+        repeated: list[Delivery] = []
+        reached: dict[str, int] = {}
+        for delivery in deliveries:
+            position = _position(delivery)
+            cursor = self._cursor(position.log)
+            if cursor is not None:
+                self._check_history(position, cursor)
+            start = reached.get(position.log, cursor.next if cursor else 0)
+            if position.offset < start:
+                repeated.append(delivery)
+            else:
+                fresh.append(delivery)
+                reached[position.log] = position.offset + 1
+        return Admitted(fresh, repeated)
+
+    def _cursor(self, log: str) -> Cursor | None:
+        if log not in self._read:
+            self._read[log] = self._memory.cursors.get((self._consumer, log))
+        return self._read[log]
+
+    def _check_history(self, position: LogPosition, cursor: Cursor) -> None:
+        where = f"consumer {self._consumer!r}, log {position.log!r}"
+        advice = (
+            "The log lost messages that had taken effect, or is another one. Nothing was run; "
+            "find out what it holds before you remove the cursor."
+        )
+        if position.end is not None and cursor.next > position.end:
+            raise BrokerUnusable(
+                f"{where}: the cursor stands at {cursor.next}, beyond the log's end at "
+                f"{position.end}. {advice}"
+            )
+        ahead = position.offset >= cursor.next
+        if ahead and position.epoch < cursor.epoch:
+            raise BrokerUnusable(
+                f"{where}: offset {position.offset} is of epoch {position.epoch}, and epoch "
+                f"{cursor.epoch} has taken effect before it. {advice}"
+            )
+        if not ahead and position.epoch > cursor.epoch:
+            raise BrokerUnusable(
+                f"{where}: offset {position.offset} below the cursor at {cursor.next} was "
+                f"written anew in epoch {position.epoch}. {advice}"
+            )
+
+    def settle(self, settlement: Settlement, delivery: Delivery) -> None:
+        """Move the cursor past what is done or dead; only a prefix of each log can be."""
+        position = _position(delivery)
+        if not isinstance(settlement, Done | Dead):
+            self._stopped.add(position.log)
+            return
+        cursor = self._moved.get(position.log) or self._cursor(position.log)
+        if cursor is not None and position.offset < cursor.next:
+            return
+        if position.log in self._stopped:
+            raise ValueError(
+                f"log {position.log!r}: offset {position.offset} cannot be settled behind one "
+                "that is not done: by cursor, a settlement covers a prefix"
+            )
+        self._moved[position.log] = Cursor(position.offset + 1, position.epoch)
+
+    def check(self) -> None:
+        """Compare before set. Raises `Superseded` where another transaction moved the cursor."""
+        for log, read in self._read.items():
+            if self._memory.cursors.get((self._consumer, log)) != read:
+                raise Superseded(
+                    f"consumer {self._consumer!r}: the cursor of log {log!r} was moved by another "
+                    "worker; nothing was committed"
+                )
+
+    def apply(self) -> None:
+        """Set the cursors."""
+        for log, cursor in self._moved.items():
+            self._memory.cursors[self._consumer, log] = cursor
+
+
+def _position(delivery: Delivery) -> LogPosition:
+    if delivery.position is None:
+        raise ConfigurationError(
+            f"message {delivery.message.id!r} has no position in a log: admission by cursor "
+            "needs a broker that is one"
+        )
+    return delivery.position
