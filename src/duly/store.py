@@ -7,7 +7,7 @@ worker drives the `Session` beneath it: fence first (`admit`), settlement last (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -93,6 +93,11 @@ class Session(Protocol[C_co]):
         """Keep everything since `savepoint` and drop it. Raises `TransactionLost`."""
         ...
 
+    def declare(self, topics: Iterable[Topic[Any]]) -> None:
+        """Make known the topics that this transaction publishes to, creating what they need
+        as part of it. Cheap where they are known already."""
+        ...
+
     def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
         """Put messages into the broker's log or the outbox, as part of the transaction."""
         ...
@@ -133,7 +138,9 @@ class Store(Protocol):
         """Whether ``within=connection`` can publish: it is open on this very database."""
         ...
 
-    def publish_within(self, connection: Any, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
+    def publish_within(
+        self, connection: Any, messages: Sequence[Message[Any]]
+    ) -> Sequence[Outcome]:
         """Put messages into the caller's own open transaction on this database."""
         ...
 
@@ -149,12 +156,13 @@ class Transaction(Generic[C]):
     message was handled become true together, or none of them does.
     """
 
-    __slots__ = ("_after_commit", "_connection", "_messages", "_source")
+    __slots__ = ("_after_commit", "_connection", "_messages", "_source", "_topics")
 
     def __init__(self, connection: C, source: str) -> None:
         self._connection = connection
         self._source = source
         self._messages: list[Message[Any]] = []
+        self._topics: dict[str, Topic[Any]] = {}
         self._after_commit: list[Callable[[], object]] = []
 
     @property
@@ -192,6 +200,7 @@ class Transaction(Generic[C]):
             due_ms=None if delay_s is None else now_ms() + int(delay_s * 1000),
         )
         self._messages.append(message)
+        self._topics[topic.name] = topic
         return message.id
 
     def after_commit(self, call: Callable[[], object]) -> None:
@@ -227,6 +236,7 @@ def flush(tx: Transaction[Any], session: Session[Any]) -> int:
     """
     if not tx._messages:
         return 0
+    session.declare(tx._topics.values())
     outcomes = session.publish(tx._messages)
     count = len(tx._messages)
     tx._messages.clear()

@@ -148,7 +148,7 @@ class Lane:
         name, clock, call, current = self.consumer.name, self.around.clock, self.call, CURRENT
         try:
             while step.__class__ is tuple:
-                about, arguments = step  # type: ignore[misc]
+                about, arguments = step
                 current.set((name, about))
                 self.since = clock()
                 try:
@@ -217,7 +217,7 @@ class Lane:
 
     def receipts(self) -> list[Receipt]:
         """What is claimed and not settled, for whoever extends the leases."""
-        return [delivery.receipt for delivery, _ in [*self.in_round, *self._kept, *self.pending]]
+        return [delivery.receipt for delivery, _ in [*self.in_round, *self.pending]]
 
     # --- verbs of a round: taking
 
@@ -421,7 +421,6 @@ class Lane:
         if isinstance(error, errors.Superseded | errors.CommitUnknown):
             # Lost to another, or perhaps committed: redelivery finds out through admission.
             log.warning("consumer %s: %s", self.consumer.name, error)
-            self.counts.refused += len(work)
             yield from self.give_back(work)
         elif len(work) == 1 and (self.careful or self.singly):
             self.singly = max(0, self.singly - 1)

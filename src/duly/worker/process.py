@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 from duly.app import App
 from duly.broker import Broker, SubscribeOptions
