@@ -68,7 +68,7 @@ class Surroundings:
     clock: Callable[[], float] = time.monotonic
     roll: Callable[[], float] = random
     watchers: Sequence[events.Watcher] = ()
-    wait_s: float = 0.5
+    wait_s: float = 0.25
     permits: Permits | None = None
     on_loop: Callable[[Awaitable[Any]], Any] | None = None
 
