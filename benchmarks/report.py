@@ -83,15 +83,12 @@ def line(results: Results, result: Result) -> str:
     """One row of a table."""
     if result.failure is not None:
         return f"| {result.row.name} | failed: {result.failure.splitlines()[-1][:160]} | | | | | |"
-    speeds = [sample.per_s for sample in result.samples]
     verdicts = [judged(results, result, aim) for aim in result.row.aims]
     words = {True: "met", False: "**missed**", None: "unknown"}
     counted = result.counted
     cells = [
         result.row.name,
-        f"{median(speeds):,.0f}",
-        f"{1e6 / median(speeds):.3g}",
-        f"{min(speeds):,.0f} to {max(speeds):,.0f}",
+        *speed_cells(result),
         "<br>".join(f"{text}: {words[met]}" for text, met in verdicts),
         each(counted.commits, counted.messages)
         if counted and counted.commits is not None
@@ -99,6 +96,18 @@ def line(results: Results, result: Result) -> str:
         each(counted.figures.get("fsyncs"), counted.messages) if counted else "n/a",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def speed_cells(result: Result) -> tuple[str, str, str]:
+    if result.row.paced:
+        return "", "", ""
+    speeds = [sample.per_s for sample in result.samples]
+    middle = median(speeds)
+    return (
+        f"{middle:,.0f}",
+        f"{1e6 / middle:.3g}",
+        f"{min(speeds):,.0f} to {max(speeds):,.0f}",
+    )
 
 
 HEAD = (

@@ -86,7 +86,7 @@ def measure_all(results: dict[str, Result], options: argparse.Namespace) -> None
                 if n < (result.row.rounds or rounds):
                     measure_once(result, options, count=False)
         for result in members:
-            if not options.no_count:
+            if result.row.count and not options.no_count:
                 measure_once(result, options, count=True)
 
 
