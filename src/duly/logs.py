@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from io import TextIOBase
 from typing import IO, Any, Literal
 
 from duly.broker import Delivery
@@ -78,7 +79,10 @@ def _about(consumer: str, delivery: Delivery) -> dict[str, Any]:
 
 
 def configure(
-    format: Format = "auto", *, level: int = logging.INFO, stream: IO[str] | None = None
+    format: Format = "auto",
+    *,
+    level: int = logging.INFO,
+    stream: IO[str] | TextIOBase | None = None,
 ) -> None:
     """Log to ``stream`` (standard error): human lines on a terminal, JSON lines elsewhere.
 
@@ -89,12 +93,19 @@ def configure(
     root = logging.getLogger()
     if root.handlers:
         return
-    to: IO[str] = sys.stderr if stream is None else stream
-    human = to.isatty() if format == "auto" else format == "human"
+    to: Any = sys.stderr if stream is None else stream
     handler = logging.StreamHandler(to)
+    human = chosen(format, to) == "human"
     handler.setFormatter(HumanFormatter() if human else JsonFormatter())
     root.addHandler(handler)
     root.setLevel(level)
+
+
+def chosen(format: Format, stream: IO[str]) -> Literal["human", "json"]:
+    """The format that ``auto`` stands for on this stream."""
+    if format == "auto":
+        return "human" if stream.isatty() else "json"
+    return format
 
 
 # Attributes every record has; anything else came from ``extra=`` and is shown.

@@ -43,6 +43,7 @@ class Child:
         self.killed = False
         self.counts: Mapping[str, Mapping[str, int]] = {}
         self._buffer = b""
+        self._written = b""
         self.lifeline, theirs = socket.socketpair()
         self.lifeline.setblocking(False)
         with theirs:
@@ -100,7 +101,7 @@ class Child:
                 self.counts = counts
 
     def read_output(self, show: Callable[[bytes], None]) -> bool:
-        """Pass on what the worker wrote; False when it will write nothing more."""
+        """Pass on the lines the worker wrote; False when it will write nothing more."""
         if self.output is None:
             return False
         try:
@@ -109,9 +110,17 @@ class Child:
             return True
         except OSError:
             return False
-        if data:
-            show(data)
+        self._show_lines(data, show)
         return bool(data)
+
+    def _show_lines(self, data: bytes, show: Callable[[bytes], None]) -> None:
+        # Whole lines only: two workers' halves would make one that nobody wrote.
+        lines, end, rest = (self._written + data).rpartition(b"\n")
+        if len(rest) > MAX_LINE_BYTES or not data:
+            lines, rest = lines + end + rest, b""
+        self._written = rest
+        if lines:
+            show(lines)
 
     def last_words(self, now: float, show: Callable[[bytes], None]) -> None:
         """Take in all that the dead worker said and wrote."""
@@ -121,7 +130,8 @@ class Child:
         if self.output is not None:
             with contextlib.suppress(OSError):
                 while data := os.read(self.output.fileno(), READ_BYTES):
-                    show(data)
+                    self._show_lines(data, show)
+            self._show_lines(b"", show)
 
     def drain(self) -> None:
         """Ask the worker to finish what runs, give back the rest, and end."""

@@ -1,0 +1,127 @@
+"""One worker process, as ``duly run`` starts it: ``python -m duly.cli.worker MODULE:APP ...``.
+
+It works until SIGTERM or until its supervisor is gone, then drains. Exit statuses: 0 drained,
+1 a lane broke or handlers still ran at the deadline, 2 it can never start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import FrameType
+
+import msgspec
+
+from duly import logs
+from duly.cli.loading import load_app
+from duly.errors import BrokerUnusable, ConfigurationError
+from duly.supervisor import CUT_OFF, DRAINED, REFUSED, Lifeline
+from duly.worker import Worker
+
+log = logging.getLogger("duly.worker")
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """What a worker process is told on its command line, as one JSON argument."""
+
+    app: str
+    consumers: Sequence[str] | None
+    drain_s: float
+    log_format: logs.Format
+    processes: int
+
+    def command(self) -> Sequence[str]:
+        """The command that starts such a worker."""
+        return [sys.executable, "-m", "duly.cli.worker", msgspec.json.encode(self).decode()]
+
+
+@dataclass(slots=True)
+class Process:
+    """This process's wish to end, and who watches it."""
+
+    orders: Orders
+    lifeline: Lifeline | None
+    ending: threading.Event
+
+    def work(self) -> int:
+        """Work until the end is wanted; returns the exit status."""
+        try:
+            app = load_app(self.orders.app)
+            worker = Worker(
+                app,
+                consumers=self.orders.consumers,
+                supervised=self.lifeline is not None,
+                processes=self.orders.processes,
+            )
+            worker.start()
+        except (ConfigurationError, BrokerUnusable) as error:
+            return self._refuse(error)
+        if self.lifeline is not None:
+            self.lifeline.start(lambda: counts(worker), self._orphaned)
+        while not (self.ending.is_set() or worker.wait(0)):
+            # Either may come first; a lane that breaks is rare, so it may wait a little.
+            self.ending.wait(0.2)
+        return self._drain(worker)
+
+    def _refuse(self, error: Exception) -> int:
+        if self.lifeline is None:
+            print(f"duly: {error}", file=sys.stderr)  # noqa: T201 - nobody else says it
+        else:
+            self.lifeline.refuse(str(error))
+        return REFUSED
+
+    def _orphaned(self) -> None:
+        log.error("the supervisor is gone: draining")
+        threading.Timer(self.orders.drain_s, self._end_now).start()
+        self.ending.set()
+
+    def _end_now(self) -> None:
+        # Nobody else is left to end a handler that hangs, and what it has started.
+        if os.getpgrp() == os.getpid():
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        os._exit(CUT_OFF)
+
+    def _drain(self, worker: Worker) -> int:
+        try:
+            clean = worker.drain(self.orders.drain_s)
+        except Exception:
+            log.exception("this worker ends: a lane broke")
+            return CUT_OFF
+        if not clean:
+            log.warning(
+                "handlers still ran after %g s; their messages come again", self.orders.drain_s
+            )
+        return DRAINED if clean else CUT_OFF
+
+
+def counts(worker: Worker) -> Mapping[str, Mapping[str, int]]:
+    """What each consumer has done, as the lifeline carries it."""
+    return {name: asdict(each) for name, each in worker.counts().items()}
+
+
+def main(argument: str) -> int:
+    """Work as the orders say; returns the exit status."""
+    orders = msgspec.json.decode(argument, type=Orders)
+    ending = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        ending.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, end)
+    logs.configure(orders.log_format)
+    return Process(orders, Lifeline.from_environment(), ending).work()
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1])
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: that would wait for handlers which were told to end and did not.
+    os._exit(status)

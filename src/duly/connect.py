@@ -1,0 +1,219 @@
+"""URLs to brokers and stores: the only module that knows them all. Drivers are imported late.
+
+=========================  ==================================================================
+``sqlite:///shop.db``      the file ``shop.db`` below the current directory, broker and store
+``sqlite:////data/s.db``   four slashes: an absolute path
+``memory://``              one database in this process, broker and store
+``memory://?kind=log``     an ordered log in this process; its store is another one in memory
+``memory://?kind=queue``   a queue in this process; likewise
+=========================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from duly.broker import Broker
+from duly.errors import ConfigurationError
+from duly.store import Store
+
+
+def open_broker(broker: Any) -> Broker:
+    """The broker this URL names; an open `Broker` is returned as it is.
+
+    Raises `ConfigurationError` for a URL that names none, `BrokerUnusable` for what it names.
+    """
+    if not isinstance(broker, str):
+        if callable(getattr(broker, "subscribe", None)):
+            return broker  # type: ignore[no-any-return]
+        raise ConfigurationError(
+            f"broker={type(broker).__name__}: give a URL, such as sqlite:///shop.db, or a Broker"
+        )
+    return _named(broker, "broker").open_broker(_Url.of(broker))
+
+
+def open_store(store: Any, broker: Broker) -> Store | None:
+    """The store this URL names; an open `Store` is returned as it is.
+
+    None: the broker's own database where it is one. For a broker in memory that is none, a store
+    in memory, which dies with it too. None for any other: then exactly-once consumers are
+    refused. Raises `ConfigurationError`, `BrokerUnusable`.
+    """
+    if store is None:
+        return _store_of(broker)
+    if not isinstance(store, str):
+        if callable(getattr(store, "begin", None)) and hasattr(store, "publish_within"):
+            return store  # type: ignore[no-any-return]
+        raise ConfigurationError(
+            f"store={type(store).__name__}: give a URL, such as sqlite:///effects.db, or a Store"
+        )
+    return _named(store, "store").open_store(_Url.of(store), broker)
+
+
+# --- URLs
+
+_SECRET = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key|sig|cred|auth)[^=&;]*=)[^&;]*")
+
+
+def redacted(url: str) -> str:
+    """The URL as it may be shown: without password and without secret options.
+
+    Rather too much is hidden than too little, since a password with unquoted ``/``, ``#`` or
+    ``@`` in it is no proper URL: everything from the first colon to the last ``@``.
+    """
+    scheme, slashes, rest = url.partition("://")
+    if not slashes:
+        # Not a URL at all; nothing in it is known to be harmless, save when it looks like a path.
+        return url if re.fullmatch(r"[\w./~ -]*", url) else "***"
+    login, at, place = rest.rpartition("@")
+    if at:
+        user, colon, _ = login.partition(":")
+        # Without a colon what stands there may be a token.
+        rest = f"{user}:***@{place}" if colon else f"***@{place}"
+    return _SECRET.sub(r"\1***", f"{scheme}{slashes}{rest}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Url:
+    """A URL in its parts; ``shown`` is how it may appear in an error."""
+
+    shown: str
+    host: str
+    path: str
+    options: Mapping[str, str]
+
+    @classmethod
+    def of(cls, url: str) -> _Url:
+        shown = redacted(url)
+        try:
+            parts = urlsplit(url)
+            options = _options(parts, shown)
+        except ValueError:
+            # The reason would quote the URL, and with it the password.
+            raise ConfigurationError(f"{shown!r} is not a proper URL") from None
+        if parts.fragment or url.endswith("#"):
+            raise ConfigurationError(f"{shown!r}: write '#' as %23, it would end the URL")
+        return cls(shown, parts.netloc, unquote(parts.path), options)
+
+    def only(self, *known: str) -> None:
+        """Refuse options that nobody would honour."""
+        for name in self.options:
+            if name not in known:
+                there = f"there are {', '.join(known)}" if known else "it has none"
+                raise ConfigurationError(f"{self.shown!r}: no option {name!r}; {there}")
+
+
+def _options(parts: SplitResult, shown: str) -> Mapping[str, str]:
+    pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    options = dict(pairs)
+    if len(options) < len(pairs):
+        raise ConfigurationError(f"{shown!r}: an option is given twice")
+    return options
+
+
+# --- what each scheme names
+
+
+@dataclass(frozen=True, slots=True)
+class _Scheme:
+    open_broker: Callable[[_Url], Broker]
+    open_store: Callable[[_Url, Broker], Store]
+
+
+def _named(url: str, what: str) -> _Scheme:
+    scheme, slashes, _ = url.partition("://")
+    found = _SCHEMES.get(scheme.lower()) if slashes else None
+    if found is None:
+        hint = ""
+        if not slashes and url.endswith((".db", ".sqlite", ".sqlite3")):
+            hint = f". For a file, write sqlite:///{redacted(url)}"
+        raise ConfigurationError(
+            f"no {what} is named {redacted(url)!r}: there are "
+            f"{', '.join(f'{name}://' for name in _SCHEMES)}{hint}"
+        )
+    return found
+
+
+def _sqlite_path(url: _Url) -> Path:
+    url.only()
+    path = url.path.removeprefix("/")
+    if url.host or not path:
+        raise ConfigurationError(
+            f"{url.shown!r}: three slashes and a path (sqlite:///shop.db), or four for an "
+            "absolute one (sqlite:////data/shop.db)"
+        )
+    if path == ":memory:":
+        raise ConfigurationError(
+            f"{url.shown!r}: SQLite's memory belongs to one connection, a broker needs several; "
+            "use memory://"
+        )
+    return Path(path).absolute()
+
+
+def _sqlite_broker(url: _Url) -> Broker:
+    from duly.brokers.sqlite import SqliteBroker
+
+    return SqliteBroker(_sqlite_path(url))
+
+
+def _sqlite_store(url: _Url, broker: Broker) -> Store:  # noqa: ARG001
+    from duly.stores.sqlite import SqliteStore
+
+    return SqliteStore(_sqlite_path(url))
+
+
+def _memory_broker(url: _Url) -> Broker:
+    from duly.brokers import memory
+
+    _nothing_but(url)
+    kinds: Mapping[str, Callable[[], Broker]] = {
+        "database": memory.MemoryDatabase,
+        "log": memory.MemoryLog,
+        "queue": memory.MemoryQueue,
+    }
+    kind = url.options.get("kind", "database")
+    if kind not in kinds:
+        raise ConfigurationError(f"{url.shown!r}: kind={kind!r}; there are {', '.join(kinds)}")
+    return kinds[kind]()
+
+
+def _memory_store(url: _Url, broker: Broker) -> Store:
+    from duly.brokers.memory import MemoryDatabase
+    from duly.stores.memory import MemoryStore
+
+    _nothing_but(url, "kind")
+    # "memory://" for both is one database, as the same file is with SQLite.
+    return MemoryStore(broker if isinstance(broker, MemoryDatabase) else None)
+
+
+def _nothing_but(url: _Url, *refused: str) -> None:
+    url.only(*({"kind"} - set(refused)))
+    if url.host or url.path.strip("/"):
+        raise ConfigurationError(f"{url.shown!r}: a database in memory has no name: memory://")
+
+
+_SCHEMES: Mapping[str, _Scheme] = {
+    "sqlite": _Scheme(_sqlite_broker, _sqlite_store),
+    "memory": _Scheme(_memory_broker, _memory_store),
+}
+
+
+def _store_of(broker: Broker) -> Store | None:
+    from duly.brokers.memory import MemoryDatabase, MemoryLog, MemoryQueue
+    from duly.stores.memory import MemoryStore
+
+    if isinstance(broker, MemoryDatabase):
+        return MemoryStore(broker)
+    if isinstance(broker, MemoryLog | MemoryQueue):
+        return MemoryStore()
+    from duly.brokers.sqlite import SqliteBroker
+    from duly.stores.sqlite import SqliteStore
+
+    if isinstance(broker, SqliteBroker):
+        return SqliteStore(broker.path)
+    return None
