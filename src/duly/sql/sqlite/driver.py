@@ -103,6 +103,11 @@ class StatementRunner:
         self._executemany(self._sql[name], rows)
         return self._cursor.rowcount
 
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run a statement that has no name."""
+        self._execute(sql, params)
+        return self._fetchall()
+
     def run(self, steps: Steps[R]) -> R:
         """Drive ``steps`` to their result."""
         return run(self, steps)

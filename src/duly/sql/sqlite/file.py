@@ -33,10 +33,7 @@ C = TypeVar("C", bound=sqlite3.Connection)
 
 SCHEMA_VERSION = 1
 
-_META = (
-    "create table if not exists duly_meta "
-    "(name text primary key, value text not null) without rowid"
-)
+_META = "create table if not exists duly_meta (name text primary key, value not null) without rowid"
 
 
 @dataclass(slots=True)
@@ -244,14 +241,14 @@ def _identity(connection: sqlite3.Connection, path: Path) -> str:
     try:
         connection.execute(_META)
         for name, value in (
-            ("schema", str(SCHEMA_VERSION)),
+            ("file_schema", SCHEMA_VERSION),
             ("identity", f"sqlite:{secrets.token_hex(16)}"),
         ):
             connection.execute("insert or ignore into duly_meta values (?, ?)", (name, value))
         meta = dict(connection.execute("select name, value from duly_meta").fetchall())
-        if int(meta["schema"]) > SCHEMA_VERSION:
+        if int(meta["file_schema"]) > SCHEMA_VERSION:
             raise BrokerUnusable(
-                f"{path} was written by a newer duly (schema {meta['schema']}; this one knows "
+                f"{path} was written by a newer duly (schema {meta['file_schema']}; this one knows "
                 f"{SCHEMA_VERSION}): upgrade duly here. Nothing was changed."
             )
         connection.commit()

@@ -1,0 +1,296 @@
+"""The connection a handler gets: everything but ending the transaction, which is duly's.
+
+``conn.commit()``, ``with conn:`` and ``executescript`` would each end it silently and split the
+effects from the memory of the message. An authorizer denies what reaches SQLite; the methods in
+front of it say what to do instead.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+from duly.errors import ConfigurationError, TransactionLost
+from duly.sql.sqlite import driver
+from duly.sql.sqlite.driver import StatementRunner
+from duly.sql.steps import Steps
+
+R = TypeVar("R")
+
+_WRITES = frozenset({sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE})
+_ON_TABLES = _WRITES | {
+    sqlite3.SQLITE_DROP_TABLE,
+    sqlite3.SQLITE_DROP_TRIGGER,
+    sqlite3.SQLITE_DROP_INDEX,
+}
+# Pragmas that only look. Others change how the transaction is kept, or what is.
+_PRAGMAS = frozenset(
+    {
+        *("table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo"),
+        *("foreign_key_list", "foreign_key_check", "defer_foreign_keys", "database_list"),
+        *("collation_list", "function_list", "compile_options", "integrity_check", "quick_check"),
+        *("data_version", "page_count", "page_size", "freelist_count"),
+    }
+)
+# These may be asked but not set.
+_READABLE = frozenset(
+    {
+        *("user_version", "application_id", "encoding", "foreign_keys", "recursive_triggers"),
+        *("journal_mode", "synchronous", "busy_timeout", "cache_size", "max_page_count"),
+    }
+)
+
+_INSTEAD = (
+    "This transaction is duly's: it commits your rows, the memory of the message and what you "
+    "publish together, once the handler has returned. "
+)
+_ENDS = _INSTEAD + "Remove the call; to undo everything, let an exception leave the handler."
+_LOST = (
+    "the transaction ended before its commit: a statement inside it failed (disk full, I/O error, "
+    "interrupted) and SQLite rolled everything back. Nothing of it was kept; let errors of "
+    "statements leave the handler."
+)
+
+
+def _denied(what: str) -> str:
+    return f"The handler called {what}. {_ENDS}"
+
+
+def _refuse_setting(name: str) -> Callable[[Any, Any], NoReturn]:
+    def refuse(_: Any, __: Any) -> NoReturn:
+        raise ConfigurationError(_denied(f"connection.{name} = ..."))
+
+    return refuse
+
+
+class GuardedCursor(sqlite3.Cursor):
+    """A cursor that does not write outside the transaction."""
+
+    def execute(self, sql: str, parameters: Any = (), /) -> GuardedCursor:
+        """As `sqlite3.Cursor.execute`."""
+        # After a rollback by SQLite itself this statement would commit by itself.
+        if not self.connection.in_transaction:
+            raise TransactionLost(_LOST)
+        try:
+            sqlite3.Cursor.execute(self, sql, parameters)
+        except sqlite3.DatabaseError as error:
+            _explain(error, self.connection)
+            raise
+        return self
+
+    def executemany(self, sql: str, seq_of_parameters: Any, /) -> GuardedCursor:
+        """As `sqlite3.Cursor.executemany`."""
+        if not self.connection.in_transaction:
+            raise TransactionLost(_LOST)
+        try:
+            sqlite3.Cursor.executemany(self, sql, seq_of_parameters)
+        except sqlite3.DatabaseError as error:
+            _explain(error, self.connection)
+            raise
+        return self
+
+    def executescript(self, sql_script: str, /) -> NoReturn:  # noqa: ARG002 - the driver's shape
+        """Refused: it would commit."""
+        raise ConfigurationError(_denied("executescript(), which begins by committing"))
+
+
+class GuardedConnection(sqlite3.Connection):
+    """The driver's own connection, inside a transaction that only duly ends."""
+
+    denied: str | None = None
+
+    def cursor(self, factory: Any = GuardedCursor) -> Any:
+        """As `sqlite3.Connection.cursor`."""
+        return sqlite3.Connection.cursor(self, factory)
+
+    def commit(self) -> NoReturn:
+        """Refused: duly commits."""
+        raise ConfigurationError(_denied("connection.commit()"))
+
+    def rollback(self) -> NoReturn:
+        """Refused: to undo, raise."""
+        raise ConfigurationError(_denied("connection.rollback()"))
+
+    def __enter__(self) -> NoReturn:
+        raise ConfigurationError(_denied("'with connection:', which commits at its end"))
+
+    def __exit__(self, *_: object) -> Literal[False]:
+        return False
+
+    def executescript(self, sql_script: str, /) -> NoReturn:  # noqa: ARG002 - the driver's shape
+        """Refused: it would commit."""
+        raise ConfigurationError(_denied("executescript(), which begins by committing"))
+
+    def close(self) -> NoReturn:
+        """Refused: the connection is duly's."""
+        raise ConfigurationError(_denied("connection.close()"))
+
+    def deserialize(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused: it would replace the database."""
+        raise ConfigurationError(_denied("connection.deserialize()"))
+
+    def set_authorizer(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused: duly's own is what keeps the transaction whole."""
+        raise ConfigurationError(_denied("connection.set_authorizer()"))
+
+    # Setting either could commit: isolation_level = None does.
+    isolation_level = property(lambda _: "IMMEDIATE", _refuse_setting("isolation_level"))  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+    autocommit = property(lambda _: -1, _refuse_setting("autocommit"))
+
+
+class Guard:
+    """One guarded connection from duly's side; used by one thread at a time."""
+
+    __slots__ = (
+        "_begin",
+        "_drop_mark",
+        "_mark",
+        "_own",
+        "_path",
+        "_runner",
+        "_set_mark",
+        "connection",
+    )
+
+    def __init__(self, connection: GuardedConnection, path: Path) -> None:
+        self.connection = connection
+        self._path = path
+        self._mark = 0
+        self._own = True
+        # In memory: what marks a transaction is to die with it and costs no page of the file.
+        cursor = sqlite3.Cursor(connection)
+        cursor.execute("pragma temp_store = memory")
+        cursor.execute("create temp table duly_mark (mark integer primary key)")
+        self._runner = StatementRunner(connection)
+        sqlite3.Connection.set_authorizer(connection, self._authorize)
+        self._own = False
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open; whether it is the one begun, `check` tells."""
+        return self.connection.in_transaction
+
+    def begin(self, mark: int) -> None:
+        """Begin a transaction, which ``mark`` tells from every other. Raises `sqlite3.Error`."""
+        self._mark = mark
+        self.connection.denied = None
+        self._own = True
+        try:
+            self._runner.execute("begin immediate")
+            self._runner.execute("insert into temp.duly_mark values (?)", (mark,))
+        finally:
+            self._own = False
+
+    def run(self, steps: Steps[R]) -> R:
+        """Run duly's own steps in the transaction, whatever the handler set on the connection.
+
+        Raises `TransactionLost` where none is open, and `sqlite3.Error`.
+        """
+        connection = self.connection
+        if not connection.in_transaction:
+            raise TransactionLost(_LOST)
+        text_factory = connection.text_factory
+        connection.text_factory = str
+        self._own = True
+        try:
+            return self._runner.run(steps)
+        finally:
+            self._own = False
+            connection.text_factory = text_factory
+
+    def execute(self, sql: str) -> None:
+        """Run one statement of duly's. Raises `TransactionLost` where no transaction is open."""
+        if not self.connection.in_transaction:
+            raise TransactionLost(_LOST)
+        self._own = True
+        try:
+            self._runner.execute(sql)
+        finally:
+            self._own = False
+
+    def commit(self) -> None:
+        """Commit the transaction that `begin` began.
+
+        Raises `TransactionLost` where it is another or none, `sqlite3.Error` when it certainly
+        did not commit, and `CommitUnknown`.
+        """
+        if not self.connection.in_transaction:
+            raise TransactionLost(_LOST)
+        self._own = True
+        try:
+            found = self._runner.execute("delete from temp.duly_mark returning mark")
+            if found != [(self._mark,)]:
+                raise TransactionLost(_LOST)
+            driver.commit(self.connection, self._path)
+        finally:
+            self._own = False
+
+    def roll_back(self) -> bool:
+        """Roll back whatever is open; False: the connection is in doubt, discard it."""
+        self._own = True
+        try:
+            return driver.roll_back(self.connection)
+        finally:
+            self._own = False
+
+    def reset(self) -> None:
+        """Take back what a handler set on the connection, for the next one."""
+        connection = self.connection
+        connection.row_factory = None
+        connection.text_factory = str
+
+    def close(self) -> None:
+        """Close the connection; an open transaction is rolled back."""
+        self._own = True
+        sqlite3.Connection.close(self.connection)
+
+    def _authorize(
+        self, action: int, what: str | None, value: str | None, _db: str | None, _by: str | None
+    ) -> int:
+        """SQLite asks this once when a statement is prepared, not each time it runs."""
+        if self._own:
+            return sqlite3.SQLITE_OK
+        reason = _objection(action, what or "", value)
+        if reason is None:
+            return sqlite3.SQLITE_OK
+        self.connection.denied = reason
+        return sqlite3.SQLITE_DENY
+
+
+def _objection(action: int, what: str, value: str | None) -> str | None:
+    """Why a handler may not do this; None: it may."""
+    if action == sqlite3.SQLITE_TRANSACTION and what != "BEGIN":
+        return _denied(what)
+    if action == sqlite3.SQLITE_SAVEPOINT and (value or "").lower().startswith("duly_"):
+        return _denied(f"{what} of savepoint {value}; names that begin with duly_")
+    if action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH):
+        return _INSTEAD + "It covers one file, so ATTACH and DETACH are not for a handler."
+    if action == sqlite3.SQLITE_PRAGMA:
+        return _objection_to_pragma(what.lower(), value)
+    if action == sqlite3.SQLITE_ALTER_TABLE:
+        what = value or ""  # here the table comes second
+    if (action in _ON_TABLES or action == sqlite3.SQLITE_ALTER_TABLE) and what.lower().startswith(
+        "duly_"
+    ):
+        return f"{what} is a table of duly's own, which only duly changes."
+    return None
+
+
+def _objection_to_pragma(name: str, value: str | None) -> str | None:
+    if name in _PRAGMAS or (name in _READABLE and value is None):
+        return None
+    if name == "foreign_keys":
+        return (
+            "PRAGMA foreign_keys does nothing inside a transaction. Give it to the store: "
+            "sqlite:///file.db?foreign_keys=on"
+        )
+    return f"{_INSTEAD}PRAGMA {name} would change how it is kept; set it outside the handler."
+
+
+def _explain(error: sqlite3.DatabaseError, connection: Any) -> None:
+    """Raise the reason where it was the authorizer that refused; SQLite says too little."""
+    reason, connection.denied = connection.denied, None
+    if reason is not None and driver.error_code(error) == sqlite3.SQLITE_AUTH:
+        raise ConfigurationError(reason) from error
