@@ -1,0 +1,155 @@
+"""`Lane`: one claimer of a subscription. It claims, waits, settles and looks after the dead."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from duly.broker import Delivery, Receipt
+from duly.brokers.sqlite.clock import Clock
+from duly.brokers.sqlite.rows import deliveries_of
+from duly.brokers.sqlite.sweeper import Sweeper
+from duly.guarantees import Settlement
+from duly.sql import log
+from duly.sql.sqlite import DatabaseFile, is_alive
+
+# How often a lane looks whether those who hold claims are alive, and so how long the messages
+# of a killed worker wait at most. A look costs a read and one system call a worker.
+_LOOK_S = 0.1
+
+
+class Lane:
+    """One lane's `Subscription` of a SQLite broker."""
+
+    def __init__(
+        self,
+        file: DatabaseFile,
+        clock: Clock,
+        sweeper: Sweeper,
+        lane: log.Lane,
+        topics: Mapping[int, str],
+        lease_s: float,
+        closed: Callable[[Lane], None],
+    ) -> None:
+        self._file = file
+        self._clock = clock
+        self._sweeper = sweeper
+        self._lane = lane
+        self._topics = topics
+        self._lease_ms = int(lease_s * 1000)
+        self._when_closed = closed
+        self._turn = 0
+        self._has_work = True
+        self._looked_s = float("-inf")
+        self._looked_at = -1
+        self._look_in_s = 0.0
+        self._closed = False
+        self._claiming = threading.Lock()
+
+    def claim(self, limit: int, max_bytes: int, wait_s: float) -> Sequence[Delivery]:
+        """Claim messages, waiting for the first; see `Subscription.claim`."""
+        until_s = self._clock.monotonic_s() + wait_s
+        while not self._closed:
+            seen = self._file.changes()
+            self._look_after_the_dead(seen)
+            due_ms: int | None = None
+            if not self._has_work:
+                self._has_work, due_ms = self._is_ready()
+            if self._has_work:
+                deliveries = self._claim_now(limit, max_bytes)
+                if deliveries:
+                    return deliveries
+                continue  # what there was is parked, or another was faster: look again
+            left_s = until_s - self._clock.monotonic_s()
+            if left_s <= 0:
+                break
+            self._sweeper.idle()
+            self._file.wait(seen, self._pause_s(seen, left_s, due_ms))
+        return []
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[Receipt]:
+        """Settle durably; returns the refused."""
+        now_ms = self._clock.wall_ms()
+        return self._file.write(lambda: log.settle(settlements, now_ms))
+
+    def extend(self, receipts: Iterable[Receipt], lease_s: float) -> Sequence[Receipt]:
+        """Hold the named messages for ``lease_s`` more seconds; returns the lost."""
+        wanted = list(receipts)
+        until = self._clock.boot_ms() + int(lease_s * 1000)
+        return self._file.write(lambda: log.extend(wanted, until), durable=False)
+
+    def close(self) -> None:
+        """End a waiting claim and give back what is claimed and unsettled, uncharged."""
+        if self._closed:
+            return
+        self._closed = True
+        self._file.notify()
+        lane = self._lane
+        with self._claiming:  # a claim that is being made must not outlive its lane
+            self._file.write(
+                lambda: log.release_lane(lane.subscription_no, lane.worker, lane.lane),
+                durable=False,
+            )
+        self._when_closed(self)
+
+    def _is_ready(self) -> tuple[bool, int | None]:
+        now_ms = self._clock.wall_ms()
+        return self._file.read(lambda: log.is_ready(self._lane, now_ms))
+
+    def _claim_now(self, limit: int, max_bytes: int) -> Sequence[Delivery]:
+        self._turn += 1
+        now_ms = self._clock.wall_ms()
+        lease_until = self._clock.boot_ms() + self._lease_ms
+        with self._claiming:
+            if self._closed:
+                return []
+            claimed = self._file.write(
+                lambda: log.claim(self._lane, limit, max_bytes, self._turn, now_ms, lease_until),
+                durable=False,
+            )
+        self._has_work = bool(claimed.parts) or claimed.again
+        deliveries, damaged = deliveries_of(claimed, self._topics)
+        if damaged:
+            self.settle(damaged)
+        if deliveries:
+            self._sweeper.claimed(len(deliveries))
+        return deliveries
+
+    def _pause_s(self, seen: int, left_s: float, due_ms: int | None) -> float:
+        if due_ms is not None:
+            left_s = min(left_s, (due_ms - self._clock.wall_ms()) / 1000)
+        # A look before the latest change may have missed a claim, whose holder may die silently.
+        since_s = self._clock.monotonic_s() - self._looked_s
+        look_in_s = self._look_in_s if seen == self._looked_at else _LOOK_S
+        return max(0.0, min(left_s, look_in_s - since_s))
+
+    def _look_after_the_dead(self, seen: int) -> None:
+        """Free what dead workers and ended leases held; now and then, for it costs a read."""
+        now_s = self._clock.monotonic_s()
+        if now_s - self._looked_s < (self._look_in_s if seen == self._looked_at else _LOOK_S):
+            return
+        self._looked_s, self._looked_at = now_s, seen
+        holders = self._file.read(lambda: log.holders(self._lane.subscription_no))
+        boot_id, boot_ms = self._clock.boot_id(), self._clock.boot_ms()
+        me = self._lane.worker
+        dead = {
+            worker
+            for worker in {worker for worker, _, _ in holders}
+            if worker != me and not is_alive(self._file.folder, worker)
+        }
+        over = any(boot != boot_id or until <= boot_ms for _, boot, until in holders)
+        if dead or over:
+            now_ms = self._clock.wall_ms()
+            number = self._lane.subscription_no
+            self._file.write(
+                lambda: log.take_over(number, dead, boot_id, boot_ms, now_ms), durable=False
+            )
+            self._has_work = True
+        self._look_in_s = self._next_look_s(holders, boot_ms)
+
+    def _next_look_s(self, holders: Sequence[tuple[str, str, int]], boot_ms: int) -> float:
+        if any(worker != self._lane.worker for worker, _, _ in holders):
+            return _LOOK_S
+        # My own claims can only be lost by their lease.
+        ends_ms = min((until for _, _, until in holders), default=boot_ms + 3_600_000)
+        return max(_LOOK_S, (ends_ms - boot_ms) / 1000)

@@ -1,0 +1,359 @@
+"""Claiming: which messages a lane gets next, as ranges of the log.
+
+There are three sources, tried in turn so that none starves another: *parked* messages that
+are due, *free* ranges (released, or suspected of having killed their worker), and *fresh*
+ones after the cursor. In order by key one more rule holds: a stream that is being worked gives
+nothing, and of a stream with free ranges those come first, as they are the oldest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from duly.sql.ranges import Range, at, runs, stream_of
+from duly.sql.steps import Ask, Many, Steps
+
+Row = tuple[Any, ...]
+"""position, source, id, body, time_ms, key, headers, due_ms"""
+
+# Ranges that yield nothing (all parked) are passed over so many times in one transaction.
+_ROUNDS = 8
+
+NOT_ALONE, SUSPECT, ASKED_FOR_ONE = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Who claims: one lane of a worker, for one subscription."""
+
+    subscription_no: int
+    worker: str
+    lane: int
+    boot_id: str
+    order_by_key: bool
+    hold_key_on_dead: bool
+
+
+class Part(NamedTuple):
+    """Some of what was claimed: rows of one stream with the same history."""
+
+    stream: int
+    rows: Sequence[Row]
+    attempt: int
+    alone: bool
+    repeated: bool
+
+
+@dataclass(slots=True)
+class Claimed:
+    """What one call claimed. ``again``: there may be more, though nothing came of this call."""
+
+    token: int
+    parts: list[Part]
+    again: bool = False
+
+
+@dataclass(slots=True)
+class _Room:
+    """What a claim may still take, and when it is."""
+
+    messages: int
+    bytes: int
+    limit: int
+    now_ms: int
+    lease_until_boot_ms: int
+    token: int = 0
+    parts: list[Part] = field(default_factory=list)
+    moved: bool = False
+
+    @property
+    def is_full(self) -> bool:
+        return self.messages <= 0 or self.bytes <= 0
+
+
+class _Candidate(NamedTuple):
+    """One parked message that is due. ``size`` is None where the log has lost it."""
+
+    position: int
+    attempt: int
+    alone: int
+    repeated: int
+    due_ms: int | None
+    size: int | None
+
+
+def claim(
+    lane: Lane,
+    limit: int,
+    max_bytes: int,
+    turn: int,
+    now_ms: int,
+    lease_until_boot_ms: int,
+) -> Steps[Claimed]:
+    """Claim up to ``limit`` messages with bodies of up to ``max_bytes`` (at least one message).
+
+    ``turn`` grows from call to call: it says which source and stream come first.
+    """
+    room = _Room(limit, max_bytes, limit, now_ms, lease_until_boot_ms)
+    free, due_ms = yield from outlook(lane)
+    sources = [_fresh]
+    if free:
+        sources.append(_free)
+    if due_ms is not None and due_ms <= now_ms:
+        sources.append(_parked)
+    for step in range(len(sources)):
+        yield from sources[(turn + step) % len(sources)](lane, room, turn)
+        if room.parts:
+            break
+    return Claimed(room.token, room.parts, again=room.moved and not room.parts)
+
+
+def outlook(lane: Lane) -> Steps[tuple[bool, int | None]]:
+    """Whether a range is free to claim, and when the next parked message is due."""
+    name = "waiting_ordered" if lane.order_by_key else "waiting"
+    [(free, due_ms)] = yield Ask(name, (lane.subscription_no,))
+    return bool(free), due_ms
+
+
+def is_ready(lane: Lane, now_ms: int) -> Steps[tuple[bool, int | None]]:
+    """Whether a claim would get anywhere, and when the next parked message is due.
+
+    Only reads: idle lanes ask this, and leave the writers' turn to others.
+    """
+    free, due_ms = yield from outlook(lane)
+    if free or (due_ms is not None and due_ms <= now_ms):
+        return True, due_ms
+    return bool((yield from _backlog(lane))), due_ms
+
+
+def _backlog(lane: Lane) -> Steps[list[Row]]:
+    name = "backlog_ordered" if lane.order_by_key else "backlog"
+    rows: list[Row] = yield Ask(name, (lane.subscription_no,))
+    return rows
+
+
+# --- fresh ranges -------------------------------------------------------------------------------
+
+
+def _fresh(lane: Lane, room: _Room, turn: int) -> Steps[None]:
+    """The next messages after the cursors, of as many streams as there is room for."""
+    streams = yield from _backlog(lane)
+    start = turn % len(streams) if streams else 0
+    for stream, cursor_seq, head in streams[start:] + streams[:start]:
+        next_seq = cursor_seq
+        for _ in range(_ROUNDS):
+            if room.is_full or next_seq >= head:
+                break
+            first, end = at(stream, next_seq), at(stream, head)
+            last, latest_due_ms = yield from _fitting(first, end - 1, room)
+            if last < first:
+                break
+            held: set[int] = set()
+            if latest_due_ms is not None and latest_due_ms > room.now_ms:
+                held = yield from _park_not_due(lane, first, last, room)
+            yield from _take(lane, room, (first, last), (1, NOT_ALONE, 0), held)
+            next_seq += last - first + 1
+            yield Ask("move_cursor", (next_seq, lane.subscription_no, stream))
+            room.moved = True
+
+
+def _fitting(first: int, last: int, room: _Room) -> Steps[tuple[int, int | None]]:
+    """How far a range may reach, and the latest due time in it. Before ``first``: no room."""
+    last = min(last, first + room.messages - 1)
+    [(_, size, latest_due_ms)] = yield Ask("measure", (first, last))
+    if size > room.bytes:
+        last = yield from _shrunk(first, last, room)
+    return last, latest_due_ms
+
+
+def _shrunk(first: int, last: int, room: _Room) -> Steps[int]:
+    left = room.bytes
+    reach = first - 1
+    for position, size in (yield Ask("sizes", (first, last))):
+        left -= size
+        if left < 0 and (room.parts or reach >= first):
+            break
+        reach = position
+    # Taking one message that is over all by itself leaves no room for others.
+    return reach
+
+
+def _park_not_due(lane: Lane, first: int, last: int, room: _Room) -> Steps[set[int]]:
+    rows = yield Ask("park_not_due", (lane.subscription_no, first, last, room.now_ms))
+    return {position for (position,) in rows}
+
+
+# --- free ranges --------------------------------------------------------------------------------
+
+
+def _free(lane: Lane, room: _Room, turn: int) -> Steps[None]:  # noqa: ARG001 - one shape for all
+    """Ranges that are nobody's, the oldest first; a suspect one gives a single message."""
+    name = "free_ranges_ordered" if lane.order_by_key else "free_ranges"
+    limit = min(room.messages, 200)
+    for claim_id, first, last, *history in (yield Ask(name, (lane.subscription_no, limit))):
+        attempt, alone, repeated = history
+        if room.is_full or (alone and room.parts):
+            return
+        reach = last if not alone else first
+        if not alone:
+            reach, _ = yield from _fitting(first, last, room)
+            if reach < first:
+                return
+        yield from _take(lane, room, (first, reach), (attempt, alone, repeated), set())
+        while alone and not room.parts and reach < last:  # that one waits behind its key
+            reach += 1
+            yield from _take(lane, room, (reach, reach), (attempt, alone, repeated), set())
+        room.moved = True
+        if reach < last:
+            # Nothing later of this stream before the rest of this range: keys keep their order.
+            yield Ask("cut_range", (reach + 1, claim_id))
+            return
+        yield Ask("drop_claim", (claim_id,))
+
+
+# --- parked messages ----------------------------------------------------------------------------
+
+
+def _parked(lane: Lane, room: _Room, turn: int) -> Steps[None]:  # noqa: ARG001 - one shape for all
+    """Parked messages that are due; in order by key each with those that wait behind it."""
+    room.moved = True
+    chosen = _Chosen(room.messages, room.bytes)
+    if lane.order_by_key:
+        yield from _choose_in_order(lane, room, chosen)
+    else:
+        yield from _choose(lane, room, chosen, "parked_due")
+    done = [c.position for c in chosen.messages] + chosen.lost
+    yield Many("unpark", [(lane.subscription_no, position) for position in done])
+    for history, (first, last) in _alike(chosen.messages):
+        yield from _take(lane, room, (first, last), history, set(), blocked=False)
+
+
+def _choose(lane: Lane, room: _Room, chosen: _Chosen, name: str) -> Steps[None]:
+    due = yield Ask(name, (lane.subscription_no, room.now_ms, room.messages))
+    for row in due:
+        if not chosen.add(_Candidate(*row)):
+            return
+
+
+def _choose_in_order(lane: Lane, room: _Room, chosen: _Chosen) -> Steps[None]:
+    """The first of each key that is due, then those that wait behind it, as far as they go."""
+    subscription_no, hold = lane.subscription_no, lane.hold_key_on_dead
+    yield Ask("put_behind", (subscription_no, room.now_ms, hold))
+    yield from _choose(lane, room, chosen, "parked_due_ordered")
+    for head in tuple(chosen.messages):
+        if not chosen.room or head.alone:
+            return
+        behind = yield Ask("parked_behind", (subscription_no, head.position, chosen.room, hold))
+        for row in behind:
+            candidate = _Candidate(*row)
+            not_due = candidate.due_ms is not None and candidate.due_ms > room.now_ms
+            if not_due or not chosen.add(candidate):
+                break
+
+
+class _Chosen:
+    """Parked messages that go into one claim: as many as fit, and a suspect one only alone."""
+
+    def __init__(self, room: int, bytes: int) -> None:
+        self.room = room
+        self.messages: list[_Candidate] = []
+        self.lost: list[int] = []
+        self._bytes = bytes
+
+    def add(self, candidate: _Candidate) -> bool:
+        """Whether it fits; once something does not, nothing after it may come."""
+        if candidate.size is None:
+            self.lost.append(candidate.position)
+            return True
+        if self.messages and (
+            not self.room
+            or candidate.size > self._bytes
+            or candidate.alone
+            or self.messages[0].alone
+        ):
+            return False
+        self.room -= 1
+        self._bytes -= candidate.size
+        self.messages.append(candidate)
+        return True
+
+
+def _alike(chosen: Sequence[_Candidate]) -> list[tuple[tuple[int, int, int], Range]]:
+    """Ranges of messages with the same history, in the order of positions."""
+    histories: dict[tuple[int, int, int], list[int]] = {}
+    for candidate in sorted(chosen, key=itemgetter(0)):
+        history = (candidate.attempt, candidate.alone, candidate.repeated)
+        histories.setdefault(history, []).append(candidate.position)
+    found = [(history, run) for history, ps in histories.items() for run in runs(ps)]
+    return sorted(found, key=itemgetter(1))
+
+
+# --- taking -------------------------------------------------------------------------------------
+
+
+def _take(
+    lane: Lane,
+    room: _Room,
+    reach: Range,
+    history: tuple[int, int, int],
+    held: set[int],
+    *,
+    blocked: bool = True,
+) -> Steps[None]:
+    """Claim a range, less what is ``held`` already or has to wait behind others of its key."""
+    first, last = reach
+    attempt, alone, repeated = history
+    if blocked and lane.order_by_key:
+        held = held | (yield from _park_behind(lane, reach, history))
+    rows = yield from _fetch(first, last)
+    if held:
+        rows = [row for row in rows if row[0] not in held]
+    if not rows:
+        return
+    if not room.token:
+        [(room.token,)] = yield Ask("next_token")
+    kind = alone or (ASKED_FOR_ONE if room.limit == 1 else NOT_ALONE)
+    # Where the log has lost a row, a range over it could never be settled whole.
+    whole = len(rows) == last - first + 1
+    for start, end in [reach] if whole else runs(row[0] for row in rows):
+        yield Ask(
+            "add_claim",
+            (
+                lane.subscription_no,
+                start,
+                end,
+                attempt,
+                kind,
+                repeated,
+                room.token,
+                lane.worker,
+                lane.lane,
+                lane.boot_id,
+                room.lease_until_boot_ms,
+            ),
+        )
+    room.parts.append(Part(stream_of(first), rows, attempt, alone == SUSPECT, bool(repeated)))
+    room.messages -= len(rows)
+    room.bytes -= sum([len(row[3]) for row in rows])
+
+
+def _park_behind(lane: Lane, reach: Range, history: tuple[int, int, int]) -> Steps[set[int]]:
+    hold = lane.hold_key_on_dead
+    [(blockers,)] = yield Ask("has_blockers", (lane.subscription_no, hold))
+    if not blockers:
+        return set()
+    first, last = reach
+    start = at(stream_of(first), 0)
+    params = (lane.subscription_no, first, last, start, *history, hold)
+    return {position for (position,) in (yield Ask("park_behind", params))}
+
+
+def _fetch(first: int, last: int) -> Steps[list[Row]]:
+    try:
+        rows: list[Row] = yield Ask("fetch", (first, last))
+    except Exception:  # noqa: BLE001 - a column may hold what is no text; else this fails again
+        rows = yield Ask("fetch_raw", (first, last))
+    return rows

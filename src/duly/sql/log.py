@@ -1,0 +1,153 @@
+"""The log of the SQL brokers: declaring, subscribing, and everything that happens to messages.
+
+All of it as `Steps`: statements by name, run by whatever holds the connection. `publish`,
+`fence` and `settle` run in a broker's own transaction or in that of a handler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from duly.broker import Start, SubscribeOptions
+from duly.errors import ConfigurationError
+from duly.message import Topic
+from duly.sql.claims import Claimed, Lane, Part, claim, is_ready
+from duly.sql.publishing import Catalog, TopicRecord, publish
+from duly.sql.ranges import at
+from duly.sql.retention import Broom, sweep
+from duly.sql.settling import LogReceipt, extend, fence, release_lane, settle, take_over
+from duly.sql.steps import Ask, Steps
+
+__all__ = [
+    "Broom",
+    "Catalog",
+    "Claimed",
+    "Lane",
+    "LogReceipt",
+    "Part",
+    "TopicRecord",
+    "claim",
+    "declare",
+    "extend",
+    "fence",
+    "holders",
+    "is_ready",
+    "publish",
+    "record_drops",
+    "release_lane",
+    "settle",
+    "subscribe",
+    "sweep",
+    "take_over",
+]
+
+
+def declare(topics: Iterable[Topic[Any]]) -> Steps[Catalog]:
+    """Make topics known; returns their records. Again is harmless.
+
+    Raises `ConfigurationError` where one exists with other fixed properties.
+    """
+    catalog = {}
+    for topic in topics:
+        catalog[topic.name] = yield from _declare(topic)
+    return catalog
+
+
+def _declare(topic: Topic[Any]) -> Steps[TopicRecord]:
+    exactly_once = topic.guarantee == "exactly-once"
+    retentions = (topic.retention_s, topic.identity_retention_s)
+    found = yield Ask("find_topic", (topic.name,))
+    if found:
+        [(topic_no, was_exactly_once, partitions)] = found
+        _refuse_other(topic, bool(was_exactly_once), partitions)
+        # The latest declaration counts: unlike the others, a retention may change.
+        yield Ask("update_topic", (*retentions, topic_no))
+    else:
+        made = yield Ask("add_topic", (topic.name, exactly_once, topic.partitions, *retentions))
+        [(topic_no,)] = made
+        for partition in range(max(1, topic.partitions)):
+            yield Ask("add_stream", (topic_no, partition))
+    streams = yield Ask("streams_of_topic", (topic_no,))
+    return TopicRecord(topic_no, topic.name, exactly_once, tuple(s for (s,) in streams))
+
+
+def _refuse_other(topic: Topic[Any], was_exactly_once: bool, partitions: int) -> None:
+    if partitions != topic.partitions:
+        raise ConfigurationError(
+            f"topic {topic.name!r} exists with partitions={partitions} and is declared with "
+            f"partitions={topic.partitions}. The number is fixed when a topic is made, because "
+            "it decides where each key's messages stand. Keep it, or use another topic name."
+        )
+    if was_exactly_once != (topic.guarantee == "exactly-once"):
+        was = "exactly-once" if was_exactly_once else "without exactly-once publishing"
+        raise ConfigurationError(
+            f"topic {topic.name!r} exists {was} and is declared guarantee={topic.guarantee!r}. "
+            "Whether identities are remembered is fixed when a topic is made: messages "
+            "published before would not be known. Keep it, or use another topic name."
+        )
+
+
+def subscribe(
+    catalog: Catalog, topics: Sequence[Topic[Any]], name: str, options: SubscribeOptions
+) -> Steps[int]:
+    """Make or find a subscription; returns its number.
+
+    Raises `ConfigurationError` where it is recorded with another guarantee, or order by key
+    is asked of a topic that has none.
+    """
+    if options.order_by_key:
+        _refuse_unordered(topics, name)
+    flags = (options.order_by_key, options.hold_key_on_dead)
+    found = yield Ask("find_subscription", (name,))
+    if found:
+        [(number, guarantee, *_)] = found
+        if guarantee != options.guarantee:
+            raise ConfigurationError(
+                f"subscription {name!r} is recorded as {guarantee} and is asked for as "
+                f"{options.guarantee}. What was handled so far kept the first promise, not the "
+                "second. Give the consumer another name, or its guarantee back."
+            )
+        yield Ask("update_subscription", (*flags, number))
+        yield Ask("unpark_behind", (number,))
+    else:
+        [(number,)] = yield Ask("add_subscription", (name, options.guarantee.value, *flags))
+    for topic in topics:
+        rows = yield Ask("streams_without_cursor", (number, catalog[topic.name].topic_no))
+        for stream, next_seq in rows:
+            seq = yield from _start(stream, next_seq, options.start)
+            yield Ask("add_cursor", (number, stream, seq))
+    return int(number)
+
+
+def _refuse_unordered(topics: Sequence[Topic[Any]], name: str) -> None:
+    for topic in topics:
+        if topic.partitions == 0:
+            raise ConfigurationError(
+                f"subscription {name!r} asks for order by key, and topic {topic.name!r} has no "
+                "order. Declare it with Topic(partitions=N): N streams of keys can then be "
+                "worked side by side. The number is fixed when the topic is first declared."
+            )
+
+
+def _start(stream: int, next_seq: int, start: Start) -> Steps[int]:
+    """The sequence number at which a new subscription begins."""
+    if start == "latest":
+        return next_seq
+    since_ms = int(start.timestamp() * 1000) if isinstance(start, datetime) else -(1 << 62)
+    bounds = (at(stream, 0), at(stream, next_seq))
+    found = yield Ask("first_position", (*bounds, since_ms))
+    return found[0][0] - bounds[0] if found else next_seq
+
+
+def holders(subscription_no: int) -> Steps[list[tuple[str, str, int]]]:
+    """Who holds claims: worker, boot id, and the boot time at which the first lease ends."""
+    rows: list[tuple[str, str, int]] = yield Ask("holders", (subscription_no,))
+    return rows
+
+
+def record_drops(topic: str, count: int, now_ms: int) -> Steps[None]:
+    """Remember that at-most-once publishes were never stored."""
+    detail = "the buffer was full or storing failed"
+    yield Ask("note", (now_ms, "dropped", topic, None, None, None, None, count, None, detail))

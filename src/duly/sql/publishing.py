@@ -1,0 +1,204 @@
+"""Publishing into the log: positions, identities, and what drops a repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+import msgspec
+
+from duly.broker import Outcome, Published, RepeatDropped
+from duly.errors import IdentityConflict, PublishFailed
+from duly.message import Message
+from duly.sql.ranges import at
+from duly.sql.steps import Ask, Many, Steps
+
+Messages = Sequence[Message[object]]
+
+_encode_headers = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class TopicRecord:
+    """What the database knows of a declared topic. One stream a partition, else one."""
+
+    topic_no: int
+    name: str
+    exactly_once: bool
+    streams: tuple[int, ...]
+
+
+Catalog = Mapping[str, TopicRecord]
+"""The declared topics by name."""
+
+
+def publish(catalog: Catalog, messages: Messages, now_ms: int) -> Steps[list[Outcome]]:
+    """Store messages of declared topics; one outcome each, in order.
+
+    Part of the transaction that runs it: what it stored is seen when that commits. ``now_ms``
+    starts the retention of identities.
+    """
+    names = {message.topic for message in messages}
+    if len(names) == 1:
+        return (yield from _publish_topic(catalog, names.pop(), messages, now_ms))
+    outcomes: dict[int, Outcome] = {}
+    for name in sorted(names):
+        indices = [i for i, message in enumerate(messages) if message.topic == name]
+        some = yield from _publish_topic(catalog, name, [messages[i] for i in indices], now_ms)
+        outcomes.update(zip(indices, some, strict=True))
+    return [outcomes[i] for i in range(len(messages))]
+
+
+def _publish_topic(
+    catalog: Catalog, name: str, messages: Messages, now_ms: int
+) -> Steps[list[Outcome]]:
+    topic = catalog.get(name)
+    if topic is None:
+        return [_undeclared(message) for message in messages]
+    if topic.exactly_once:
+        return (yield from _publish_once(topic, messages, now_ms))
+    yield from _append(messages, (yield from _take_positions(topic, messages)))
+    return [Published(message.id) for message in messages]
+
+
+def _undeclared(message: Message[object]) -> PublishFailed:
+    return PublishFailed(
+        f"message {message.id!r}: topic {message.topic!r} is not declared here. Declare it "
+        "before publishing to it.",
+        message_id=message.id,
+    )
+
+
+def _take_positions(topic: TopicRecord, messages: Messages) -> Steps[Sequence[int]]:
+    """A position for each message, ascending within each stream."""
+    streams = topic.streams
+    if len(streams) == 1:
+        return (yield from _next_positions(streams[0], len(messages)))
+    # crc32 because it is the same in every process and version, which hash() is not.
+    chosen = [
+        streams[crc32((m.id if m.key is None else m.key).encode()) % len(streams)] for m in messages
+    ]
+    free = {}
+    for stream in sorted(set(chosen)):
+        free[stream] = iter((yield from _next_positions(stream, chosen.count(stream))))
+    return [next(free[stream]) for stream in chosen]
+
+
+def _next_positions(stream: int, count: int) -> Steps[range]:
+    [(end,)] = yield Ask("take_positions", (count, stream))
+    return range(at(stream, end - count), at(stream, end))
+
+
+def _append(messages: Messages, positions: Sequence[int]) -> Steps[None]:
+    rows = [
+        (
+            position,
+            m.source,
+            m.id,
+            m.key,
+            m.time_ms,
+            # Not the bytes: the column is text, for people who look into the file.
+            _encode_headers(dict(m.headers)).decode() if m.headers else None,
+            m.due_ms,
+            m.body,
+        )
+        for position, m in zip(positions, messages, strict=True)
+    ]
+    yield Many("append", rows)
+
+
+def _publish_once(topic: TopicRecord, messages: Messages, now_ms: int) -> Steps[list[Outcome]]:
+    """Store those whose identity is new. One statement tells when all are, as they mostly are."""
+    positions = yield from _take_positions(topic, messages)
+    topic_no = topic.topic_no
+    mine = [
+        (topic_no, m.source, m.id, m.body_hash(), position, now_ms)
+        for position, m in zip(positions, messages, strict=True)
+    ]
+    remembered = yield Many("remember", mine)
+    if remembered == len(mine):
+        yield from _append(messages, positions)
+        return [Published(message.id) for message in messages]
+    # Nobody else can have taken positions since: give these back, so that the log has no gaps.
+    yield Many(
+        "forget", [(topic_no, source, id, position) for _, source, id, _, position, _ in mine]
+    )
+    for stream in {position >> 40 for position in positions}:
+        yield Ask("take_positions", (-sum(p >> 40 == stream for p in positions), stream))
+    return (yield from _publish_new(topic, messages, now_ms))
+
+
+def _publish_new(topic: TopicRecord, messages: Messages, now_ms: int) -> Steps[list[Outcome]]:
+    """Look at each identity, and store the new ones."""
+    outcomes: list[Outcome] = []
+    new: list[Message[object]] = []
+    hashes: dict[tuple[str, str], bytes] = {}
+    for message in messages:
+        identity = (message.source, message.id)
+        known = hashes.get(identity)
+        if known is None:
+            rows = yield Ask("known_hash", (topic.topic_no, *identity))
+            known = rows[0][0] if rows else None
+        body_hash = message.body_hash()
+        if known is None:
+            new.append(message)
+            outcomes.append(Published(message.id))
+        elif known == body_hash:
+            outcomes.append(RepeatDropped(message.id))
+        else:
+            outcomes.append(_conflict(message))
+        hashes[identity] = known or body_hash
+    if new:
+        positions = yield from _take_positions(topic, new)
+        yield Many(
+            "remember",
+            [
+                (topic.topic_no, m.source, m.id, m.body_hash(), position, now_ms)
+                for position, m in zip(positions, new, strict=True)
+            ],
+        )
+        yield from _append(new, positions)
+    yield from _note_repeats(topic, messages, outcomes, now_ms)
+    return outcomes
+
+
+def _conflict(message: Message[object]) -> IdentityConflict:
+    return IdentityConflict(
+        f"topic {message.topic!r}, message {message.id!r} of {message.source!r}: this id was "
+        "published before with another body. One id names one event: give the new event an id "
+        "of its own.",
+        message_id=message.id,
+    )
+
+
+def _note_repeats(
+    topic: TopicRecord, messages: Messages, outcomes: Sequence[Outcome], now_ms: int
+) -> Steps[None]:
+    """One incident a kind and batch: a second run of an import repeats every message."""
+    for kind, outcome_type, detail in (
+        ("repeat-dropped", RepeatDropped, "published before with the same body"),
+        ("identity-conflict", IdentityConflict, "published before with another body"),
+    ):
+        at_fault = [
+            m
+            for m, outcome in zip(messages, outcomes, strict=True)
+            if isinstance(outcome, outcome_type)
+        ]
+        if at_fault:
+            first = at_fault[0]
+            yield Ask(
+                "note",
+                (
+                    now_ms,
+                    kind,
+                    topic.name,
+                    None,
+                    first.source,
+                    first.id,
+                    None,
+                    len(at_fault),
+                    None,
+                    detail,
+                ),
+            )

@@ -1,0 +1,275 @@
+"""Settling, fencing, extending and losing claims.
+
+Every one of these goes by the claim's token, which only grows: a token that is gone was lost to
+another, whatever the message, the state or the attempt say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple, assert_never
+
+from duly.errors import TransactionLost
+from duly.guarantees import Dead, Done, Release, Retry, Settlement
+from duly.sql.claims import ASKED_FOR_ONE, SUSPECT
+from duly.sql.ranges import at, runs, stream_of, within, without
+from duly.sql.steps import Ask, Many, Steps
+
+LogReceipt = tuple[int, int]
+"""(token of the claim, position of the message)"""
+
+
+class _Piece(NamedTuple):
+    """A contiguous range that a claim still holds."""
+
+    claim_id: int
+    subscription_no: int
+    first: int
+    last: int
+    attempt: int
+    alone: int
+    repeated: int
+    mark: int | None
+    worker: str | None
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first + 1
+
+
+def fence(receipts: Sequence[LogReceipt], mark: int) -> Steps[list[LogReceipt]]:
+    """The receipts whose claims are still held; the first statement of a transaction.
+
+    Stamps the claims with ``mark``, so that `settle` can tell whether it is still in the same
+    transaction. Until that ends nobody else can take them over.
+    """
+    held: list[LogReceipt] = []
+    for token, positions in _by_token(receipts).items():
+        pieces = yield Ask("stamp", (mark, token))
+        found = {p for first, last in pieces for p in within(first, last, positions)}
+        held += [(token, p) for p in positions if p in found]
+    if len(held) == len(receipts):
+        return list(receipts)
+    still = set(held)
+    return [receipt for receipt in receipts if receipt in still]
+
+
+def settle(
+    settlements: Sequence[Settlement], now_ms: int, mark: int | None = None
+) -> Steps[list[LogReceipt]]:
+    """Record how deliveries ended; returns the receipts that were refused.
+
+    With the ``mark`` of `fence`, part of its transaction and its last statement: raises
+    `TransactionLost` when the stamp is gone, for then that transaction ended early.
+    """
+    refused: list[LogReceipt] = []
+    tokens: dict[int, dict[int, Settlement]] = {}
+    for settlement in settlements:
+        token, position = settlement.receipt
+        ends = tokens.get(token)
+        if ends is None:
+            tokens[token] = {position: settlement}
+        elif position in ends:
+            refused.append(settlement.receipt)
+        else:
+            ends[position] = settlement
+    for token, ends in tokens.items():
+        refused += yield from _settle_claim(token, ends, now_ms, mark)
+    if mark is not None and refused:
+        raise TransactionLost(_LOST)
+    return refused
+
+
+_LOST = (
+    "the transaction ended before its commit: a statement inside it failed and the database "
+    "rolled everything back, or the handler ended it. Nothing of it was kept; let errors of "
+    "statements leave the handler."
+)
+
+
+def _settle_claim(
+    token: int, ends: dict[int, Settlement], now_ms: int, mark: int | None
+) -> Steps[list[LogReceipt]]:
+    positions = sorted(ends)
+    pieces = [_Piece(*row) for row in (yield Ask("pieces", (token,)))]
+    if mark is not None and any(piece.mark != mark for piece in pieces):
+        raise TransactionLost(_LOST)
+    settled = 0
+    plain = {type(end) for end in ends.values()} == {Done}
+    for piece in pieces:
+        mine = within(piece.first, piece.last, positions)
+        if not mine:
+            continue
+        settled += len(mine)
+        if not plain:
+            yield from _end_specially(piece, [ends[p] for p in mine], now_ms)
+        # After what looks at the claim, and before what looks for others of its key.
+        yield from _remove(piece, mine)
+        yield from _promote(piece.subscription_no, mine)
+    if settled == len(positions):
+        return []
+    held = {p for piece in pieces for p in within(piece.first, piece.last, positions)}
+    refused = [(token, p) for p in positions if p not in held]
+    if mark is None:
+        yield from _note_refused(refused, now_ms)
+    return refused
+
+
+def _remove(piece: _Piece, gone: Sequence[int]) -> Steps[None]:
+    """Take settled positions out of a piece: drop it, shrink it, or split it."""
+    if len(gone) == piece.size:
+        yield Ask("drop_claim", (piece.claim_id,))
+        return
+    (first, last), *others = without(piece.first, piece.last, gone)
+    yield Many("split_claim", [(piece.claim_id, *other) for other in others])
+    yield Ask("resize_claim", (first, last, piece.claim_id))
+
+
+def _promote(subscription_no: int, settled: Sequence[int]) -> Steps[None]:
+    """Let go on what waited behind the settled messages, in order by key."""
+    [(anyone,)] = yield Ask("anyone_behind", (subscription_no,))
+    if not anyone:
+        return
+    end = at(stream_of(settled[0]) + 1, 0)
+    first = yield Ask("keys_behind", (subscription_no, settled[0], settled[-1], end))
+    yield Many("promote", [(subscription_no, position) for (position,) in first])
+
+
+def _end_specially(piece: _Piece, ends: Sequence[Settlement], now_ms: int) -> Steps[None]:
+    """What retried, dead and released messages become, beside leaving the claim."""
+    retried: list[Retry] = []
+    dead: list[Dead] = []
+    released: list[int] = []
+    for end in ends:
+        match end:
+            case Done():
+                pass
+            case Retry():
+                retried.append(end)
+            case Dead():
+                dead.append(end)
+            case Release():
+                released.append(end.receipt[1])
+            case _:
+                assert_never(end)
+    if retried:
+        yield from _park(piece, retried, now_ms)
+    if dead:
+        yield from _bury(piece, dead, now_ms)
+    if released:
+        # Charged nothing: attempt and marks stay what they were.
+        history = (piece.attempt, int(piece.alone == SUSPECT), piece.repeated)
+        free = [(piece.subscription_no, *run, *history) for run in runs(released)]
+        yield Many("add_free_range", free)
+
+
+def _park(piece: _Piece, retried: Sequence[Retry], now_ms: int) -> Steps[None]:
+    rows = [
+        (
+            piece.subscription_no,
+            r.receipt[1],
+            now_ms + int(r.delay_s * 1000),
+            piece.attempt + 1,
+            r.error,
+        )
+        for r in retried
+    ]
+    yield Many("park_retry", rows)
+    yield Many("note_position", [_note(piece, "retry", r, now_ms) for r in retried])
+
+
+def _bury(piece: _Piece, dead: Sequence[Dead], now_ms: int) -> Steps[None]:
+    rows = [(piece.subscription_no, d.receipt[1], d.error, piece.attempt, now_ms) for d in dead]
+    yield Many("bury", rows)
+    yield Many("note_position", [_note(piece, "dead-letter", d, now_ms) for d in dead])
+
+
+def _note(piece: _Piece, kind: str, end: Retry | Dead, now_ms: int) -> tuple[Any, ...]:
+    detail = f"attempt {piece.attempt}: {end.error}"
+    return now_ms, kind, piece.subscription_no, end.receipt[1], 1, piece.worker, detail
+
+
+def _note_refused(refused: Sequence[LogReceipt], now_ms: int) -> Steps[None]:
+    rows = [
+        (now_ms, "stale-settle", None, position, 1, None, "settled after its claim was lost")
+        for _, position in refused
+    ]
+    yield Many("note_position", rows)
+
+
+# --- holding ------------------------------------------------------------------------------------
+
+
+def extend(receipts: Iterable[LogReceipt], lease_until_boot_ms: int) -> Steps[list[LogReceipt]]:
+    """Hold the named messages until then, and no others; returns the lost."""
+    lost: list[LogReceipt] = []
+    for token, positions in _by_token(receipts).items():
+        left = positions
+        for row in (yield Ask("pieces", (token,))):
+            piece = _Piece(*row)
+            mine = within(piece.first, piece.last, positions)
+            if mine:
+                yield from _renew(piece, mine, lease_until_boot_ms)
+                left = [p for p in left if not piece.first <= p <= piece.last]
+        lost += [(token, p) for p in left]
+    return lost
+
+
+def _renew(piece: _Piece, mine: Sequence[int], lease_until_boot_ms: int) -> Steps[None]:
+    """Renew a piece; messages in it that were not named keep the lease they have."""
+    if len(mine) == piece.size:
+        yield Ask("renew", (lease_until_boot_ms, piece.claim_id))
+        return
+    (first, last), *others = runs(mine)
+    # A split-off piece has the lease of the moment: first those that are not renewed.
+    unnamed = without(piece.first, piece.last, mine)
+    yield Many("split_claim", [(piece.claim_id, *left) for left in unnamed])
+    yield Ask("renew", (lease_until_boot_ms, piece.claim_id))
+    yield Many("split_claim", [(piece.claim_id, *other) for other in others])
+    yield Ask("resize_claim", (first, last, piece.claim_id))
+
+
+def take_over(
+    subscription_no: int,
+    dead: Collection[str],
+    boot_id: str,
+    boot_ms: int,
+    now_ms: int,
+) -> Steps[int]:
+    """Free the claims of workers that are ``dead`` and those whose lease is over.
+
+    What becomes free is given out one message at a time. A death is charged to a message only
+    where it certainly was alone: given out so, or the one thing its worker had claimed here.
+    Returns how many messages became free.
+    """
+    freed = 0
+    claims = yield Ask("held", (subscription_no,))
+    burden: dict[str, int] = {}
+    for _, first, last, _, _, worker, _, _ in claims:
+        burden[worker] = burden.get(worker, 0) + last - first + 1
+    for claim_id, first, last, attempt, alone, worker, boot, lease_until_boot_ms in claims:
+        died = worker in dead or boot != boot_id
+        if not died and lease_until_boot_ms > boot_ms:
+            continue
+        charged = alone == SUSPECT or (alone == ASKED_FOR_ONE and burden[worker] == 1)
+        yield Ask("free_suspect", (attempt + charged, claim_id))
+        count = last - first + 1
+        cause = "its worker died" if died else "its lease ended"
+        detail = f"attempt {attempt}: {cause}{', charged' if charged else ''}"
+        note = (now_ms, "redelivery", subscription_no, first, count, worker, detail)
+        yield Ask("note_position", note)
+        freed += count
+    return freed
+
+
+def release_lane(subscription_no: int, worker: str, lane: int) -> Steps[None]:
+    """Free what a closing lane holds, charging nothing."""
+    yield Ask("free_lane", (subscription_no, worker, lane))
+
+
+def _by_token(receipts: Iterable[LogReceipt]) -> dict[int, list[int]]:
+    """Ascending positions of each token."""
+    tokens: dict[int, set[int]] = {}
+    for token, position in receipts:
+        tokens.setdefault(token, set()).add(position)
+    return {token: sorted(positions) for token, positions in tokens.items()}
