@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import builtins
 import hashlib
+import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 
-from duly.codec import Codec, codec_for
+from duly.codec import ENCODE_FAILURES, Codec, codec_for, not_of_type
 from duly.errors import ConfigurationError, InvalidMessage, MessageTooLarge
 from duly.guarantees import Guarantee, GuaranteeName, guarantee_of
 
@@ -217,7 +218,7 @@ class Topic(Generic[T]):
         Raises `InvalidMessage` or `MessageTooLarge`; nothing has been sent then.
         """
         if id is None:
-            id = next(_ids)
+            id = _ids.one()
         else:
             check_id(self.name, id)
         if key is None and self.key is not None:
@@ -226,18 +227,79 @@ class Topic(Generic[T]):
             check_key(self.name, id, key)
         checked = NO_HEADERS if not headers else check_headers(self.name, id, headers)
         try:
-            body = self.codec.encode(payload)
-        except InvalidMessage as error:
-            text = f"topic {self.name!r}, message {id!r}: {error}"
-            raise InvalidMessage(text, message_id=id) from error
+            body = self.codec.encode_fast(payload)
+        except ENCODE_FAILURES as error:
+            raise self._not_of_type(payload, id, error) from error
         if len(body) > self.max_body_bytes:
-            raise MessageTooLarge(
-                f"topic {self.name!r}, message {id!r}: the body has {len(body):,} bytes, the "
-                f"limit is {self.max_body_bytes:,}. Nothing was sent. Publish a reference to "
-                "the data instead, or raise Topic(max_body_bytes=...).",
-                message_id=id,
-            )
+            raise self._too_large(body, id)
         return Message(self.name, source, id, body, time_ms or now_ms(), key, checked, due_ms)
+
+    def messages(
+        self,
+        payloads: Iterable[T],
+        *,
+        source: str,
+        ids: Sequence[str] | None = None,
+        keys: Sequence[str | None] | None = None,
+        headers: Mapping[str, str] | None = None,
+        due_ms: int | None = None,
+    ) -> list[Message[T]]:
+        """Many messages at once, in order: what `message` does, at a third of its cost.
+
+        ``ids`` and ``keys`` are one for each payload; ``headers``, ``due_ms`` and the time are
+        the same for all. Raises as `message` does, for the first that is wrong.
+        """
+        payloads = payloads if isinstance(payloads, (list, tuple)) else list(payloads)
+        count = len(payloads)
+        if ids is None:
+            ids = new_ids(count)
+        else:
+            check_count(self.name, "ids", ids, count)
+            for id in ids:
+                check_id(self.name, id)
+        if keys is None:
+            keys = [self.key(payload) for payload in payloads] if self.key else [None] * count
+        else:
+            check_count(self.name, "keys", keys, count)
+        for id, key in zip(ids, keys, strict=True):
+            if key is not None:
+                check_key(self.name, id, key)
+        checked = NO_HEADERS if not headers else check_headers(self.name, ids[0], headers)
+        bodies = self._bodies(payloads, ids)
+        name, time_ms = self.name, now_ms()
+        return [
+            Message(name, source, id, body, time_ms, key, checked, due_ms)
+            for id, body, key in zip(ids, bodies, keys, strict=True)
+        ]
+
+    def _bodies(self, payloads: Sequence[T], ids: Sequence[str]) -> list[bytes]:
+        encode, bodies = self.codec.encode_fast, list[bytes]()
+        append, limit = bodies.append, self.max_body_bytes
+        try:
+            for payload in payloads:
+                body = encode(payload)
+                if len(body) > limit:
+                    raise self._too_large(body, ids[len(bodies)])
+                append(body)
+        except ENCODE_FAILURES as error:
+            at = len(bodies)
+            raise self._not_of_type(payloads[at], ids[at], error) from error
+        return bodies
+
+    def _not_of_type(self, payload: T, id: str, error: Exception) -> InvalidMessage:
+        return InvalidMessage(
+            f"topic {self.name!r}, message {id!r}: {not_of_type(self.codec, payload, error)}. "
+            "Nothing was sent.",
+            message_id=id,
+        )
+
+    def _too_large(self, body: bytes, id: str) -> MessageTooLarge:
+        return MessageTooLarge(
+            f"topic {self.name!r}, message {id!r}: the body has {len(body):,} bytes, the "
+            f"limit is {self.max_body_bytes:,}. Nothing was sent. Publish a reference to "
+            "the data instead, or raise Topic(max_body_bytes=...).",
+            message_id=id,
+        )
 
 
 def now_ms() -> int:
@@ -251,6 +313,14 @@ def check_name(kind: str, name: Any) -> None:
         raise ConfigurationError(
             f"{kind} name {name!r}: letters, digits, '.', '_' and '-', starting with a letter "
             f"or digit, at most {MAX_NAME_CHARS} of them"
+        )
+
+
+def check_count(topic: str, what: str, given: Sequence[Any], count: int) -> None:
+    """Refuse ids or keys that do not pair with the payloads. Raises `ConfigurationError`."""
+    if isinstance(given, str) or len(given) != count:
+        raise ConfigurationError(
+            f"topic {topic!r}: {len(given):,} {what} for {count:,} payloads; give one for each"
         )
 
 
@@ -312,52 +382,60 @@ def _clean(text: str) -> bool:
     return text.isprintable()
 
 
-def _time_ordered_ids() -> Iterator[str]:
-    """UUIDs of version 7 (RFC 9562), growing within a process.
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """What the ids made in one millisecond share, and what tells them apart."""
 
-    The 12 bits after the time and the 62 random ones are seeded at random each millisecond
-    and counted up inside one (RFC 9562 §6.2, method 2): ids of one process sort in the order
-    made, and two processes collide as seldom as random UUIDs do.
-    """
-    pid = 0
-    last_ms = 0
-    low = 0
-    while True:
-        ms = time.time_ns() // 1_000_000
-        if ms > last_ms or os.getpid() != pid:
-            # A forked child must not count on from its parent's state.
-            pid = os.getpid()
-            last_ms = max(ms, last_ms)
-            low = int.from_bytes(os.urandom(9), "big") >> 1
-        else:
-            low += 1 + (low & 0xFF)
-        high, tail = (low >> 60) & 0xFFF, low & 0xFFFFFFFFFFFF
-        middle = 0x8000 | ((low >> 48) & 0xFFF)
-        text = f"{last_ms:012x}"
-        yield f"{text[:8]}-{text[8:]}-7{high:03x}-{middle:04x}-{tail:012x}"
+    ms: int
+    prefix: str
+    counter: Iterator[int]
+
+    @classmethod
+    def now(cls, ms: int) -> _Moment:
+        seed = int.from_bytes(os.urandom(9), "big")
+        count, high, low = seed & 0x7FFF_FFFF_FFFF, (seed >> 47) & 0xFFF, (seed >> 59) & 0xFFF
+        time_part = f"{ms:012x}"
+        prefix = f"{time_part[:8]}-{time_part[8:]}-7{high:03x}-{0x8000 | low:04x}-"
+        return cls(ms, prefix, itertools.count(count))
 
 
 class _Ids:
-    """Makes `_time_ordered_ids` safe to draw from several threads, as generators are not."""
+    """UUIDs of version 7 (RFC 9562), growing in each thread in the order made.
+
+    The bits after the time are random in each millisecond that needs an id, and the last 48 of
+    them counted up inside it (RFC 9562 §6.2, method 1; their top bit starts as 0, so that they
+    do not overflow). Two processes collide as seldom as 71 random bits do. Without a lock:
+    a moment is one value, and its counter gives each number once.
+    """
 
     def __init__(self) -> None:
-        import threading
+        self.forget()
 
-        self._lock = threading.Lock()
-        self._ids = _time_ordered_ids()
+    def forget(self) -> None:
+        """Start anew; a forked child must not count on from its parent's state."""
+        self._moment = _Moment.now(0)
 
-    def __next__(self) -> str:
-        with self._lock:
-            return next(self._ids)
+    def one(self) -> str:
+        """A new id."""
+        moment = self._moment
+        ms = time.time_ns() // 1_000_000
+        # A clock that was set back changes nothing: the last moment goes on.
+        if ms > moment.ms:
+            moment = self._moment = _Moment.now(ms)
+        return f"{moment.prefix}{next(moment.counter):012x}"
 
     def take(self, count: int) -> list[str]:
         """``count`` new ids, in order."""
-        with self._lock:
-            ids = self._ids
-            return [next(ids) for _ in range(count)]
+        moment = self._moment
+        ms = time.time_ns() // 1_000_000
+        if ms > moment.ms:
+            moment = self._moment = _Moment.now(ms)
+        prefix = moment.prefix
+        return [f"{prefix}{n:012x}" for n in itertools.islice(moment.counter, count)]
 
 
 _ids = _Ids()
+os.register_at_fork(after_in_child=_ids.forget)
 
 
 def new_ids(count: int) -> list[str]:
