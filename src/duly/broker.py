@@ -22,15 +22,13 @@ Receipt = Any
 that fences the claim."""
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(msgspec.Struct, frozen=True, gc=False):
     """The message is durable."""
 
     message_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class RepeatDropped:
+class RepeatDropped(msgspec.Struct, frozen=True, gc=False):
     """The message had been published before, with the same body; nothing was stored again."""
 
     message_id: str

@@ -16,7 +16,8 @@ from duly import errors
 from duly.broker import Delivery, Receipt
 from duly.guarantees import Dead, Done, Guarantee, Release, Settlement
 from duly.logs import CURRENT
-from duly.worker.lane import Lane, within_limit
+from duly.worker.lane import Lane
+from duly.worker.loop import within_limit
 from duly.worker.steps import Pause, Step, Unfit, Work
 
 # While handlers are in flight a claim waits no longer than this, so that what ends is settled.

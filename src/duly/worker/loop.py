@@ -56,3 +56,17 @@ async def _cancel_all(timeout_s: float) -> None:
     if tasks:
         await asyncio.wait(tasks, timeout=timeout_s)
     await asyncio.get_running_loop().shutdown_asyncgens()
+
+
+async def within_limit(call: Any, limit_s: float) -> None:
+    """Await a handler, cancelled with `TimeoutError` after ``limit_s`` seconds."""
+    limit = asyncio.timeout(limit_s)
+    try:
+        async with limit:
+            await call
+    except TimeoutError:
+        if not limit.expired():
+            raise  # the handler's own
+    # Checked here too: a handler may swallow its cancellation.
+    if limit.expired():
+        raise TimeoutError(f"the handler ran longer than max_run_s={limit_s:g}")

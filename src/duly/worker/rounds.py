@@ -7,7 +7,7 @@ process may die without breaking the promise.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from duly.guarantees import Dead, Done, Release, Settlement
@@ -62,7 +62,7 @@ def exactly_once(lane: Lane) -> Round:
     yield None
     lane.committed(tx, ended, published, admitted)
     yield None
-    yield from lane.settle_after_commit(ended, admitted)
+    yield from lane.settle_after_commit(of_all(ended, admitted))
 
 
 # --- How the handler is called, for each of them.
@@ -88,14 +88,14 @@ def call_while_time(lane: Lane, work: Work) -> Generator[Step, None, list[Settle
     if lane.consumer.handler.is_batch and not lane.careful:
         return (yield from call_batch(lane, work, None))
     ended: list[Settlement] = []
-    add, clock, until = ended.append, lane.around.clock, lane.until()
+    add, until = ended.append, lane.until()
     is_batch, blocked = lane.consumer.handler.is_batch, lane.blocked()
     for delivery, argument in work:
         if argument.__class__ is Unfit:
             add(Dead(delivery.receipt, argument.why))
         elif blocked.holds(delivery):
             add(Release(delivery.receipt))
-        elif lane.stopping or (ended and clock() >= until):
+        elif lane.stopping or (ended and lane.moment >= until):
             break
         else:
             try:
@@ -121,11 +121,11 @@ def call_within(
     if lane.consumer.handler.is_batch:
         return (yield from call_batch(lane, work, tx))
     ended: list[Settlement] = []
-    add, clock, until = ended.append, lane.around.clock, lane.until()
+    add, until = ended.append, lane.until()
     for delivery, argument in work:
         if argument.__class__ is Unfit:
             add(Dead(delivery.receipt, argument.why))
-        elif lane.stopping or (ended and clock() >= until):
+        elif lane.stopping or (ended and lane.moment >= until):
             break
         else:
             yield delivery, (argument, tx)
@@ -139,14 +139,14 @@ def call_with_savepoints(
 ) -> Generator[Step, None, list[Settlement]]:
     """Call the handler with a savepoint around each message: only the culprit is rolled back."""
     ended: list[Settlement] = []
-    clock, until, blocked = lane.around.clock, lane.until(), lane.blocked()
+    until, blocked = lane.until(), lane.blocked()
     is_batch = lane.consumer.handler.is_batch
     for delivery, argument in work:
         if argument.__class__ is Unfit:
             ended.append(Dead(delivery.receipt, argument.why))
         elif blocked.holds(delivery):
             ended.append(Release(delivery.receipt))
-        elif lane.stopping or (ended and clock() >= until):
+        elif lane.stopping or (ended and lane.moment >= until):
             break
         else:
             before = mark(tx)
@@ -214,3 +214,25 @@ def fresh_of(work: Work, admitted: Admitted) -> Work:
         return work
     fresh = {delivery.receipt for delivery in admitted.fresh}
     return [item for item in work if item[0].receipt in fresh]
+
+
+def of_all(ended: Sequence[Settlement], admitted: Admitted) -> list[Settlement]:
+    """How every admitted message ended, also those that did not run: a repeat is settled like
+    any other, not ignored.
+    """
+    return [
+        *ended,
+        *(Done(delivery.receipt) for delivery in admitted.repeated),
+        *(Dead(delivery.receipt, IDENTITY_TAKEN) for delivery in admitted.conflicting),
+        *(Dead(delivery.receipt, OLDER_THAN_INBOX) for delivery in admitted.too_old),
+    ]
+
+
+IDENTITY_TAKEN = (
+    "identity conflict: this (source, id) has taken effect before with another body. "
+    "One id names one event; publish the new event under an id of its own"
+)
+OLDER_THAN_INBOX = (
+    "a repeated delivery older than the inbox remembers: whether it took effect cannot be "
+    "told. Look whether its effect is there; replay it only if not"
+)
