@@ -4,5 +4,7 @@ For tests, simulation and small single-process applications: nothing survives th
 """
 
 from duly.brokers.memory.database import MemoryDatabase
+from duly.brokers.memory.log import MemoryLog
+from duly.brokers.memory.queue import MemoryQueue
 
-__all__ = ["MemoryDatabase"]
+__all__ = ["MemoryDatabase", "MemoryLog", "MemoryQueue"]

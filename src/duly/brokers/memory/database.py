@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from duly.broker import Capabilities, Outcome, SubscribeOptions, Subscription
-from duly.brokers.memory.history import DeadLetter
 from duly.brokers.memory.lane import Claims, Clock, Lane
+from duly.inspection import DeadLetter, Incident, SubscriptionState
 from duly.message import Message, Topic, now_ms
 
 _numbers = itertools.count(1)
@@ -56,17 +56,37 @@ class MemoryDatabase:
         """The worker behind a lane dies: nothing of it is settled, its claims are suspect."""
         self.claims.crash(lane)
 
-    def dead_letters(self, subscription: str) -> Sequence[DeadLetter]:
-        """The dead letters of a subscription, oldest first."""
-        return self.claims.dead(subscription)
+    def record_drops(self, topic: str, count: int) -> None:
+        """Make visible that ``count`` at-most-once publishes were never stored."""
+        self.claims.record_drops(topic, count)
 
-    def replay(self, subscription: str, id: int) -> None:
+    def replay(self, letter: DeadLetter) -> None:
         """Deliver a dead letter again, as if for the first time. Raises KeyError."""
-        self.claims.replay(subscription, id)
+        self.claims.replay(letter)
 
-    def discard(self, subscription: str, id: int) -> None:
+    def discard(self, letter: DeadLetter) -> None:
         """Forget a dead letter; a key that it held goes on. Raises KeyError."""
-        self.claims.discard(subscription, id)
+        self.claims.discard(letter)
+
+    def subscriptions(self) -> Sequence[SubscriptionState]:
+        """As `Inspection.subscriptions`."""
+        return self.claims.subscriptions()
+
+    def dead_letters(
+        self, subscription: str | None = None, limit: int = 100
+    ) -> Sequence[DeadLetter]:
+        """As `Inspection.dead_letters`."""
+        return self.claims.dead_letters(subscription, limit)
+
+    def incidents(
+        self, subscription: str | None = None, kind: str | None = None, limit: int = 100
+    ) -> Sequence[Incident]:
+        """As `Inspection.incidents`."""
+        return self.claims.incidents(subscription, kind, limit)
+
+    def incident_counts(self) -> Mapping[tuple[str, str], int]:
+        """As `Inspection.incident_counts`."""
+        return self.claims.incident_counts()
 
     def close(self) -> None:
         """Close every lane; nothing can be published or claimed after."""

@@ -6,76 +6,16 @@ is an `Item` in exactly one state. Nothing here locks: the broker's lock guards 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 from heapq import heappop, heappush
 from typing import Any, assert_never
 
-import msgspec
-
 from duly.broker import Delivery, SubscribeOptions
-from duly.brokers.memory.history import DeadLetter, History, Incident
+from duly.brokers.memory.history import History
+from duly.brokers.memory.items import Claim, Claimed, Item, Line, State
 from duly.brokers.memory.shelf import Record, Shelf
 from duly.guarantees import Dead, Done, Release, Retry, Settlement
-from duly.message import Message
-
-
-class Claimed(msgspec.Struct, frozen=True, gc=False):
-    """The receipt of a claim: ``token`` grows with every claim of the broker and fences it."""
-
-    subscription: str
-    position: int
-    token: int
-
-
-class State(Enum):
-    """Where an item is."""
-
-    READY = "may be claimed now"
-    BLOCKED = "behind an earlier message of its key"
-    PARKED = "waits until it is due"
-    CLAIMED = "claimed"
-    HELD = "dead, and holds its key"
-
-
-@dataclass(slots=True, eq=False)
-class Item:
-    """A message that the cursor passed and that is not done.
-
-    ``charged`` counts the starts so far. ``suspect``: a worker died or fell silent with it, so
-    it is next claimed alone. ``handed``: it was delivered before.
-    """
-
-    position: int
-    topic: str
-    message: Message[Any]
-    record: Record | None
-    state: State = State.READY
-    charged: int = 0
-    suspect: bool = False
-    handed: bool = False
-    token: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Claim:
-    """Messages handed out together. ``lane`` tells whose they are."""
-
-    token: int
-    lane: int
-    until: float
-    alone: bool
-    positions: set[int] = field(default_factory=set)
-
-
-@dataclass(slots=True, eq=False)
-class Line:
-    """The items of one key, in order, and how many of them are claimed."""
-
-    positions: deque[int] = field(default_factory=deque)
-    claimed: int = 0
+from duly.inspection import DeadLetter, SubscriptionState
 
 
 class Group:
@@ -132,15 +72,19 @@ class Group:
             if item.state is State.BLOCKED:
                 self._offer(item)
 
-    @property
-    def lag(self) -> int:
-        """How many messages are not done, the held corpses not counted."""
-        unread = sum(s.count_from(self._cursors[topic]) for topic, s in self._shelves.items())
-        return unread + sum(item.state is not State.HELD for item in self._items.values())
-
-    def count(self, state: State) -> int:
-        """How many items are in a state."""
-        return sum(item.state is state for item in self._items.values())
+    def states(self) -> Iterator[SubscriptionState]:
+        """How far it is with each topic."""
+        for topic, shelf in self._shelves.items():
+            states = [item.state for item in self._items.values() if item.topic == topic]
+            waiting = states.count(State.PARKED) + states.count(State.BLOCKED)
+            yield SubscriptionState(
+                self.name,
+                topic,
+                backlog=shelf.count_from(self._cursors[topic]) + states.count(State.READY),
+                in_flight=states.count(State.CLAIMED),
+                parked=waiting,
+                dead=sum(letter.message.topic == topic for letter in self.dead.values()),
+            )
 
     # --- claiming
 
@@ -158,7 +102,9 @@ class Group:
             taken = self._batch(limit, max_bytes, now)
         if not taken:
             return ()
-        claim = Claim(token, lane, now + lease_s, alone=suspect is not None)
+        claim = Claim(
+            token, lane, now + lease_s, alone=suspect is not None, asked_for_one=limit == 1
+        )
         self._claims[token] = claim
         return [self._hand_out(item, claim) for item in taken]
 
@@ -231,16 +177,13 @@ class Group:
                 yield topic, record
 
     def _hand_out(self, item: Item, claim: Claim) -> Delivery:
-        repeated, item.handed = item.handed, True
         item.token = claim.token
         claim.positions.add(item.position)
         if claim.alone:
             item.charged += 1
         attempt = item.charged if claim.alone else item.charged + 1
-        if repeated:
-            self._note("redelivery", item, attempt)
         receipt = Claimed(self.name, item.position, claim.token)
-        return Delivery(item.message, receipt, attempt, repeated, claim.alone)
+        return Delivery(item.message, receipt, attempt, item.repeated, claim.alone)
 
     # --- settling
 
@@ -272,8 +215,8 @@ class Group:
                 self._finish(item, now)
             case Retry():
                 item.charged += not alone
-                item.suspect = False
-                self._note("retry", item, item.charged, settlement.error)
+                item.suspect, item.repeated = False, True
+                self._note("retry", item, f"attempt {item.charged}: {settlement.error}")
                 self._park(item, now + settlement.delay_s)
             case Dead():
                 item.charged += not alone
@@ -308,34 +251,37 @@ class Group:
                 del self._lines[item.topic, item.message.key or ""]
 
     def _bury(self, item: Item, error: str, now: float) -> None:
-        letter = DeadLetter(
-            item.position, self.name, item.message, error, item.charged, at_ms=self._wall_ms()
-        )
-        self.dead[letter.id] = letter
-        self._corpses[letter.id] = item
-        self._note("dead letter", item, item.charged, error)
+        letter = DeadLetter(self.name, item.message, error, item.charged, self._wall_ms())
+        self.dead[item.position] = letter
+        self._corpses[item.position] = item
+        self._note("dead-letter", item, error)
         if self.holds and self.ordered and item.message.key is not None:
             item.state = State.HELD
         else:
             self._finish(item, now)
 
-    def replay(self, id: int) -> None:
+    def replay(self, letter: DeadLetter) -> None:
         """Deliver a dead letter again, as if for the first time. Raises KeyError."""
-        del self.dead[id]
-        item = self._corpses.pop(id)
-        item.charged, item.suspect = 0, False
-        if id not in self._items:
+        item = self._exhume(letter)
+        item.charged, item.suspect, item.repeated = 0, False, False
+        if item.position not in self._items:
             item.record = None  # the topic need not keep it: the item does
-            self._items[id] = item
+            self._items[item.position] = item
             self._line_up(item, first=True)
         self._offer(item)
 
-    def discard(self, id: int, now: float) -> None:
+    def discard(self, letter: DeadLetter, now: float) -> None:
         """Forget a dead letter; its key goes on. Raises KeyError."""
-        del self.dead[id]
-        item = self._corpses.pop(id)
-        if id in self._items:
+        item = self._exhume(letter)
+        if item.position in self._items:
             self._finish(item, now)
+
+    def _exhume(self, letter: DeadLetter) -> Item:
+        for position, each in self.dead.items():
+            if each == letter:
+                del self.dead[position]
+                return self._corpses.pop(position)
+        raise KeyError(f"{self.name!r} has no such dead letter: {letter.message.id!r}")
 
     # --- leases
 
@@ -356,6 +302,7 @@ class Group:
             for position in sorted(claim.positions):
                 item = self._items[position]
                 item.charged -= self._let_go(item)
+                item.repeated = True  # it may have run, though nobody settled it
                 self._offer(item)
 
     def crash(self, lane: int, why: str = "its worker died") -> None:
@@ -368,11 +315,13 @@ class Group:
             self._suspect(claim, "its lease ended")
 
     def _suspect(self, claim: Claim, why: str) -> None:
+        mates = sum(len(c.positions) for c in self._claims.values() if c.lane == claim.lane)
         for position in sorted(claim.positions):
             item = self._items[position]
-            item.suspect = True
+            item.suspect = item.repeated = True
+            item.charged += claim.asked_for_one and not claim.alone and mates == 1
             self._let_go(item)
-            self._note("claim lost", item, item.charged, why)
+            self._note("redelivery", item, f"attempt {item.charged}: {why}")
             self._offer(item)
 
     def next_event(self) -> float | None:
@@ -419,13 +368,22 @@ class Group:
             else:
                 line.positions.append(item.position)
 
-    def _note(self, kind: str, item: Item, attempt: int, detail: str = "") -> None:
-        message = item.message
-        self._history.add(Incident(kind, self.name, message.id, attempt, self._wall_ms(), detail))
+    def _note(self, kind: str, item: Item, detail: str) -> None:
+        self._history.add(
+            kind,
+            subscription=self.name,
+            message=item.message,
+            position=item.position,
+            detail=detail,
+        )
 
     def _note_refused(self, settlement: Settlement) -> None:
         position = getattr(settlement.receipt, "position", None)
         item = None if position is None else self._items.get(position)
-        id = "" if item is None else item.message.id
-        kind = type(settlement).__name__
-        self._history.add(Incident("stale settle refused", self.name, id, 0, self._wall_ms(), kind))
+        self._history.add(
+            "stale-settle",
+            subscription=self.name,
+            message=None if item is None else item.message,
+            position=position,
+            detail=type(settlement).__name__,
+        )

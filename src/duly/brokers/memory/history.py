@@ -3,56 +3,78 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
+from duly.broker import Outcome, RepeatDropped
+from duly.errors import IdentityConflict
+from duly.inspection import DeadLetter, Incident
 from duly.message import Message
 
 # Incidents are for a person to look at: the latest tell the story, the counts tell how often.
 MAX_INCIDENTS = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A message that one subscription gave up on, after ``attempts`` starts."""
-
-    id: int
-    subscription: str
-    message: Message[Any]
-    error: str
-    attempts: int
-    at_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Incident:
-    """Something that was not plain success, for ``duly trace`` and for counting."""
-
-    kind: str
-    subscription: str
-    message_id: str
-    attempt: int
-    at_ms: int
-    detail: str = ""
-
-
 class History:
-    """The incidents of one broker or store, the latest kept, all of them counted."""
+    """The incidents of one broker: the latest are kept, all of them are counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, wall_ms: Callable[[], int]) -> None:
+        self._wall_ms = wall_ms
         self._latest: deque[Incident] = deque(maxlen=MAX_INCIDENTS)
         self._counts: Counter[tuple[str, str]] = Counter()
 
-    def add(self, incident: Incident) -> None:
-        """Keep and count one incident."""
-        self._latest.append(incident)
-        self._counts[incident.subscription, incident.kind] += 1
+    def add(
+        self,
+        kind: str,
+        *,
+        subscription: str | None = None,
+        message: Message[Any] | None = None,
+        position: int | None = None,
+        detail: str = "",
+    ) -> None:
+        """Keep and count one incident; ``kind`` is one of `duly.inspection.KINDS`."""
+        topic = source = id = None
+        if message is not None:
+            topic, source, id = message.topic, message.source, message.id
+        self._latest.append(
+            Incident(
+                self._wall_ms(), kind, topic, subscription, source, id, position, 1, None, detail
+            )
+        )
+        self._counts[subscription or topic or "", kind] += 1
 
-    def latest(self) -> Sequence[Incident]:
-        """The kept incidents, oldest first."""
-        return list(self._latest)
+    def published(self, message: Message[Any], outcome: Outcome) -> None:
+        """Note a publish that was not plain success."""
+        if isinstance(outcome, RepeatDropped):
+            self.add("repeat-dropped", message=message)
+        elif isinstance(outcome, IdentityConflict):
+            self.add("identity-conflict", message=message, detail=str(outcome))
 
-    def counts(self, subscription: str) -> dict[str, int]:
-        """How often each kind of incident happened to a subscription."""
-        return {kind: n for (name, kind), n in self._counts.items() if name == subscription}
+    def dropped(self, topic: str, count: int) -> None:
+        """Note at-most-once publishes that were never stored."""
+        at_ms = self._wall_ms()
+        self._latest.append(
+            Incident(at_ms, "dropped", topic, None, None, None, None, count, None, "")
+        )
+        self._counts[topic, "dropped"] += count
+
+    def incidents(
+        self, subscription: str | None, kind: str | None, limit: int
+    ) -> Sequence[Incident]:
+        """The latest incidents, newest first."""
+        found = (
+            incident
+            for incident in reversed(self._latest)
+            if subscription in (None, incident.subscription) and kind in (None, incident.kind)
+        )
+        return list(islice(found, limit))
+
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        """How many messages met which kind."""
+        return dict(self._counts)
+
+
+def newest(letters: Sequence[DeadLetter], limit: int) -> Sequence[DeadLetter]:
+    """The latest of these dead letters, newest first."""
+    return sorted(letters, key=lambda letter: letter.dead_ms)[::-1][:limit]

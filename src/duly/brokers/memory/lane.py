@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from duly.broker import (
@@ -17,12 +17,14 @@ from duly.broker import (
     SubscribeOptions,
     Subscription,
 )
-from duly.brokers.memory.group import Claimed, Group
-from duly.brokers.memory.history import DeadLetter, History
+from duly.brokers.memory.group import Group
+from duly.brokers.memory.history import History, newest
+from duly.brokers.memory.items import Claimed
 from duly.brokers.memory.registry import Identities, Identity, Registry
 from duly.brokers.memory.shelf import Shelf
 from duly.errors import BrokerUnavailable, ConfigurationError, IdentityConflict, Superseded
 from duly.guarantees import Settlement
+from duly.inspection import DeadLetter, Incident, SubscriptionState
 from duly.message import Message, Topic
 
 Clock = Callable[[], float]
@@ -43,10 +45,11 @@ class Claims:
         self.wall_ms = wall_ms
         self.changed = threading.Condition(threading.RLock())
         self.registry = Registry(capabilities)
-        self.history = History()
+        self.history = History(wall_ms)
         self.groups: dict[str, Group] = {}
         self.shelves: dict[str, Shelf] = {}
         self.lanes: dict[int, Lane] = {}
+        self.loses: Callable[[Settlement], bool] | None = None
         self.closed = False
         self._identities = Identities(self.registry)
         self._positions = itertools.count(1)
@@ -87,6 +90,7 @@ class Claims:
     def _append(self, message: Message[Any]) -> Outcome:
         outcome = self._judge(message, None)
         if not isinstance(outcome, Published):
+            self.history.published(message, outcome)
             return outcome
         at_ms = self.wall_ms()
         due = message.due_ms
@@ -207,22 +211,46 @@ class Claims:
 
     # --- what people do
 
-    def dead(self, subscription: str) -> Sequence[DeadLetter]:
-        """The dead letters of a subscription, oldest first."""
+    def subscriptions(self) -> Sequence[SubscriptionState]:
+        """As `Inspection.subscriptions`."""
         with self.changed:
-            group = self.groups.get(subscription)
-            return [] if group is None else list(group.dead.values())
+            return [state for name in sorted(self.groups) for state in self.groups[name].states()]
 
-    def replay(self, subscription: str, id: int) -> None:
+    def dead_letters(
+        self, subscription: str | None = None, limit: int = 100
+    ) -> Sequence[DeadLetter]:
+        """As `Inspection.dead_letters`."""
+        with self.changed:
+            groups = [g for g in self.groups.values() if subscription in (None, g.name)]
+            return newest([letter for g in groups for letter in g.dead.values()], limit)
+
+    def incidents(
+        self, subscription: str | None = None, kind: str | None = None, limit: int = 100
+    ) -> Sequence[Incident]:
+        """As `Inspection.incidents`."""
+        with self.changed:
+            return self.history.incidents(subscription, kind, limit)
+
+    def incident_counts(self) -> Mapping[tuple[str, str], int]:
+        """As `Inspection.incident_counts`."""
+        with self.changed:
+            return self.history.counts()
+
+    def record_drops(self, topic: str, count: int) -> None:
+        """Make visible that at-most-once publishes were never stored."""
+        with self.changed:
+            self.history.dropped(topic, count)
+
+    def replay(self, letter: DeadLetter) -> None:
         """Deliver a dead letter again, as if for the first time. Raises KeyError."""
         with self.changed:
-            self.groups[subscription].replay(id)
+            self.groups[letter.subscription].replay(letter)
             self.changed.notify_all()
 
-    def discard(self, subscription: str, id: int) -> None:
-        """Forget a dead letter. Raises KeyError."""
+    def discard(self, letter: DeadLetter) -> None:
+        """Forget a dead letter; a key that it held goes on. Raises KeyError."""
         with self.changed:
-            self.groups[subscription].discard(id, self.clock())
+            self.groups[letter.subscription].discard(letter, self.clock())
             self.changed.notify_all()
 
     def leave(self, lane: Lane, *, crashed: bool) -> None:
@@ -297,6 +325,8 @@ class Lane:
         broker = self._broker
         with broker.changed:
             broker.check_open()
+            if broker.loses is not None:
+                settlements = [each for each in settlements if not broker.loses(each)]
             refused = self.group.settle(settlements, broker.clock())
             broker.changed.notify_all()
             return refused

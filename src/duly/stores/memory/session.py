@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from duly.broker import Capabilities, Delivery, Outcome, Published, Receipt
 from duly.errors import CommitUnknown, DulyError, IdentityConflict, TransactionFailed
 from duly.guarantees import Dead, Settlement
-from duly.message import Message
+from duly.message import Message, Topic
 from duly.store import Admitted
 from duly.stores.memory.tables import MemoryTables
 
@@ -131,6 +131,10 @@ class StoreDead:
 class Home(Protocol):
     """What a session needs of its store."""
 
+    def declare(self, topics: Sequence[Topic[Any]]) -> None:
+        """Make known the topics that transactions publish to."""
+        ...
+
     def check_publish(self, message: Message[Any]) -> Outcome:
         """What the outbox would answer."""
         ...
@@ -201,6 +205,10 @@ class MemorySession:
     def release_savepoint(self) -> None:
         """Keep everything since `savepoint` and drop it. Raises `TransactionLost`."""
         self._tables.drop_mark()
+
+    def declare(self, topics: Iterable[Topic[Any]]) -> None:
+        """Make known the topics that this transaction publishes to."""
+        self._home.declare(list(topics))
 
     def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
         """Put messages into the broker's log or the outbox, as part of the transaction."""

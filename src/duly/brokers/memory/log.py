@@ -1,0 +1,310 @@
+"""The ordered log in memory: partitions, offsets and consumer groups: admission by cursor."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+from zlib import crc32
+
+from duly.broker import (
+    Capabilities,
+    Delivery,
+    Outcome,
+    Published,
+    Receipt,
+    SubscribeOptions,
+    Subscription,
+)
+from duly.brokers.memory.history import History, newest
+from duly.brokers.memory.lane import Clock, check_guarantee
+from duly.brokers.memory.loggroup import LogGroup
+from duly.brokers.memory.partition import Partition
+from duly.brokers.memory.registry import Registry
+from duly.errors import BrokerUnavailable, ConfigurationError
+from duly.guarantees import Settlement
+from duly.inspection import DeadLetter, Incident, SubscriptionState
+from duly.message import Message, Topic, now_ms
+
+_numbers = itertools.count(1)
+
+
+class MemoryLog:
+    """Topics as logs in partitions; a topic without order has one partition.
+
+    Only a contiguous prefix of each partition is committed, a retry holds up its partition,
+    and repeated publishes are not dropped: each stands at an offset of its own.
+    """
+
+    def __init__(
+        self, *, clock: Clock = time.monotonic, wall_ms: Callable[[], int] = now_ms
+    ) -> None:
+        self._capabilities = Capabilities(
+            name="in-memory log",
+            is_log=True,
+            durable=False,
+            identity_retention=False,
+            retries_in_place=True,
+            delays=False,
+        )
+        self.clock = clock
+        self.wall_ms = wall_ms
+        self.changed = threading.Condition(threading.RLock())
+        self.history = History(wall_ms)
+        self.groups: dict[str, LogGroup] = {}
+        self.lanes: dict[int, LogLane] = {}
+        self._registry = Registry(self._capabilities)
+        self._partitions: dict[str, Sequence[Partition]] = {}
+        self._name = f"memory-log:{next(_numbers)}"
+        self._topic_numbers = itertools.count(1)
+        self._tokens = itertools.count(1)
+        self._closed = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this broker provides."""
+        return self._capabilities
+
+    # --- topics
+
+    def declare(self, topics: Iterable[Topic[Any]]) -> None:
+        """As `Broker.declare`; ``partitions`` and ``guarantee`` of a topic are fixed."""
+        with self.changed:
+            for topic in self._registry.declare(topics):
+                incarnation = f"{self._name}/{topic.name}#{next(self._topic_numbers)}"
+                self._partitions[topic.name] = [
+                    Partition(f"{incarnation}/{number}", topic.name, number, topic.retention_s)
+                    for number in range(max(1, topic.partitions))
+                ]
+
+    def delete(self, topic: str) -> None:
+        """Delete a topic with its messages; declared again it is another log."""
+        with self.changed:
+            self._registry.forget(topic)
+            for partition in self._partitions.pop(topic):
+                for group in self.groups.values():
+                    group.forget(partition.log)
+            self.changed.notify_all()
+
+    def partitions(self, topic: str) -> Sequence[Partition]:
+        """The partitions of a topic, for tests that leave gaps or lose the end of one."""
+        self._registry.topic(topic)
+        return self._partitions[topic]
+
+    def truncate(self, topic: str, number: int, offset: int) -> None:
+        """A partition loses what stands at and behind an offset, and begins a new epoch."""
+        with self.changed:
+            partition = self.partitions(topic)[number]
+            partition.truncate(offset)
+            for group in self.groups.values():
+                if partition.log in group.shares:
+                    group.shares[partition.log].truncated()
+
+    # --- publishing
+
+    def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
+        """As `Broker.publish`."""
+        with self.changed:
+            self.check_open()
+            outcomes = [self._append(message) for message in messages]
+            self.changed.notify_all()
+            return outcomes
+
+    def _append(self, message: Message[Any]) -> Outcome:
+        refusal = self._registry.refusal(message)
+        if refusal is not None:
+            return refusal
+        partitions = self._partitions[message.topic]
+        # crc32 because it is the same in every process and version, which hash() is not.
+        place = crc32((message.id if message.key is None else message.key).encode())
+        partitions[place % len(partitions)].append(message, self.wall_ms())
+        return Published(message.id)
+
+    # --- subscribing
+
+    def subscribe(
+        self, topics: Sequence[Topic[Any]], subscription: str, options: SubscribeOptions
+    ) -> LogLane:
+        """As `Broker.subscribe`. The lane joins the group, whose partitions are dealt anew."""
+        with self.changed:
+            self.check_open()
+            partitions = [p for topic in topics for p in self.partitions(topic.name)]
+            for topic in topics if options.order_by_key else ():
+                self._check_order(self._registry.topic(topic.name), subscription)
+            group = self.groups.get(subscription)
+            if group is None:
+                group = LogGroup(subscription, options, self.history, self.wall_ms)
+                self.groups[subscription] = group
+            check_guarantee(subscription, group.guarantee, options)
+            group.ordered, group.holds = options.order_by_key, options.hold_key_on_dead
+            group.read(partitions, options)
+            lane = LogLane(self, group, options, next(self._tokens))
+            self.lanes[lane.number] = lane
+            group.join(lane.number)
+            self.changed.notify_all()
+            return lane
+
+    def _check_order(self, topic: Topic[Any], subscription: str) -> None:
+        if topic.partitions == 0:
+            raise ConfigurationError(
+                f"subscription {subscription!r} asks for order by key, and topic "
+                f"{topic.name!r} has no order: declare it with partitions=1 or more"
+            )
+
+    def claim(self, lane: LogLane, limit: int, max_bytes: int) -> Sequence[Delivery]:
+        """What a lane may claim now. Call it with the lock held."""
+        now = self.clock()
+        lane.group.expire(now)
+        if lane.number not in lane.group.members:
+            lane.group.join(lane.number)
+        return lane.group.take(
+            lane.number,
+            next(self._tokens),
+            limit=limit,
+            max_bytes=max_bytes,
+            now=now,
+            lease_s=lane.options.lease_s,
+        )
+
+    def settle(self, group: LogGroup, settlements: Sequence[Settlement]) -> Sequence[Receipt]:
+        """Settle for a group; returns the refused."""
+        with self.changed:
+            self.check_open()
+            now = self.clock()
+            refused = group.settle(settlements, now)
+            for share in group.shares.values():
+                self._let_go(share.partition, now)
+            self.changed.notify_all()
+            return refused
+
+    def _let_go(self, partition: Partition, now: float) -> None:
+        """What every subscription has committed may leave the log."""
+        shares = [
+            g.shares[partition.log] for g in self.groups.values() if partition.log in g.shares
+        ]
+        partition.committed(min(share.committed for share in shares), now)
+
+    # --- what people and tests do
+
+    def crash(self, lane: Subscription) -> None:
+        """The worker behind a lane dies: nothing of it is settled, its flights are suspect."""
+        if not isinstance(lane, LogLane):
+            raise TypeError(f"{lane!r} is no lane of this broker")
+        self.leave(lane, died=True)
+
+    def leave(self, lane: LogLane, *, died: bool) -> None:
+        """Take a lane out of its group: closed, or dead."""
+        with self.changed:
+            if self.lanes.pop(lane.number, None) is not None:
+                lane.group.leave(lane.number, died=died)
+                self.changed.notify_all()
+
+    def record_drops(self, topic: str, count: int) -> None:
+        """Make visible that at-most-once publishes were never stored."""
+        with self.changed:
+            self.history.dropped(topic, count)
+
+    def replay(self, letter: DeadLetter) -> None:
+        """Deliver a dead letter again, as if for the first time. Raises KeyError.
+
+        One that an exactly-once consumer admitted by cursor lies below it and has no effect.
+        """
+        self._exhume(letter, again=True)
+
+    def discard(self, letter: DeadLetter) -> None:
+        """Forget a dead letter; a partition that waits behind it goes on. Raises KeyError."""
+        self._exhume(letter, again=False)
+
+    def _exhume(self, letter: DeadLetter, *, again: bool) -> None:
+        with self.changed:
+            self.groups[letter.subscription].exhume(letter, again=again)
+            self.changed.notify_all()
+
+    # --- looking inside
+
+    def subscriptions(self) -> Sequence[SubscriptionState]:
+        """As `Inspection.subscriptions`."""
+        with self.changed:
+            now = self.clock()
+            groups = [self.groups[name] for name in sorted(self.groups)]
+            return [state for group in groups for state in group.states(now)]
+
+    def dead_letters(
+        self, subscription: str | None = None, limit: int = 100
+    ) -> Sequence[DeadLetter]:
+        """As `Inspection.dead_letters`."""
+        with self.changed:
+            groups = [g for g in self.groups.values() if subscription in (None, g.name)]
+            return newest([letter for group in groups for letter in group.dead()], limit)
+
+    def incidents(
+        self, subscription: str | None = None, kind: str | None = None, limit: int = 100
+    ) -> Sequence[Incident]:
+        """As `Inspection.incidents`."""
+        with self.changed:
+            return self.history.incidents(subscription, kind, limit)
+
+    def incident_counts(self) -> Mapping[tuple[str, str], int]:
+        """As `Inspection.incident_counts`."""
+        with self.changed:
+            return self.history.counts()
+
+    def check_open(self) -> None:
+        """Raise `BrokerUnavailable` once the broker is closed."""
+        if self._closed:
+            raise BrokerUnavailable(f"{self._capabilities.name} was closed; nothing was changed")
+
+    def close(self) -> None:
+        """Close every lane; nothing can be published or claimed after."""
+        with self.changed:
+            for lane in list(self.lanes.values()):
+                self.leave(lane, died=False)
+            self._closed = True
+            self.changed.notify_all()
+
+
+class LogLane:
+    """One lane of a consumer group; see `duly.broker.Subscription`."""
+
+    def __init__(
+        self, broker: MemoryLog, group: LogGroup, options: SubscribeOptions, number: int
+    ) -> None:
+        self.group = group
+        self.options = options
+        self.number = number
+        self._broker = broker
+
+    def claim(self, limit: int, max_bytes: int, wait_s: float) -> Sequence[Delivery]:
+        """As `Subscription.claim`. Waits in real time, whatever the injected clock says."""
+        deadline = time.monotonic() + wait_s
+        broker = self._broker
+        with broker.changed:
+            while self.number in broker.lanes:
+                deliveries = broker.claim(self, limit, max_bytes)
+                left = deadline - time.monotonic()
+                if deliveries or left <= 0:
+                    return deliveries
+                broker.changed.wait(self._pause_s(left))
+        return ()
+
+    def _pause_s(self, left: float) -> float:
+        event = self.group.next_event(self.number)
+        if event is None:
+            return left
+        # Not 0: an injected clock that stands still would make this a busy loop.
+        return min(left, max(event - self._broker.clock(), 0.001))
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[Receipt]:
+        """As `Subscription.settle`: what is done takes effect as far as the prefix reaches."""
+        return self._broker.settle(self.group, settlements)
+
+    def extend(self, receipts: Iterable[Receipt], lease_s: float) -> Sequence[Receipt]:
+        """As `Subscription.extend`."""
+        with self._broker.changed:
+            return self.group.extend(list(receipts), self._broker.clock() + lease_s)
+
+    def close(self) -> None:
+        """As `Subscription.close`: leave the group."""
+        self._broker.leave(self, died=False)

@@ -1,0 +1,274 @@
+"""One subscription of a log in memory: its lanes, and which partition is whose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+from duly.broker import Delivery, SubscribeOptions
+from duly.brokers.memory.history import History
+from duly.brokers.memory.partition import Entry, Partition
+from duly.brokers.memory.share import Flight, LogReceipt, Share
+from duly.guarantees import Dead, Done, Release, Retry, Settlement
+from duly.inspection import DeadLetter, SubscriptionState
+
+
+@dataclass(frozen=True, slots=True)
+class Corpse:
+    """A dead letter and where it stood; ``holding``: the partition waits behind it."""
+
+    letter: DeadLetter
+    log: str
+    entry: Entry
+    holding: bool
+
+
+class LogGroup:
+    """A consumer group. Each lane that joins or leaves makes a new generation.
+
+    A partition that stays with its lane keeps the generation in which the lane got it, so that
+    its receipts stay good; one that changes hands has all its earlier receipts refused.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        options: SubscribeOptions,
+        history: History,
+        wall_ms: Callable[[], int],
+    ) -> None:
+        self.name = name
+        self.guarantee = options.guarantee
+        self.ordered = options.order_by_key
+        self.holds = options.hold_key_on_dead
+        self.generation = 0
+        self.shares: dict[str, Share] = {}
+        self.members: list[int] = []
+        self._history = history
+        self._wall_ms = wall_ms
+        self._corpses: list[Corpse] = []
+        self._turn = 0
+
+    # --- partitions and lanes
+
+    def read(self, partitions: Sequence[Partition], options: SubscribeOptions) -> None:
+        """Read these partitions too, each new one from where the options say."""
+        for partition in partitions:
+            if partition.log not in self.shares:
+                first = partition.first(options.start)
+                self.shares[partition.log] = Share(self.name, partition, first)
+
+    def forget(self, log: str) -> None:
+        """A partition was deleted."""
+        self.shares.pop(log, None)
+
+    def join(self, lane: int) -> None:
+        """A lane comes, or comes back after it was taken for dead."""
+        self.members.append(lane)
+        self._rebalance()
+
+    def leave(self, lane: int, *, died: bool) -> None:
+        """A lane goes; what it had in flight comes again, as suspect where it died."""
+        if lane not in self.members:
+            return
+        self.members.remove(lane)
+        owned = [share for share in self.shares.values() if share.owner == lane]
+        sole = sum(len(share.flying) for share in owned) == 1
+        for share in owned:
+            self._revoke(share, died=died, sole=sole)
+        self._rebalance()
+
+    def _rebalance(self) -> None:
+        self.generation += 1
+        for place, share in enumerate(self.shares.values()):
+            owner = self.members[place % len(self.members)] if self.members else None
+            if owner != share.owner:
+                self._revoke(share, died=False, sole=False)
+                share.owner = owner
+                share.generation = self.generation
+
+    def _revoke(self, share: Share, *, died: bool, sole: bool) -> None:
+        for offset in sorted(share.flying):
+            detail = "its worker died or fell silent" if died else "its partition moved"
+            self._note("redelivery", share, offset, f"attempt {share.attempts(offset)}: {detail}")
+        share.revoke(died=died, sole=sole)
+        share.owner = None
+
+    def expire(self, now: float) -> None:
+        """Lanes that let a lease end are taken for dead; they come back when they claim."""
+        late = {
+            share.owner
+            for share in self.shares.values()
+            if share.owner is not None
+            and any(flight.until <= now for flight in share.flying.values())
+        }
+        for lane in sorted(late):
+            self.leave(lane, died=True)
+
+    # --- claiming
+
+    def take(
+        self, lane: int, token: int, *, limit: int, max_bytes: int, now: float, lease_s: float
+    ) -> Sequence[Delivery]:
+        """Claim for a lane what its partitions have to give: a suspect alone, or a batch."""
+        mine = self._in_turn(lane)
+        until = now + lease_s
+        for share in mine:
+            entry = self._suspect(share, now)
+            if entry is not None:
+                return [share.take(entry, Flight(token, until, True, False))]
+        flight = (token, until, False, limit == 1)
+        chosen: list[tuple[Share, Entry]] = []
+        size = 0
+        for share, entry in self._offers(mine, now):
+            size += entry.message.size
+            if len(chosen) == limit or (chosen and size > max_bytes):
+                break
+            chosen.append((share, entry))
+        return [share.take(entry, Flight(*flight)) for share, entry in chosen]
+
+    def _in_turn(self, lane: int) -> Sequence[Share]:
+        """A lane's partitions, each claim beginning with another, so that none starves."""
+        mine = [share for share in self.shares.values() if share.owner == lane]
+        self._turn += 1
+        start = self._turn % len(mine) if mine else 0
+        return mine[start:] + mine[:start]
+
+    def _suspect(self, share: Share, now: float) -> Entry | None:
+        for entry, past in share.offers(now, ordered=self.ordered):
+            return entry if past is not None and past.suspect else None
+        return None
+
+    def _offers(self, mine: Sequence[Share], now: float) -> Iterator[tuple[Share, Entry]]:
+        for share in mine:
+            for entry, past in share.offers(now, ordered=self.ordered):
+                if past is not None and past.suspect:
+                    break  # it comes alone, when it is the first
+                yield share, entry
+
+    def next_event(self, lane: int) -> float | None:
+        """When something changes by itself: a partition is due, or a lease ends."""
+        times = [flight.until for share in self.shares.values() for flight in share.flying.values()]
+        for share in self.shares.values():
+            due = share.next_due() if share.owner == lane else None
+            if due is not None:
+                times.append(due)
+        return min(times, default=None)
+
+    # --- settling
+
+    def held(self, receipt: Any) -> Share | None:
+        """The partition in which a receipt still holds its claim."""
+        if not isinstance(receipt, LogReceipt) or receipt.subscription != self.name:
+            return None
+        share = self.shares.get(receipt.log)
+        return share if share is not None and share.holds(receipt) else None
+
+    def settle(self, settlements: Sequence[Settlement], now: float) -> Sequence[Any]:
+        """Settle those whose claim still holds; returns the receipts of the others."""
+        refused = []
+        for settlement in settlements:
+            share = self.held(settlement.receipt)
+            if share is None:
+                refused.append(settlement.receipt)
+                self._note_refused(settlement)
+            else:
+                self._settle_one(share, settlement, now)
+        return refused
+
+    def _settle_one(self, share: Share, settlement: Settlement, now: float) -> None:
+        offset = settlement.receipt.offset
+        match settlement:
+            case Done():
+                share.done(offset)
+            case Retry():
+                attempts = share.retry(offset, now + settlement.delay_s)
+                self._note("retry", share, offset, f"attempt {attempts}: {settlement.error}")
+            case Dead():
+                self._bury(share, offset, settlement.error)
+            case Release():
+                share.release(offset)
+            case _:
+                assert_never(settlement)
+
+    def extend(self, receipts: Sequence[Any], until: float) -> Sequence[Any]:
+        """Hold these claims until then; returns those that are lost."""
+        lost = []
+        for receipt in receipts:
+            share = self.held(receipt)
+            if share is None:
+                lost.append(receipt)
+            else:
+                share.flying[receipt.offset].until = until
+        return lost
+
+    # --- dead letters
+
+    def _bury(self, share: Share, offset: int, error: str) -> None:
+        attempts = share.attempts(offset)
+        entry = share.entry(offset)
+        assert entry is not None, "a flying offset has its message: retention waits for it"
+        self._note("dead-letter", share, offset, error)
+        letter = DeadLetter(self.name, entry.message, error, attempts, self._wall_ms())
+        holding = self.holds and self.ordered and entry.message.key is not None
+        self._corpses.append(Corpse(letter, share.partition.log, entry, holding))
+        if holding:
+            share.hold(offset)
+        else:
+            share.done(offset)
+
+    def dead(self) -> Sequence[DeadLetter]:
+        """The dead letters, oldest first."""
+        return [corpse.letter for corpse in self._corpses]
+
+    def exhume(self, letter: DeadLetter, *, again: bool) -> None:
+        """Remove a dead letter and, if ``again``, deliver it; a partition that waited behind it
+        goes on. Raises KeyError.
+        """
+        for corpse in self._corpses:
+            if corpse.letter == letter:
+                break
+        else:
+            raise KeyError(f"{self.name!r} has no such dead letter: {letter.message.id!r}")
+        self._corpses.remove(corpse)
+        share = self.shares.get(corpse.log)
+        if share is None:
+            return  # its topic was deleted
+        if corpse.holding:
+            share.unhold(corpse.entry.offset, again=again)
+        elif again:
+            share.replay(corpse.entry)
+
+    # --- what people see
+
+    def states(self, now: float) -> Iterator[SubscriptionState]:
+        """How far it is with each topic."""
+        topics = {share.partition.topic for share in self.shares.values()}
+        for topic in sorted(topics):
+            shares = [share for share in self.shares.values() if share.partition.topic == topic]
+            backlog, in_flight, parked = map(sum, zip(*(s.count(now) for s in shares), strict=True))
+            dead = sum(corpse.letter.message.topic == topic for corpse in self._corpses)
+            yield SubscriptionState(self.name, topic, backlog, in_flight, parked, dead)
+
+    def _note(self, kind: str, share: Share, offset: int, detail: str) -> None:
+        entry = share.entry(offset)
+        self._history.add(
+            kind,
+            subscription=self.name,
+            message=None if entry is None else entry.message,
+            position=offset,
+            detail=detail,
+        )
+
+    def _note_refused(self, settlement: Settlement) -> None:
+        share = self.shares.get(getattr(settlement.receipt, "log", ""))
+        offset = getattr(settlement.receipt, "offset", None)
+        entry = None if share is None or offset is None else share.entry(offset)
+        self._history.add(
+            "stale-settle",
+            subscription=self.name,
+            message=None if entry is None else entry.message,
+            position=offset,
+            detail=type(settlement).__name__,
+        )

@@ -1,0 +1,102 @@
+"""The queue in memory: at-least-once by nature, no order, no memory of ids: admission by inbox."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from duly.broker import Capabilities, Outcome, SubscribeOptions, Subscription
+from duly.brokers.memory.lane import Claims, Clock, Lane
+from duly.guarantees import Settlement
+from duly.inspection import DeadLetter, Incident, SubscriptionState
+from duly.message import Message, Topic, now_ms
+
+
+class MemoryQueue:
+    """A queue for each subscription, as cloud queues are.
+
+    A settlement may be lost though `settle` answered: then the message comes again when its
+    lease ends. By itself that never happens here; a test brings it about with ``loses``, which
+    is asked about each settlement. Repeated publishes are not dropped.
+    """
+
+    def __init__(
+        self, *, clock: Clock = time.monotonic, wall_ms: Callable[[], int] = now_ms
+    ) -> None:
+        self._capabilities = Capabilities(
+            name="in-memory queue",
+            durable=False,
+            confirms_settlement=False,
+            identity_retention=False,
+            orders_by_key=False,
+        )
+        self.claims = Claims(self._capabilities, clock, wall_ms)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this broker provides."""
+        return self._capabilities
+
+    @property
+    def loses(self) -> Callable[[Settlement], bool] | None:
+        """Which settlements are lost, though they were answered."""
+        return self.claims.loses
+
+    @loses.setter
+    def loses(self, choose: Callable[[Settlement], bool] | None) -> None:
+        self.claims.loses = choose
+
+    def declare(self, topics: Iterable[Topic[Any]]) -> None:
+        """As `Broker.declare`; ``partitions`` and ``guarantee`` of a topic are fixed."""
+        self.claims.declare(topics)
+
+    def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
+        """As `Broker.publish`."""
+        return self.claims.append(messages)
+
+    def subscribe(
+        self, topics: Sequence[Topic[Any]], subscription: str, options: SubscribeOptions
+    ) -> Lane:
+        """As `Broker.subscribe`; refuses order by key."""
+        return self.claims.join(topics, subscription, options)
+
+    def crash(self, lane: Subscription) -> None:
+        """The worker behind a lane dies: nothing of it is settled, its claims are suspect."""
+        self.claims.crash(lane)
+
+    def record_drops(self, topic: str, count: int) -> None:
+        """Make visible that ``count`` at-most-once publishes were never stored."""
+        self.claims.record_drops(topic, count)
+
+    def replay(self, letter: DeadLetter) -> None:
+        """Deliver a dead letter again, as if for the first time. Raises KeyError."""
+        self.claims.replay(letter)
+
+    def discard(self, letter: DeadLetter) -> None:
+        """Forget a dead letter; a key that it held goes on. Raises KeyError."""
+        self.claims.discard(letter)
+
+    def subscriptions(self) -> Sequence[SubscriptionState]:
+        """As `Inspection.subscriptions`."""
+        return self.claims.subscriptions()
+
+    def dead_letters(
+        self, subscription: str | None = None, limit: int = 100
+    ) -> Sequence[DeadLetter]:
+        """As `Inspection.dead_letters`."""
+        return self.claims.dead_letters(subscription, limit)
+
+    def incidents(
+        self, subscription: str | None = None, kind: str | None = None, limit: int = 100
+    ) -> Sequence[Incident]:
+        """As `Inspection.incidents`."""
+        return self.claims.incidents(subscription, kind, limit)
+
+    def incident_counts(self) -> Mapping[tuple[str, str], int]:
+        """As `Inspection.incident_counts`."""
+        return self.claims.incident_counts()
+
+    def close(self) -> None:
+        """Close every lane; nothing can be published or claimed after."""
+        self.claims.close()
