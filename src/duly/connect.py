@@ -161,10 +161,10 @@ def _sqlite_broker(url: _Url) -> Broker:
     return SqliteBroker(_sqlite_path(url))
 
 
-def _sqlite_store(url: _Url, broker: Broker) -> Store:  # noqa: ARG001
+def _sqlite_store(url: _Url, broker: Broker) -> Store:
     from duly.stores.sqlite import SqliteStore
 
-    return SqliteStore(_sqlite_path(url))
+    return SqliteStore(_sqlite_path(url), broker_database=broker.capabilities.database)
 
 
 def _memory_broker(url: _Url) -> Broker:
@@ -215,5 +215,5 @@ def _store_of(broker: Broker) -> Store | None:
     from duly.stores.sqlite import SqliteStore
 
     if isinstance(broker, SqliteBroker):
-        return SqliteStore(broker.path)
+        return SqliteStore(broker.path, broker_database=broker.capabilities.database)
     return None

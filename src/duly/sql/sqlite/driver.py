@@ -127,6 +127,11 @@ def named_statements() -> Mapping[str, str]:
     return found
 
 
+def schema_blocks(dialect: str) -> list[str]:
+    """The blocks of ``sql/<dialect>.sql`` that create what is missing."""
+    return [text for name, text in statements(dialect).items() if name.startswith("create_")]
+
+
 def single_statements(script: str) -> Iterator[str]:
     """The statements of a script one by one: `executescript` would commit."""
     statement = ""

@@ -7,6 +7,7 @@ front of it say what to do instead.
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +153,7 @@ class Guard:
         "_runner",
         "_set_mark",
         "connection",
+        "savepoint",
     )
 
     def __init__(self, connection: GuardedConnection, path: Path) -> None:
@@ -159,6 +161,9 @@ class Guard:
         self._path = path
         self._mark = 0
         self._own = True
+        # Not to be guessed: a handler's statement of the same text would come prepared from
+        # the driver's cache, past the authorizer.
+        self.savepoint = f"duly_{secrets.token_hex(8)}"
         # In memory: what marks a transaction is to die with it and costs no page of the file.
         cursor = sqlite3.Cursor(connection)
         cursor.execute("pragma temp_store = memory")

@@ -1,0 +1,169 @@
+"""Admission by cursor: how far each ordered log has taken effect, compared and set.
+
+What lies below the cursor has taken effect. Whoever read a cursor that another has moved since
+changes nothing and commits nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+
+from duly.broker import Delivery, LogPosition
+from duly.errors import BrokerUnusable, ConfigurationError, Superseded
+from duly.guarantees import Dead, Done, Settlement
+from duly.sql.steps import Ask, Many, Steps
+from duly.store import Admitted
+
+_encode_headers = msgspec.json.Encoder().encode
+
+
+class Cursor(NamedTuple):
+    """The next offset to take effect, and the epoch of the one before it."""
+
+    next_offset: int
+    epoch: int
+
+
+@dataclass(slots=True)
+class Reached:
+    """One transaction's view of a log: what it read, and what of it was admitted in order."""
+
+    read: Cursor | None
+    admitted: list[int] = field(default_factory=list)
+    next_offset: int = 0
+
+
+Logs = dict[str, Reached]
+"""By name of the log, the memory of one transaction between `admit` and `settle`."""
+
+
+def admit(consumer: str, logs: Logs, deliveries: Sequence[Delivery]) -> Steps[Admitted]:
+    """Those below the cursor have taken effect; the others may run.
+
+    Raises `BrokerUnusable` where the log is not the one that the cursor was kept for.
+    """
+    fresh: list[Delivery] = []
+    repeated: list[Delivery] = []
+    for delivery in deliveries:
+        position = _position(delivery)
+        log = logs.get(position.log)
+        if log is None:
+            log = logs[position.log] = yield from _read(consumer, position.log)
+        if log.read is not None:
+            _check_history(consumer, position, log.read)
+        if position.offset < log.next_offset:
+            repeated.append(delivery)
+        else:
+            fresh.append(delivery)
+            log.admitted.append(position.offset)
+            log.next_offset = position.offset + 1
+    return Admitted(fresh, repeated)
+
+
+def _read(consumer: str, log: str) -> Steps[Reached]:
+    rows = yield Ask("log_cursor", (consumer, log))
+    if not rows:
+        return Reached(None)
+    cursor = Cursor(*rows[0])
+    return Reached(cursor, next_offset=cursor.next_offset)
+
+
+def _check_history(consumer: str, position: LogPosition, cursor: Cursor) -> None:
+    """Refuse a log that lost or rewrote what had taken effect: its new messages would be
+    passed off as old.
+    """
+    ahead = position.offset >= cursor.next_offset
+    if position.end is not None and cursor.next_offset > position.end:
+        what = f"the cursor stands at {cursor.next_offset}, beyond the log's end {position.end}"
+    elif ahead and position.epoch < cursor.epoch:
+        what = (
+            f"offset {position.offset} is of epoch {position.epoch}, and epoch {cursor.epoch} "
+            "has taken effect before it"
+        )
+    elif not ahead and position.epoch > cursor.epoch:
+        what = (
+            f"offset {position.offset}, below the cursor at {cursor.next_offset}, was written "
+            f"anew in epoch {position.epoch}"
+        )
+    else:
+        return
+    raise BrokerUnusable(
+        f"consumer {consumer!r}, log {position.log!r}: {what}. The log lost messages that had "
+        "taken effect, or is another one. Nothing was run; find out what it holds before you "
+        "remove the cursor (table duly_log_cursors)."
+    )
+
+
+def settle(
+    consumer: str,
+    logs: Logs,
+    settlements: Sequence[Settlement],
+    deliveries: Sequence[Delivery],
+    now_ms: int,
+) -> Steps[None]:
+    """Move the cursors past what is done or dead, and keep the dead; the last statement.
+
+    Only a prefix of what was admitted of each log can be settled: anything else would skip
+    messages or run them again, and is a ValueError. Raises `Superseded` where another
+    transaction moved a cursor.
+    """
+    moved: dict[str, Cursor] = {}
+    due = {name: iter(log.admitted) for name, log in logs.items()}
+    dead = []
+    for settlement, delivery in zip(settlements, deliveries, strict=True):
+        position = _position(delivery)
+        log = logs[position.log]
+        if log.read is not None and position.offset < log.read.next_offset:
+            continue
+        if not isinstance(settlement, Done | Dead):
+            due[position.log] = iter(())  # nothing of this log may pass what is not done
+            continue
+        if next(due[position.log], None) != position.offset:
+            raise ValueError(
+                f"log {position.log!r}: offset {position.offset} cannot be settled, one before "
+                "it is not done: by cursor, settlements cover a prefix"
+            )
+        moved[position.log] = Cursor(position.offset + 1, position.epoch)
+        if isinstance(settlement, Dead):
+            dead.append(_dead_row(consumer, settlement, delivery, position, now_ms))
+    for name, cursor in moved.items():
+        yield from _move(consumer, name, logs[name].read, cursor)
+    if dead:
+        yield Many("bury_of_log", dead)
+
+
+def _move(consumer: str, log: str, read: Cursor | None, to: Cursor) -> Steps[None]:
+    if read is None:
+        changed = yield Ask("add_log_cursor", (consumer, log, *to))
+    else:
+        changed = yield Ask("move_log_cursor", (*to, consumer, log, *read))
+    if not changed:
+        raise Superseded(
+            f"consumer {consumer!r}: the cursor of log {log!r} was moved by another worker; "
+            "nothing was committed"
+        )
+
+
+def _dead_row(
+    consumer: str, dead: Dead, delivery: Delivery, position: LogPosition, now_ms: int
+) -> tuple[object, ...]:
+    m = delivery.message
+    return (
+        *(consumer, position.log, position.offset, position.epoch),
+        *(m.topic, m.source, m.id, m.key, m.time_ms),
+        _encode_headers(dict(m.headers)).decode() if m.headers else None,
+        *(m.due_ms, m.body, dead.error, delivery.attempt, now_ms),
+    )
+
+
+def _position(delivery: Delivery) -> LogPosition:
+    if delivery.position is None:
+        raise ConfigurationError(
+            f"message {delivery.message.id!r} has no position in a log: admission by cursor "
+            "needs a broker that is one"
+        )
+    return delivery.position

@@ -1,0 +1,194 @@
+"""One transaction of a SQLite store, from its fence to its commit."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, assert_never
+
+from duly.broker import Delivery, Outcome
+from duly.errors import CommitUnknown, Superseded, TransactionFailed, TransactionLost
+from duly.guarantees import Admission, Settlement
+from duly.message import Message, now_ms
+from duly.sql import cursor, inbox, log
+from duly.sql.sqlite import DatabaseFile, Turn
+from duly.sql.sqlite.driver import broker_error
+from duly.sql.sqlite.guard import Guard, GuardedConnection
+from duly.sql.steps import Steps
+from duly.store import Admitted, Scope
+
+R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class Lane:
+    """What a session works with, kept for the next one: a place in the queue, a connection."""
+
+    turn: Turn
+    guard: Guard
+
+
+class Home(Protocol):
+    """What a session needs of its store."""
+
+    @property
+    def file(self) -> DatabaseFile:
+        """The database."""
+        ...
+
+    def publish_steps(self, messages: Sequence[Message[Any]]) -> Steps[list[Outcome]]:
+        """Into the log or the outbox."""
+        ...
+
+    def sweeper(self, consumer: str) -> inbox.Sweeper:
+        """Where cleaning this consumer's inbox stands."""
+        ...
+
+    def take_back(self, lane: Lane, *, in_doubt: bool) -> None:
+        """The session is over; gives the turn back."""
+        ...
+
+
+def new_mark() -> int:
+    """A number that tells one transaction from every other."""
+    return secrets.randbits(62)
+
+
+class SqliteSession:
+    """See `duly.store.Session`. Holds the file's one turn to write until it ends."""
+
+    def __init__(self, home: Home, lane: Lane, scope: Scope | None, mark: int) -> None:
+        self._home = home
+        self._lane: Lane | None = lane
+        self._guard = lane.guard
+        self._scope = scope
+        self._mark = mark
+        self._logs: cursor.Logs = {}
+        self._in_doubt = False
+
+    @property
+    def connection(self) -> GuardedConnection:
+        """The driver's own connection, inside the transaction, for the handler."""
+        return self._guard.connection
+
+    def admit(self, deliveries: Sequence[Delivery]) -> Admitted:
+        """The fence; the first statement. Raises `Superseded` when a claim was lost."""
+        scope = self._scoped()
+        match scope.admission:
+            case Admission.BY_CLAIM:
+                return self._admit_by_claim(scope, deliveries)
+            case Admission.BY_CURSOR:
+                return self._run(cursor.admit(scope.consumer, self._logs, deliveries))
+            case Admission.BY_INBOX:
+                return self._run(inbox.admit(scope, deliveries, now_ms(), self._mark))
+        assert_never(scope.admission)
+
+    def savepoint(self) -> None:
+        """Mark the point that `rollback_to_savepoint` returns to; one at a time."""
+        self._savepoint("savepoint {}")
+
+    def rollback_to_savepoint(self) -> None:
+        """Undo everything since `savepoint` and drop it. Raises `TransactionLost`."""
+        self._savepoint("rollback to {}")
+        self._savepoint("release {}")
+
+    def release_savepoint(self) -> None:
+        """Keep everything since `savepoint` and drop it. Raises `TransactionLost`."""
+        self._savepoint("release {}")
+
+    def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
+        """Put messages into the broker's log or the outbox, as part of the transaction."""
+        return self._run(self._home.publish_steps(messages))
+
+    def settle(self, settlements: Sequence[Settlement], deliveries: Sequence[Delivery]) -> None:
+        """Record how the deliveries ended; the last statement. Raises `TransactionLost`, and by
+        cursor `Superseded`.
+        """
+        scope = self._scoped()
+        match scope.admission:
+            case Admission.BY_CLAIM:
+                self._run(log.settle(settlements, now_ms(), self._mark))
+            case Admission.BY_CURSOR:
+                self._run(
+                    cursor.settle(scope.consumer, self._logs, settlements, deliveries, now_ms())
+                )
+            case Admission.BY_INBOX:
+                self._run(inbox.settle(scope, settlements, deliveries, self._mark))
+                self._sweep_inbox(scope, len(deliveries))
+            case _:
+                assert_never(scope.admission)
+
+    def commit(self) -> None:
+        """Commit. Raises `TransactionLost` when the transaction is not the one that was begun,
+        `TransactionFailed` when it was rolled back, `CommitUnknown` when nobody can say.
+        """
+        if self._lane is None:
+            raise TransactionLost("this transaction is over")
+        try:
+            self._guard.commit()
+        except sqlite3.Error as error:
+            raise TransactionFailed(
+                f"{self._home.file.path}: rolled back, with all its effects and messages: "
+                f"{error}. {broker_error(error, self._home.file.path)}"
+            ) from error
+        except CommitUnknown:
+            self._in_doubt = True
+            raise
+        try:
+            self._home.file.committed()
+            self._home.file.before_release()
+        finally:
+            self._end()
+
+    def rollback(self) -> None:
+        """Roll back whatever is open and give turn and connection back. Never raises."""
+        if self._lane is not None:
+            self._in_doubt |= not self._guard.roll_back()
+            self._end()
+
+    def _end(self) -> None:
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            self._home.take_back(lane, in_doubt=self._in_doubt)
+
+    def _run(self, steps: Steps[R]) -> R:
+        if self._lane is None:
+            raise TransactionLost("this transaction is over")
+        try:
+            return self._guard.run(steps)
+        except sqlite3.Error as error:
+            raise broker_error(error, self._home.file.path) from error
+
+    def _admit_by_claim(self, scope: Scope, deliveries: Sequence[Delivery]) -> Admitted:
+        receipts = [delivery.receipt for delivery in deliveries]
+        held = self._run(log.fence(receipts, self._mark))
+        if len(held) < len(receipts):
+            raise Superseded(
+                f"consumer {scope.consumer!r}: the claim on {len(receipts) - len(held)} of "
+                f"{len(receipts)} messages was lost to another worker; nothing was run"
+            )
+        return Admitted(deliveries)
+
+    def _savepoint(self, statement: str) -> None:
+        try:
+            self._guard.execute(statement.format(self._guard.savepoint))
+        except sqlite3.Error as error:
+            raise TransactionLost(
+                f"{self._home.file.path}: the savepoint of this message is gone ({error}): the "
+                "transaction ended behind duly's back and nothing of it was kept"
+            ) from error
+
+    def _sweep_inbox(self, scope: Scope, admitted: int) -> None:
+        """Clean twice as fast as it fills, so that it never holds much more than it must."""
+        sweeper = self._home.sweeper(scope.consumer)
+        sweeper.admitted += admitted
+        if sweeper.admitted * 2 >= inbox.STRETCH:
+            before_ms = now_ms() - int(scope.inbox_retention_s * 1000)
+            self._run(inbox.forget_old(sweeper, before_ms))
+
+    def _scoped(self) -> Scope:
+        if self._scope is None:
+            raise TypeError("this transaction was begun without a scope: it admits nothing")
+        return self._scope

@@ -1,0 +1,190 @@
+"""`SqliteStore`: handlers' effects in a SQLite file."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from duly.broker import Outcome
+from duly.errors import ConfigurationError
+from duly.message import Message, Topic, now_ms
+from duly.sql import inbox, log, outbox
+from duly.sql.sqlite import DatabaseFile
+from duly.sql.sqlite.driver import broker_error, schema_blocks
+from duly.sql.sqlite.guard import Guard, GuardedConnection
+from duly.sql.steps import Steps
+from duly.store import Scope, StoreCapabilities
+from duly.stores.sqlite.session import Lane, SqliteSession, new_mark
+from duly.stores.sqlite.within import is_open_on, run_within
+
+# Long transactions keep every other writer of the file waiting.
+_TX_S = 0.05
+# A snapshot that a handler's forgotten cursor still holds cannot be written upon.
+_BUSY_SNAPSHOT = sqlite3.SQLITE_BUSY_SNAPSHOT
+
+
+class SqliteStore:
+    """Effects, inbox, cursors and outbox in one SQLite file. See `duly.store.Store`.
+
+    - ``broker_database``: the identity of the broker's database (`Capabilities.database`).
+      Where it is this very file, messages are published into its log and admission is by
+      claim; otherwise they go to the outbox.
+    - ``foreign_keys``: whether SQLite enforces foreign keys of what handlers write.
+    - ``begin_s``: how long `begin` waits for the file's turn before `BrokerUnavailable`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        broker_database: str | None = None,
+        foreign_keys: bool = False,
+        begin_s: float = 30.0,
+        tx_s: float = _TX_S,
+    ) -> None:
+        self._file = DatabaseFile.open(path)
+        self._log_here = broker_database == self._file.identity
+        self._foreign_keys = foreign_keys
+        self._begin_s = begin_s
+        self._lanes: deque[Lane] = deque()
+        self._catalog: dict[str, log.TopicRecord] = {}
+        self._topics: set[str] = set()
+        self._sweepers: dict[str, inbox.Sweeper] = {}
+        self._closed = False
+        self._capabilities = StoreCapabilities(
+            name="SQLite",
+            database=self._file.identity,
+            one_writer=True,
+            outbox=True,
+            tx_s=tx_s,
+        )
+        try:
+            self._file.ensure(schema_blocks("sqlite_store"))
+        except BaseException:
+            self._file.close()
+            raise
+
+    @property
+    def capabilities(self) -> StoreCapabilities:
+        """What this store provides."""
+        return self._capabilities
+
+    @property
+    def file(self) -> DatabaseFile:
+        """The database."""
+        return self._file
+
+    @property
+    def path(self) -> Path:
+        """The database file."""
+        return self._file.path
+
+    def declare(self, topics: Sequence[Topic[Any]]) -> None:
+        """Make known the topics that transactions publish to, creating what they need."""
+        if self._log_here:
+            self._file.ensure(schema_blocks("sqlite"))
+            self._catalog.update(self._file.write(lambda: log.declare(topics)))
+        else:
+            self._topics.update(topic.name for topic in topics)
+
+    def begin(self, scope: Scope | None) -> SqliteSession:
+        """Open a transaction once it is this store's turn to write the file.
+
+        Raises `BrokerUnavailable`, naming who writes, when the turn does not come in time.
+        """
+        if self._closed:
+            raise ConfigurationError(f"{self.path}: this store is closed")
+        lane = self._lane()
+        try:
+            lane.turn.acquire(self._begin_s)
+        except BaseException:
+            self._lanes.append(lane)
+            raise
+        mark = new_mark()
+        try:
+            self._begin(lane, mark)
+        except sqlite3.Error as error:
+            self.take_back(lane, in_doubt=True)
+            raise broker_error(error, self.path) from error
+        except BaseException:
+            self.take_back(lane, in_doubt=True)
+            raise
+        return SqliteSession(self, lane, scope, mark)
+
+    def joins(self, connection: Any) -> bool:
+        """Whether ``within=connection`` can publish: a `sqlite3.Connection` to this file."""
+        return is_open_on(connection, self.path)
+
+    def publish_within(
+        self, connection: Any, messages: Sequence[Message[Any]]
+    ) -> Sequence[Outcome]:
+        """Put messages into the caller's own open transaction on this database."""
+        if not self.joins(connection):
+            raise ConfigurationError(
+                f"within={type(connection).__name__}: no open sqlite3.Connection to {self.path} "
+                "that this thread may use"
+            )
+        return run_within(connection, self.publish_steps(messages), self.path)
+
+    def close(self) -> None:
+        """Close every connection. Sessions that are open end first."""
+        if not self._closed:
+            self._closed = True
+            while self._lanes:
+                _discard(self._lanes.pop())
+            self._file.close()
+
+    # --- the session's side
+
+    def publish_steps(self, messages: Sequence[Message[Any]]) -> Steps[list[Outcome]]:
+        """Into the log where it is here, else into the outbox."""
+        if self._log_here:
+            return log.publish(self._catalog, messages, now_ms())
+        return outbox.put(self._topics, messages)
+
+    def sweeper(self, consumer: str) -> inbox.Sweeper:
+        """Where cleaning this consumer's inbox stands."""
+        return self._sweepers.setdefault(consumer, inbox.Sweeper(consumer))
+
+    def take_back(self, lane: Lane, *, in_doubt: bool) -> None:
+        """Give the turn on; keep the connection for the next session, unless in doubt."""
+        if in_doubt or self._closed:
+            _discard(lane)
+            return
+        lane.guard.reset()
+        lane.turn.release()
+        self._lanes.append(lane)
+
+    def _lane(self) -> Lane:
+        try:
+            return self._lanes.pop()
+        except IndexError:
+            return Lane(self._file.turn(), self._guard())
+
+    def _guard(self) -> Guard:
+        try:
+            connection = self._file.connect(GuardedConnection, isolation_level="IMMEDIATE")
+            if self._foreign_keys:
+                sqlite3.Cursor(connection).execute("pragma foreign_keys = on")
+            return Guard(connection, self.path)
+        except sqlite3.Error as error:
+            raise broker_error(error, self.path) from error
+
+    def _begin(self, lane: Lane, mark: int) -> None:
+        try:
+            lane.guard.begin(mark)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != _BUSY_SNAPSHOT:
+                raise
+            lane.guard.close()
+            lane.guard = self._guard()
+            lane.guard.begin(mark)
+
+
+def _discard(lane: Lane) -> None:
+    lane.guard.close()
+    lane.turn.close()
