@@ -18,7 +18,7 @@ from duly.guarantees import Dead, Done, Guarantee, Release, Settlement
 from duly.logs import CURRENT
 from duly.worker.lane import Lane
 from duly.worker.loop import within_limit
-from duly.worker.steps import Pause, Step, Unfit, Work
+from duly.worker.steps import Pause, Step, Unfit, Work, blocking
 
 # While handlers are in flight a claim waits no longer than this, so that what ends is settled.
 SETTLE_EVERY_S = 0.02
@@ -163,12 +163,12 @@ class ConcurrentLane:
             settlement: Settlement | None
             if argument.__class__ is Unfit:
                 settlement = Dead(delivery.receipt, argument.why)
-            elif blocked.holds(delivery):
+            elif blocked is not None and blocked.holds(delivery):
                 settlement = Release(delivery.receipt)
             else:
                 settlement = await self._outcome(delivery, argument)
                 if settlement is not None:
-                    blocked.after(delivery, settlement)
+                    blocking(blocked, delivery, settlement)
             if self._settles_first:
                 settlement = None
             self._ended.append((delivery.receipt, settlement))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from duly.broker import Delivery
@@ -10,6 +11,8 @@ from duly.codec import DECODE_FAILURES
 from duly.consumer import Consumer
 from duly.message import Message
 from duly.worker.steps import Unfit, Work, describe
+
+_attempt = attrgetter("attempt")
 
 
 class Decoder:
@@ -25,7 +28,7 @@ class Decoder:
     def work(self, claimed: Sequence[Delivery]) -> Work:
         """Deliveries with the arguments their handler takes, in order."""
         decode = self._only
-        if decode is not None and all(d.attempt <= self._attempts for d in claimed):
+        if decode is not None and max(map(_attempt, claimed), default=1) <= self._attempts:
             try:
                 payloads = [decode(d.message.body) for d in claimed]
             except DECODE_FAILURES:

@@ -262,8 +262,10 @@ class Lane:
         """
         return self.around.clock() + self._tx_s
 
-    def blocked(self) -> Blocked:
-        """Keeps the order behind failed messages; where no order is declared, nothing."""
+    def blocked(self) -> Blocked | None:
+        """Keeps the order behind failed messages; None where no order is declared."""
+        if self._group is None:
+            return None
         return Blocked(self._group, self.consumer.options.hold_key_on_dead)
 
     def keep(self, rest: Work) -> None:

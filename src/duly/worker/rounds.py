@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from duly.guarantees import Dead, Done, Release, Settlement
 from duly.store import Admitted, Session, Transaction, flush, forget_since, mark
-from duly.worker.steps import Failed, Round, Step, Unfit, Work
+from duly.worker.steps import Failed, Round, Step, Unfit, Work, blocking
 
 if TYPE_CHECKING:
     from duly.worker.lane import Lane
@@ -93,7 +93,7 @@ def call_while_time(lane: Lane, work: Work) -> Generator[Step, None, list[Settle
     for delivery, argument in work:
         if argument.__class__ is Unfit:
             add(Dead(delivery.receipt, argument.why))
-        elif blocked.holds(delivery):
+        elif blocked is not None and blocked.holds(delivery):
             add(Release(delivery.receipt))
         elif lane.stopping or (ended and lane.moment >= until):
             break
@@ -101,7 +101,7 @@ def call_while_time(lane: Lane, work: Work) -> Generator[Step, None, list[Settle
             try:
                 yield delivery, (([argument] if is_batch else argument),)
             except Exception as error:  # noqa: BLE001 - whatever the handler raises
-                add(blocked.after(delivery, lane.failure(delivery, error)))
+                add(blocking(blocked, delivery, lane.failure(delivery, error)))
             else:
                 add(Done(delivery.receipt))
     lane.keep(work[len(ended) :])
@@ -144,7 +144,7 @@ def call_with_savepoints(
     for delivery, argument in work:
         if argument.__class__ is Unfit:
             ended.append(Dead(delivery.receipt, argument.why))
-        elif blocked.holds(delivery):
+        elif blocked is not None and blocked.holds(delivery):
             ended.append(Release(delivery.receipt))
         elif lane.stopping or (ended and lane.moment >= until):
             break
@@ -157,7 +157,7 @@ def call_with_savepoints(
             except Exception as error:  # noqa: BLE001 - whatever the handler raises
                 lane.pass_on_lost(delivery, error, session.rollback_to_savepoint)
                 forget_since(tx, before)
-                ended.append(blocked.after(delivery, lane.failure(delivery, error)))
+                ended.append(blocking(blocked, delivery, lane.failure(delivery, error)))
             else:
                 session.release_savepoint()
                 ended.append(Done(delivery.receipt))

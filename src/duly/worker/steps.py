@@ -77,27 +77,34 @@ class Blocked:
     """The groups (partitions or keys) behind a message that is to be retried.
 
     What follows such a message in its group is given back unstarted, or order would be lost.
+    ``hold_on_dead``: also what follows a dead one.
     """
 
     __slots__ = ("_by", "_groups", "_hold_on_dead")
 
-    def __init__(self, by: Callable[[Delivery], Hashable] | None, hold_on_dead: bool) -> None:
+    def __init__(self, by: Callable[[Delivery], Hashable], hold_on_dead: bool) -> None:
         self._by = by
         self._hold_on_dead = hold_on_dead
         self._groups: set[Hashable] = set()
 
     def holds(self, delivery: Delivery) -> bool:
         """Whether this delivery must not start now."""
-        return bool(self._groups) and self._by is not None and self._by(delivery) in self._groups
+        return bool(self._groups) and self._by(delivery) in self._groups
 
-    def after(self, delivery: Delivery, settlement: Settlement) -> Settlement:
-        """Note how a delivery ended, and pass it on."""
+    def after(self, delivery: Delivery, settlement: Settlement) -> None:
+        """Note how a delivery ended."""
         waits = isinstance(settlement, Retry) or (
             self._hold_on_dead and isinstance(settlement, Dead)
         )
-        if waits and self._by is not None and (group := self._by(delivery)) is not None:
+        if waits and (group := self._by(delivery)) is not None:
             self._groups.add(group)
-        return settlement
+
+
+def blocking(blocked: Blocked | None, delivery: Delivery, settlement: Settlement) -> Settlement:
+    """A settlement, noted where there is an order to keep."""
+    if blocked is not None:
+        blocked.after(delivery, settlement)
+    return settlement
 
 
 def by_key(delivery: Delivery) -> Hashable:
