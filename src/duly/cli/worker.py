@@ -46,10 +46,18 @@ class Process:
 
     orders: Orders
     lifeline: Lifeline | None
-    ending: threading.Event
+    # Plain, not a threading.Event: a signal handler that sets one can wait for itself.
+    ending: bool = False
+    working: bool = False
+
+    def end(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Wish to end; what a signal calls."""
+        self.ending = True
 
     def work(self) -> int:
         """Work until the end is wanted; returns the exit status."""
+        if self.lifeline is not None:
+            self.lifeline.start(self._orphaned)
         try:
             app = load_app(self.orders.app)
             worker = Worker(
@@ -61,11 +69,11 @@ class Process:
             worker.start()
         except (ConfigurationError, BrokerUnusable) as error:
             return self._refuse(error)
+        self.working = True
         if self.lifeline is not None:
-            self.lifeline.start(lambda: counts(worker), self._orphaned)
-        while not (self.ending.is_set() or worker.wait(0)):
-            # Either may come first; a lane that breaks is rare, so it may wait a little.
-            self.ending.wait(0.2)
+            self.lifeline.ready(lambda: counts(worker))
+        while not (self.ending or worker.wait(0.1)):
+            pass
         return self._drain(worker)
 
     def _refuse(self, error: Exception) -> int:
@@ -77,8 +85,10 @@ class Process:
 
     def _orphaned(self) -> None:
         log.error("the supervisor is gone: draining")
-        threading.Timer(self.orders.drain_s, self._end_now).start()
-        self.ending.set()
+        if self.working:
+            self.ending = True
+            threading.Event().wait(self.orders.drain_s)
+        self._end_now()
 
     def _end_now(self) -> None:
         # Nobody else is left to end a handler that hangs, and what it has started.
@@ -107,15 +117,11 @@ def counts(worker: Worker) -> Mapping[str, Mapping[str, int]]:
 def main(argument: str) -> int:
     """Work as the orders say; returns the exit status."""
     orders = msgspec.json.decode(argument, type=Orders)
-    ending = threading.Event()
-
-    def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        ending.set()
-
+    process = Process(orders, Lifeline.from_environment())
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, end)
+        signal.signal(number, process.end)
     logs.configure(orders.log_format)
-    return Process(orders, Lifeline.from_environment(), ending).work()
+    return process.work()
 
 
 if __name__ == "__main__":

@@ -115,12 +115,13 @@ class Child:
 
     def _show_lines(self, data: bytes, show: Callable[[bytes], None]) -> None:
         # Whole lines only: two workers' halves would make one that nobody wrote.
-        lines, end, rest = (self._written + data).rpartition(b"\n")
-        if len(rest) > MAX_LINE_BYTES or not data:
-            lines, rest = lines + end + rest, b""
-        self._written = rest
-        if lines:
-            show(lines)
+        written = self._written + data
+        end = written.rfind(b"\n") + 1
+        if not data or len(written) - end > MAX_LINE_BYTES:
+            end = len(written)
+        self._written = written[end:]
+        if end:
+            show(written[:end])
 
     def last_words(self, now: float, show: Callable[[bytes], None]) -> None:
         """Take in all that the dead worker said and wrote."""

@@ -28,8 +28,8 @@ Counts = Mapping[str, Mapping[str, int]]
 class Lifeline:
     """Tells the supervisor that this process lives, and this process when the supervisor died.
 
-    ``start`` begins the beat on a thread of its own; it goes on as long as the interpreter runs
-    threads at all. Use it from the main thread.
+    ``start`` begins the beat on a thread of its own, at once, before anything that may hang: it
+    goes on as long as the interpreter runs threads at all. ``ready`` says that work has begun.
     """
 
     def __init__(self, fd: int) -> None:
@@ -37,7 +37,7 @@ class Lifeline:
         os.set_inheritable(fd, False)
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
-        self._ended = threading.Event()
+        self._counts: Callable[[], Counts] | None = None
 
     @classmethod
     def from_environment(cls) -> Lifeline | None:
@@ -45,15 +45,18 @@ class Lifeline:
         fd = os.environ.pop(FD_VARIABLE, None)
         return None if fd is None else cls(int(fd))
 
-    def start(self, counts: Callable[[], Counts], orphaned: Callable[[], None]) -> None:
-        """Say that the worker is ready, and beat from now on.
-
-        ``orphaned`` is called once, on the beating thread, when the supervisor is gone.
+    def start(self, orphaned: Callable[[], None]) -> None:
+        """Beat from now on. ``orphaned`` is called once, on the beating thread, when the
+        supervisor is gone.
         """
-        self._tell({"ready": True})
         threading.Thread(
-            target=self._beat, args=(counts, orphaned), name="duly-lifeline", daemon=True
+            target=self._beat, args=(orphaned,), name="duly-lifeline", daemon=True
         ).start()
+
+    def ready(self, counts: Callable[[], Counts]) -> None:
+        """Say that the worker works, and from now on what it has done."""
+        self._counts = counts
+        self._tell({"ready": True})
 
     def refuse(self, text: str) -> None:
         """Say why this worker cannot start, and no other could: restarting would not help."""
@@ -62,14 +65,11 @@ class Lifeline:
         with contextlib.suppress(OSError):
             self._socket.sendall(_line({"refused": text}))
 
-    def close(self) -> None:
-        """Beat no more; the process is about to end by itself."""
-        self._ended.set()
-
-    def _beat(self, counts: Callable[[], Counts], orphaned: Callable[[], None]) -> None:
-        while not self._ended.is_set():
+    def _beat(self, orphaned: Callable[[], None]) -> None:
+        while True:
             _arm_last_resort(BEAT_S * LAST_RESORT_BEATS)
-            if not self._tell({"counts": counts()}) or self._wait_for_end():
+            counts = {} if self._counts is None else self._counts()
+            if not self._tell({"counts": counts}) or self._wait_for_end():
                 orphaned()
                 return
 

@@ -122,8 +122,6 @@ class Supervisor:
             self._start_due()
             for key, _ in self._selector.select(self._until_next()):
                 key.data()
-            # Judged only after everything was read: a supervisor that was itself stopped for a
-            # while finds the heartbeats of that time in its sockets.
             if self._obey():
                 return self._status
             self._bury_the_dead()
@@ -286,19 +284,32 @@ class Supervisor:
                 if self._stopping:
                     self._status = max(self._status, CUT_OFF)
                 child.kill()
-            elif now >= self._silent_until(child):
+            elif now >= self._silent_until(child) and not self._was_only_unheard(child, now):
                 log.error(
-                    "worker %d (pid %d) is silent for %.0f s: killed",
-                    child.slot + 1, child.pid, now - child.heard_at,
+                    "worker %d (pid %d) %s for %.0f s: killed",
+                    child.slot + 1, child.pid,
+                    "starts" if child.ready_at is None else "is silent", now - self._since(child),
                 )  # fmt: skip
                 child.kill()
 
     def _living(self) -> Sequence[Child]:
         return [child for child in self._children() if not child.killed]
 
+    def _was_only_unheard(self, child: Child, now: float) -> bool:
+        # A supervisor that was itself stopped for a while comes back from a wait that timed
+        # out, and finds the heartbeats of that time only when it looks.
+        child.hear(now)
+        return now < self._silent_until(child)
+
     def _silent_until(self, child: Child) -> float:
-        patience = self._patience
-        return child.heard_at + (patience.start_s if child.ready_at is None else patience.silence_s)
+        # While it starts it may import for long without running a thread of its own.
+        starting = child.ready_at is None
+        return self._since(child) + (
+            self._patience.start_s if starting else self._patience.silence_s
+        )
+
+    def _since(self, child: Child) -> float:
+        return child.started_at if child.ready_at is None else child.heard_at
 
     def _until_next(self) -> float | None:
         """Seconds until something is due by the clock; None: only an event changes anything."""
