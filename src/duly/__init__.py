@@ -8,3 +8,14 @@ from duly.guarantees import RetryPolicy as RetryPolicy
 from duly.message import Message as Message
 from duly.message import Topic as Topic
 from duly.store import Transaction as Transaction
+
+
+def _connect():
+    from duly import connect
+
+    return connect
+
+
+from duly.backends import connect_by
+
+connect_by(_connect)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import hashlib
 import itertools
+import math
 import os
 import re
 import time
@@ -37,6 +38,7 @@ MAX_KEY_CHARS = 256
 MAX_HEADERS = 64
 MAX_HEADER_BYTES = 16 * 1024
 DEFAULT_MAX_BODY_BYTES = 1024 * 1024
+MAX_DELAY_S = 3660 * 86400
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HEADER_NAME = re.compile(r"[a-z0-9]{1,64}")
@@ -305,6 +307,34 @@ class Topic(Generic[T]):
 def now_ms() -> int:
     """Milliseconds since 1970 UTC."""
     return time.time_ns() // 1_000_000
+
+
+def due_ms(topic: str, delay_s: float | None, due: datetime | None = None) -> int | None:
+    """The earliest time to deliver a message, from ``delay_s`` or ``due``; None: at once.
+
+    Raises `InvalidMessage` for what names no time within `MAX_DELAY_S`.
+    """
+    if delay_s is None:
+        if due is None:
+            return None
+        if not isinstance(due, datetime) or due.tzinfo is None:
+            raise InvalidMessage(
+                f"topic {topic!r}: due={due!r}: give a datetime with a time zone, such as "
+                "datetime.now(UTC) + timedelta(hours=1)"
+            )
+        delay_s = max(0.0, due.timestamp() - time.time())
+    elif due is not None:
+        raise InvalidMessage(f"topic {topic!r}: give delay_s= or due=, not both")
+    if (
+        not isinstance(delay_s, (int, float))
+        or isinstance(delay_s, bool)
+        or not 0 <= delay_s <= MAX_DELAY_S  # false for NaN
+    ):
+        raise InvalidMessage(
+            f"topic {topic!r}: delay_s={delay_s!r}: give seconds from 0 to {MAX_DELAY_S:,}, "
+            "which is ten years"
+        )
+    return now_ms() + math.ceil(delay_s * 1000)
 
 
 def check_name(kind: str, name: Any) -> None:

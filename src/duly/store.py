@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 from duly.broker import Delivery, Outcome
-from duly.errors import ConfigurationError
+from duly.errors import ConfigurationError, TransactionFailed
 from duly.guarantees import Admission, Settlement
-from duly.message import Message, Topic, now_ms
+from duly.message import Message, Topic, due_ms
 
 C = TypeVar("C")
 C_co = TypeVar("C_co", covariant=True)
@@ -95,7 +96,8 @@ class Session(Protocol[C_co]):
 
     def declare(self, topics: Iterable[Topic[Any]]) -> None:
         """Make known the topics that this transaction publishes to, creating what they need
-        as part of it. Cheap where they are known already."""
+        as part of it. Cheap where they are known already.
+        """
         ...
 
     def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
@@ -105,12 +107,14 @@ class Session(Protocol[C_co]):
     def settle(self, settlements: Sequence[Settlement], deliveries: Sequence[Delivery]) -> None:
         """Record how the deliveries ended; the last statement. ``settlements`` pair with
         ``deliveries``. By claim this settles them; by cursor it moves the cursor past them and
-        keeps their dead letters; by inbox it forgets the ids of those that are not done."""
+        keeps their dead letters; by inbox it forgets the ids of those that are not done.
+        """
         ...
 
     def commit(self) -> None:
         """Commit. Raises `TransactionLost` when the transaction is not the one `admit` began,
-        `TransactionFailed` when it was rolled back, `CommitUnknown` when nobody can say."""
+        `TransactionFailed` when it was rolled back, `CommitUnknown` when nobody can say.
+        """
         ...
 
     def rollback(self) -> None:
@@ -156,11 +160,12 @@ class Transaction(Generic[C]):
     message was handled become true together, or none of them does.
     """
 
-    __slots__ = ("_after_commit", "_connection", "_messages", "_source", "_topics")
+    __slots__ = ("_after_commit", "_connection", "_ended", "_messages", "_source", "_topics")
 
     def __init__(self, connection: C, source: str) -> None:
         self._connection = connection
         self._source = source
+        self._ended = False
         self._messages: list[Message[Any]] = []
         self._topics: dict[str, Topic[Any]] = {}
         self._after_commit: list[Callable[[], object]] = []
@@ -179,34 +184,49 @@ class Transaction(Generic[C]):
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
         delay_s: float | None = None,
+        due: datetime | None = None,
     ) -> str:
         """Publish with the transaction: seen when it commits, never if it does not.
 
         Returns the message's id. Buffered until commit, so nothing to await. Raises
-        `InvalidMessage` or `MessageTooLarge`.
+        `InvalidMessage` or `MessageTooLarge`; `TransactionFailed` once the transaction ended.
         """
-        if topic.guarantee == "at-most-once":
-            raise ConfigurationError(
-                f"tx.publish to topic {topic.name!r}: it is declared at-most-once, which a "
-                "transaction cannot loosen. Publish with app.publish, or declare the topic "
-                "at-least-once."
-            )
         message = topic.message(
             payload,
             source=self._source,
             id=id,
             key=key,
             headers=headers,
-            due_ms=None if delay_s is None else now_ms() + int(delay_s * 1000),
+            due_ms=due_ms(topic.name, delay_s, due),
         )
-        self._messages.append(message)
-        self._topics[topic.name] = topic
+        self.add(topic, (message,))
         return message.id
+
+    def add(self, topic: Topic[Any], messages: Sequence[Message[Any]]) -> None:
+        """Publish messages that were made before, as `publish` does."""
+        self._check_open("tx.publish")
+        if topic.guarantee == "at-most-once":
+            raise ConfigurationError(
+                f"tx.publish to topic {topic.name!r}: it is declared at-most-once, which a "
+                "transaction cannot loosen. Publish with app.publish, or declare the topic "
+                "at-least-once."
+            )
+        self._messages.extend(messages)
+        self._topics[topic.name] = topic
 
     def after_commit(self, call: Callable[[], object]) -> None:
         """Run ``call`` once the transaction stands. A crash in between loses the call; what it
-        raises is logged."""
+        raises is logged.
+        """
+        self._check_open("tx.after_commit")
         self._after_commit.append(call)
+
+    def _check_open(self, call: str) -> None:
+        if self._ended:
+            raise TransactionFailed(
+                f"{call} after the transaction ended: it would never happen. Use the transaction "
+                "within its handler or block only."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +270,11 @@ def take_after_commit(tx: Transaction[Any]) -> Sequence[Callable[[], object]]:
     """The calls to make now that the transaction stands."""
     calls, tx._after_commit = tx._after_commit, []
     return calls
+
+
+def end(tx: Transaction[Any]) -> None:
+    """Committed or rolled back: from now on its calls raise instead of being forgotten."""
+    tx._ended = True
 
 
 OpenTransaction = AbstractContextManager[Transaction[C]]

@@ -1,0 +1,223 @@
+"""An app's publishing: which way a message goes, decided by its topic's guarantee."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any, TypeVar
+
+from duly import events
+from duly.backends import Backends
+from duly.broker import Broker, Outcome, Published, RepeatDropped
+from duly.errors import ConfigurationError
+from duly.events import Watcher
+from duly.guarantees import Guarantee
+from duly.message import Message, Topic
+from duly.publishing.buffer import Buffer, Buffered, Dropped
+from duly.publishing.direct import (
+    accepted,
+    all_accepted,
+    attempt,
+    in_portions,
+    refuse_in_transaction,
+    refuse_on_loop,
+)
+from duly.publishing.group import GroupPublish
+from duly.store import Transaction
+
+R = TypeVar("R")
+Accepted = Published | RepeatDropped | Buffered | Dropped
+"""How a publish went well: durable, known before, or (at-most-once) on its way or given up."""
+
+_AT_MOST_ONCE = Guarantee.AT_MOST_ONCE
+
+
+class Publisher:
+    """Sends an app's messages. Safe to use from any thread."""
+
+    def __init__(self, backends: Backends, watchers: Sequence[Watcher]) -> None:
+        self._backends = backends
+        self._watchers = watchers
+        self._dropped_before: Counter[str] = Counter()
+        self.forked()
+
+    def forked(self) -> None:
+        """Start anew in a forked child: what is buffered is the parent's to send."""
+        self._lock = threading.Lock()
+        self._buffer: Buffer | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._groups: dict[asyncio.AbstractEventLoop, GroupPublish] = {}
+
+    @property
+    def drops(self) -> Mapping[str, int]:
+        """How many at-most-once messages were dropped, by topic."""
+        now = {} if self._buffer is None else self._buffer.drops
+        return dict(self._dropped_before + Counter(now))
+
+    def close(self, timeout_s: float) -> None:
+        """Send what is buffered, for up to ``timeout_s`` seconds, and end the threads."""
+        with self._lock:
+            buffer, self._buffer = self._buffer, None
+            pool, self._pool = self._pool, None
+            self._groups.clear()
+        if buffer is not None:
+            buffer.close(timeout_s)
+            self._dropped_before.update(buffer.drops)
+        if pool is not None:
+            pool.shutdown()
+
+    # --- one message
+
+    def send(self, topic: Topic[Any], message: Message[Any]) -> Accepted:
+        """Publish, durably on return; an at-most-once message is buffered."""
+        if topic.promise is _AT_MOST_ONCE:
+            return self._buffered(topic, message)
+        refuse_on_loop("app.publish", "await app.apublish(...)")
+        broker = self._broker_for(topic, message.due_ms)
+        refuse_in_transaction(broker, "app.publish")
+        return accepted(self._stored(broker, (message,))[0])
+
+    async def asend(self, topic: Topic[Any], message: Message[Any]) -> Accepted:
+        """The same on an event loop; what its tasks publish together shares a commit."""
+        if topic.promise is _AT_MOST_ONCE:
+            return self._buffered(topic, message)
+        if self._backends.is_ready_for(topic):
+            broker = self._broker_for(topic, message.due_ms)
+        else:
+            broker = await self.in_thread(self._broker_for, topic, message.due_ms)
+        refuse_in_transaction(broker, "app.apublish")
+        loop = asyncio.get_running_loop()
+        group = self._groups.get(loop) or self._new_group(loop)
+        return accepted(await group.send(message))
+
+    # --- many
+
+    def send_many(self, topic: Topic[Any], messages: Sequence[Message[Any]]) -> Sequence[Accepted]:
+        """Publish in order, in portions. Raises `PublishIncomplete` with every outcome."""
+        if topic.promise is _AT_MOST_ONCE:
+            return [self._buffered(topic, message) for message in messages]
+        if not messages:
+            return []
+        broker = self._broker_for(topic, messages[0].due_ms)
+        refuse_in_transaction(broker, "app.publish_many")
+        outcomes: list[Outcome] = []
+        for portion in in_portions(messages):
+            outcomes += self._stored(broker, portion)
+        return all_accepted(outcomes)
+
+    # --- in the caller's own transaction
+
+    def send_within(
+        self, within: Any, topic: Topic[Any], messages: Sequence[Message[Any]]
+    ) -> Sequence[Accepted]:
+        """Publish as part of the caller's transaction: true when that commits."""
+        if topic.promise is _AT_MOST_ONCE:
+            raise ConfigurationError(
+                f"within= and topic {topic.name!r}: it is declared at-most-once, which a "
+                "transaction cannot loosen. Leave within= out, or declare it at-least-once."
+            )
+        if isinstance(within, Transaction):
+            within.add(topic, messages)
+            return [Published(message.id) for message in messages]
+        if not messages:
+            return []
+        self._broker_for(topic, messages[0].due_ms)
+        _, store = self._backends.get()
+        if store is None or not store.joins(within):
+            raise ConfigurationError(_does_not_join(within, store))
+        return all_accepted(store.publish_within(within, messages))
+
+    async def in_thread(self, call: Callable[..., R], *args: Any) -> R:
+        """Run what blocks on a thread of the app's, in the caller's context."""
+        context = copy_context()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads(), lambda: context.run(call, *args))
+
+    # --- parts
+
+    def _broker_for(self, topic: Topic[Any], due_ms: int | None) -> Broker:
+        broker = self._backends.broker_for(topic)
+        if due_ms is not None and not broker.capabilities.delays:
+            raise ConfigurationError(
+                f"topic {topic.name!r}: {broker.capabilities.name} delivers at once and cannot "
+                "delay. Leave delay_s= and due= out, or use a broker that can (sqlite:///...)."
+            )
+        return broker
+
+    def _stored(self, broker: Broker, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
+        if not self._watchers:
+            return attempt(broker, messages)
+        start = time.perf_counter()
+        outcomes = attempt(broker, messages)
+        self._watch(messages, outcomes, time.perf_counter() - start)
+        return outcomes
+
+    def _watch(
+        self, messages: Sequence[Message[Any]], outcomes: Sequence[Outcome], seconds: float
+    ) -> None:
+        stored: Counter[str] = Counter()
+        repeats: Counter[str] = Counter()
+        for message, outcome in zip(messages, outcomes, strict=True):
+            stored[message.topic] += isinstance(outcome, Published)
+            repeats[message.topic] += isinstance(outcome, RepeatDropped)
+        for topic in stored:
+            if stored[topic] or repeats[topic]:
+                seen = events.Published(topic, stored[topic], repeats[topic], seconds)
+                events.tell(self._watchers, seen)
+
+    def _buffered(self, topic: Topic[Any], message: Message[Any]) -> Buffered | Dropped:
+        self._backends.know(topic)
+        buffer = self._buffer
+        if buffer is None:
+            self._backends.check()
+            with self._lock:
+                if self._buffer is None:
+                    self._buffer = Buffer(self._store_loosely, self._dropped, self._record_drops)
+                buffer = self._buffer
+        return buffer.put(message)
+
+    def _new_group(self, loop: asyncio.AbstractEventLoop) -> GroupPublish:
+        threads = self._threads()
+        with self._lock:
+            for other in [other for other in self._groups if other.is_closed()]:
+                del self._groups[other]
+            group = GroupPublish(lambda messages: self._stored(self._open(), messages), threads)
+            return self._groups.setdefault(loop, group)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(4, thread_name_prefix="duly-publish")
+            return self._pool
+
+    def _open(self) -> Broker:
+        return self._backends.get()[0]
+
+    # --- for the buffer, on its thread
+
+    def _store_loosely(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
+        return self._backends.get_named({m.topic for m in messages}).publish(messages)
+
+    def _dropped(self, topic: str, count: int, why: str) -> None:
+        if self._watchers:
+            events.tell(self._watchers, events.PublishDropped(topic, count, why))
+
+    def _record_drops(self, drops: Mapping[str, int]) -> None:
+        record = getattr(self._open(), "record_drops", None)
+        if record is not None:
+            for topic, count in drops.items():
+                record(topic, count)
+
+
+def _does_not_join(within: Any, store: Any) -> str:
+    there = "the app has no store" if store is None else f"the store is {store.capabilities.name}"
+    return (
+        f"within={type(within).__name__} cannot carry the message ({there}): give the "
+        "transaction of `with app.transaction() as tx`, or the driver's own connection, with an "
+        "open transaction, to the very database that the app's store is."
+    )
