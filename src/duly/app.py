@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import os
 import weakref
@@ -123,6 +122,8 @@ class App(Declarations):
 
     async def aclose(self, timeout_s: float = 5.0) -> None:
         """`close`, without stopping the event loop."""
+        import asyncio
+
         await asyncio.to_thread(self.close, timeout_s)
 
     def __enter__(self) -> Self:

@@ -16,7 +16,6 @@ how a message ended.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import inspect
@@ -36,6 +35,8 @@ from duly.consumer import Handler
 from duly.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    import asyncio
+
     # By these, and not by the protocol of context managers: a connection is one too, and a
     # factory that returns a connection gives the connection.
     from contextlib import _AsyncGeneratorContextManager, _GeneratorContextManager
@@ -266,7 +267,7 @@ class Resolver:
         self._values: dict[Factory, Any] = {}
         self._open: list[AbstractContextManager[Any] | AbstractAsyncContextManager[Any]] = []
         self._lock = threading.Lock()
-        self._loop_lock = asyncio.Lock()
+        self._loop_lock: asyncio.Lock | None = None
 
     def bind(self, handler: Handler) -> Callable[..., Any]:
         """The handler as a function of its positional parameters only.
@@ -278,6 +279,9 @@ class Resolver:
             return handler.function
         plan = Plan(handler.uses, self._overrides)
         if handler.is_async:
+            import asyncio
+
+            self._loop_lock = self._loop_lock or asyncio.Lock()
             return self._bound_async(handler.function, plan)
         for step in plan.steps:
             if step.kind.is_async:
@@ -407,6 +411,7 @@ class Resolver:
             return self._values[step.factory]
         except KeyError:
             pass
+        assert self._loop_lock is not None
         async with self._loop_lock:
             if step.factory not in self._values:
                 made = step.make(**step.arguments(values))

@@ -17,11 +17,12 @@ from duly.publishing.direct import in_portions
 
 log = logging.getLogger("duly")
 
-MAX_MESSAGES = 10_000
-MAX_BYTES = 16 * 1024 * 1024
+MAX_MESSAGES = 100_000
+MAX_BYTES = 64 * 1024 * 1024
 # Waiting this long before storing turns a stream of single messages into portions, so that a
 # thousand readings a second cost 200 commits and not a thousand.
 LINGER_S = 0.005
+LINGER_MESSAGES = 1000
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
 
@@ -93,7 +94,7 @@ class Buffer:
             if not full and not self._closing:
                 self._waiting.append(message)
                 self._bytes += message.size
-                if len(self._waiting) == 1:
+                if len(self._waiting) in (1, LINGER_MESSAGES):
                     self._wake()
                 return Buffered(message.id)
         why = "the app is closed" if self._closing else "the buffer is full"
@@ -147,7 +148,7 @@ class Buffer:
                 if self._closing:
                     return False
                 self._changed.wait()
-            if not self._closing and len(self._waiting) * 2 < self._max_messages:
+            if not self._closing and len(self._waiting) < LINGER_MESSAGES:
                 self._changed.wait(LINGER_S)
             return self._until is None or time.monotonic() < self._until
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from duly import events
 from duly.backends import Backends
@@ -27,8 +25,14 @@ from duly.publishing.direct import (
     refuse_in_transaction,
     refuse_on_loop,
 )
-from duly.publishing.group import GroupPublish
 from duly.store import Transaction
+
+if TYPE_CHECKING:
+    # Slow to import, and not needed by those who never publish from an event loop.
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    from duly.publishing.group import GroupPublish
 
 R = TypeVar("R")
 Accepted = Published | RepeatDropped | Buffered | Dropped
@@ -91,6 +95,8 @@ class Publisher:
         else:
             broker = await self.in_thread(self._broker_for, topic, message.due_ms)
         refuse_in_transaction(broker, "app.apublish")
+        import asyncio
+
         loop = asyncio.get_running_loop()
         group = self._groups.get(loop) or self._new_group(loop)
         return accepted(await group.send(message))
@@ -134,6 +140,8 @@ class Publisher:
 
     async def in_thread(self, call: Callable[..., R], *args: Any) -> R:
         """Run what blocks on a thread of the app's, in the caller's context."""
+        import asyncio
+
         context = copy_context()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads(), lambda: context.run(call, *args))
@@ -182,6 +190,8 @@ class Publisher:
         return buffer.put(message)
 
     def _new_group(self, loop: asyncio.AbstractEventLoop) -> GroupPublish:
+        from duly.publishing.group import GroupPublish
+
         threads = self._threads()
         with self._lock:
             for other in [other for other in self._groups if other.is_closed()]:
@@ -190,6 +200,8 @@ class Publisher:
             return self._groups.setdefault(loop, group)
 
     def _threads(self) -> ThreadPoolExecutor:
+        from concurrent.futures import ThreadPoolExecutor
+
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(4, thread_name_prefix="duly-publish")
