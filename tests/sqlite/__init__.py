@@ -1,0 +1,1 @@
+"""The SQLite broker and store, on real files."""
