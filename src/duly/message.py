@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import builtins
 import hashlib
-import itertools
 import math
-import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -25,6 +23,8 @@ import msgspec
 from duly.codec import ENCODE_FAILURES, Codec, codec_for, not_of_type
 from duly.errors import ConfigurationError, InvalidMessage, MessageTooLarge
 from duly.guarantees import Guarantee, GuaranteeName, guarantee_of
+from duly.identity import ids as generated
+from duly.identity import new_ids as new_ids
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -220,7 +220,7 @@ class Topic(Generic[T]):
         Raises `InvalidMessage` or `MessageTooLarge`; nothing has been sent then.
         """
         if id is None:
-            id = _ids.one()
+            id = generated.one()
         else:
             check_id(self.name, id)
         if key is None and self.key is not None:
@@ -410,64 +410,3 @@ def _clean(text: str) -> bool:
     # isprintable() refuses control characters, lone surrogates and line ends at C speed;
     # a plain space is printable.
     return text.isprintable()
-
-
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    """What the ids made in one millisecond share, and what tells them apart."""
-
-    ms: int
-    prefix: str
-    counter: Iterator[int]
-
-    @classmethod
-    def now(cls, ms: int) -> _Moment:
-        seed = int.from_bytes(os.urandom(9), "big")
-        count, high, low = seed & 0x7FFF_FFFF_FFFF, (seed >> 47) & 0xFFF, (seed >> 59) & 0xFFF
-        time_part = f"{ms:012x}"
-        prefix = f"{time_part[:8]}-{time_part[8:]}-7{high:03x}-{0x8000 | low:04x}-"
-        return cls(ms, prefix, itertools.count(count))
-
-
-class _Ids:
-    """UUIDs of version 7 (RFC 9562), growing in each thread in the order made.
-
-    The bits after the time are random in each millisecond that needs an id, and the last 48 of
-    them counted up inside it (RFC 9562 §6.2, method 1; their top bit starts as 0, so that they
-    do not overflow). Two processes collide as seldom as 71 random bits do. Without a lock:
-    a moment is one value, and its counter gives each number once.
-    """
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Start anew; a forked child must not count on from its parent's state."""
-        self._moment = _Moment.now(0)
-
-    def one(self) -> str:
-        """A new id."""
-        moment = self._moment
-        ms = time.time_ns() // 1_000_000
-        # A clock that was set back changes nothing: the last moment goes on.
-        if ms > moment.ms:
-            moment = self._moment = _Moment.now(ms)
-        return f"{moment.prefix}{next(moment.counter):012x}"
-
-    def take(self, count: int) -> list[str]:
-        """``count`` new ids, in order."""
-        moment = self._moment
-        ms = time.time_ns() // 1_000_000
-        if ms > moment.ms:
-            moment = self._moment = _Moment.now(ms)
-        prefix = moment.prefix
-        return [f"{prefix}{n:012x}" for n in itertools.islice(moment.counter, count)]
-
-
-_ids = _Ids()
-os.register_at_fork(after_in_child=_ids.forget)
-
-
-def new_ids(count: int) -> list[str]:
-    """``count`` new message ids: unique, growing in the order made."""
-    return _ids.take(count)
