@@ -102,11 +102,9 @@ class Group:
             taken = self._batch(limit, max_bytes, now)
         if not taken:
             return ()
-        claim = Claim(
-            token, lane, now + lease_s, alone=suspect is not None, asked_for_one=limit == 1
-        )
+        claim = Claim(token, lane, alone=suspect is not None, asked_for_one=limit == 1)
         self._claims[token] = claim
-        return [self._hand_out(item, claim) for item in taken]
+        return [self._hand_out(item, claim, now + lease_s) for item in taken]
 
     def _batch(self, limit: int, max_bytes: int, now: float) -> list[Item]:
         taken: list[Item] = []
@@ -176,8 +174,8 @@ class Group:
             if record is not None:
                 yield topic, record
 
-    def _hand_out(self, item: Item, claim: Claim) -> Delivery:
-        item.token = claim.token
+    def _hand_out(self, item: Item, claim: Claim, until: float) -> Delivery:
+        item.token, item.until = claim.token, until
         claim.positions.add(item.position)
         if claim.alone:
             item.charged += 1
@@ -286,19 +284,19 @@ class Group:
     # --- leases
 
     def extend(self, receipts: Sequence[Any], until: float) -> Sequence[Any]:
-        """Hold the claims of these receipts until then; returns those that are lost."""
+        """Hold these messages until then, and no others; returns those that are lost."""
         lost = []
         for receipt in receipts:
             item = self.held(receipt)
             if item is None:
                 lost.append(receipt)
             else:
-                self._claims[item.token].until = until
+                item.until = until
         return lost
 
     def release(self, lane: int) -> None:
         """Give back all that a lane has claimed, uncharged."""
-        for claim in [c for c in self._claims.values() if c.lane == lane]:
+        for claim in self._claims_of(lane):
             for position in sorted(claim.positions):
                 item = self._items[position]
                 item.charged -= self._let_go(item)
@@ -307,26 +305,35 @@ class Group:
 
     def crash(self, lane: int, why: str = "its worker died") -> None:
         """A lane is gone: what it had claimed is suspect, and charged only where alone."""
-        for claim in [c for c in self._claims.values() if c.lane == lane]:
-            self._suspect(claim, why)
+        for claim in self._claims_of(lane):
+            self._suspect(claim, sorted(claim.positions), why)
+
+    def _claims_of(self, lane: int) -> Sequence[Claim]:
+        return [claim for claim in self._claims.values() if claim.lane == lane]
 
     def _reap(self, now: float) -> None:
-        for claim in [c for c in self._claims.values() if c.until <= now]:
-            self._suspect(claim, "its lease ended")
+        for claim in list(self._claims.values()):
+            late = sorted(p for p in claim.positions if self._items[p].until <= now)
+            if late:
+                self._suspect(claim, late, "its lease ended")
 
-    def _suspect(self, claim: Claim, why: str) -> None:
-        mates = sum(len(c.positions) for c in self._claims.values() if c.lane == claim.lane)
-        for position in sorted(claim.positions):
+    def _suspect(self, claim: Claim, positions: Sequence[int], why: str) -> None:
+        burden = sum(len(each.positions) for each in self._claims_of(claim.lane))
+        for position in positions:
             item = self._items[position]
             item.suspect = item.repeated = True
-            item.charged += claim.asked_for_one and not claim.alone and mates == 1
+            item.charged += claim.asked_for_one and not claim.alone and burden == 1
             self._let_go(item)
             self._note("redelivery", item, f"attempt {item.charged}: {why}")
             self._offer(item)
 
     def next_event(self) -> float | None:
         """When something becomes claimable by itself: a due time or the end of a lease."""
-        times = [claim.until for claim in self._claims.values()]
+        times = [
+            self._items[position].until
+            for claim in self._claims.values()
+            for position in claim.positions
+        ]
         if self._parked:
             times.append(self._parked[0][0])
         return min(times, default=None)

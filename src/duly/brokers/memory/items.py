@@ -37,7 +37,7 @@ class Item:
 
     ``charged`` counts the starts so far. ``suspect``: a worker died or fell silent with it, so
     it is next claimed alone. ``repeated``: it may have been started before; a released one was
-    not.
+    not. ``token`` and ``until`` are those of its claim, where it is claimed.
     """
 
     position: int
@@ -49,6 +49,7 @@ class Item:
     suspect: bool = False
     repeated: bool = False
     token: int = 0
+    until: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +62,6 @@ class Claim:
 
     token: int
     lane: int
-    until: float
     alone: bool
     asked_for_one: bool
     positions: set[int] = field(default_factory=set)

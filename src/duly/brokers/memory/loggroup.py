@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
@@ -80,13 +81,18 @@ class LogGroup:
         self._rebalance()
 
     def _rebalance(self) -> None:
+        """Deal the partitions evenly, and move no more of them than that takes."""
         self.generation += 1
-        for place, share in enumerate(self.shares.values()):
-            owner = self.members[place % len(self.members)] if self.members else None
-            if owner != share.owner:
-                self._revoke(share, died=False, sole=False)
-                share.owner = owner
-                share.generation = self.generation
+        load = Counter(share.owner for share in self.shares.values())
+        for share in self.shares.values() if self.members else ():
+            least = min(self.members, key=lambda lane: load[lane])
+            if share.owner is not None and load[share.owner] <= load[least] + 1:
+                continue
+            load[share.owner] -= 1
+            load[least] += 1
+            self._revoke(share, died=False, sole=False)
+            share.owner = least
+            share.generation = self.generation
 
     def _revoke(self, share: Share, *, died: bool, sole: bool) -> None:
         for offset in sorted(share.flying):

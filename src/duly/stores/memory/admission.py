@@ -30,8 +30,13 @@ class Cursor(NamedTuple):
     epoch: int
 
 
-Event = tuple[str, str]
-"""Source and id: what names one event."""
+Event = tuple[str, str, str]
+"""Topic, source and id. The topic belongs to the identity, as it does where it is published."""
+
+
+def _event(delivery: Delivery) -> Event:
+    message = delivery.message
+    return (message.topic, message.source, message.id)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +48,7 @@ class Memory:
 
 
 class ByInbox:
-    """Admission of deliveries from a source without order: by (consumer, source, id)."""
+    """Admission of deliveries from a source without order: by what names the event."""
 
     def __init__(self, memory: Memory, scope: Scope, at_ms: int) -> None:
         self._scope = scope
@@ -67,7 +72,7 @@ class ByInbox:
 
     def _judge(self, delivery: Delivery) -> str:
         message = delivery.message
-        event = (message.source, message.id)
+        event = _event(delivery)
         now = Remembered(message.body_hash(), self._at_ms)
         known = self._inbox.get(event)
         if known is None and event in self._fresh:
@@ -84,7 +89,7 @@ class ByInbox:
 
     def settle(self, settlement: Settlement, delivery: Delivery) -> None:
         """Hear how a delivery ended: only what is done will be remembered."""
-        event = (delivery.message.source, delivery.message.id)
+        event = _event(delivery)
         admitted = self._fresh.get(event)
         if admitted is None or admitted[0].receipt != delivery.receipt:
             return
