@@ -156,9 +156,9 @@ def _sqlite_path(url: _Url) -> Path:
 
 
 def _sqlite_broker(url: _Url) -> Broker:
-    from duly.brokers.sqlite import SqliteBroker
+    from duly.brokers.sqlite import SQLiteBroker
 
-    return SqliteBroker(_sqlite_path(url))
+    return SQLiteBroker(_sqlite_path(url))
 
 
 def _sqlite_store(url: _Url, broker: Broker) -> Store:
@@ -211,9 +211,9 @@ def _store_of(broker: Broker) -> Store | None:
         return MemoryStore(broker)
     if isinstance(broker, MemoryLog | MemoryQueue):
         return MemoryStore()
-    from duly.brokers.sqlite import SqliteBroker
+    from duly.brokers.sqlite import SQLiteBroker
     from duly.stores.sqlite import SqliteStore
 
-    if isinstance(broker, SqliteBroker):
-        return SqliteStore(broker.path, broker_database=broker.capabilities.database)
+    if isinstance(broker, SQLiteBroker):
+        return SqliteStore(broker.file.path, broker_database=broker.capabilities.database)
     return None

@@ -41,6 +41,15 @@ class Supervised:
     def send(self, number: int) -> None:
         self.process.send_signal(number)
 
+    def send_until_ended(self, number: int) -> None:
+        """Send it again and again: signals close together count as one."""
+
+        def sent() -> bool:
+            self.process.send_signal(number)
+            return self.process.poll() is not None
+
+        eventually(sent, "the supervisor ends", self.describe)
+
     def ended(self, timeout_s: float = 30) -> tuple[int, str, str]:
         """Exit status, standard output and error, once it has ended."""
         out, err = self.process.communicate(timeout=timeout_s)

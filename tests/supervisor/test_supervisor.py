@@ -112,10 +112,19 @@ def test_a_second_signal_stops_at_once(supervise: Start):
     workers = running.await_pids("ready", 2)
     running.send(signal.SIGINT)
     running.await_pids("draining", 2)
-    running.send(signal.SIGINT)
+    running.send_until_ended(signal.SIGINT)
     status, _, _ = running.ended()
     assert status == 128 + signal.SIGINT
     assert not any(alive(pid) for pid in workers)
+
+
+def test_the_same_signal_to_process_and_group_is_one_wish(supervise: Start):
+    running = supervise("slow-drain", drain_s=600.0)
+    running.await_pids("ready", 1)
+    running.send(signal.SIGTERM)
+    running.send(signal.SIGTERM)
+    status, _, err = running.ended()
+    assert status == DRAINED, err
 
 
 def test_a_stopped_worker_is_woken_to_drain(supervise: Start):
@@ -154,7 +163,7 @@ def test_what_a_handler_started_ends_with_its_worker(supervise: Start, end: str)
         running.send(signal.SIGTERM)
         if end == "stopped at once":
             running.await_pids("draining", 1)
-            running.send(signal.SIGTERM)
+            running.send_until_ended(signal.SIGTERM)
     eventually(lambda: not alive(child), "the handler's child is gone", running.describe)
 
 

@@ -66,6 +66,8 @@ def main() -> int:
     note("draining")
     if "hangs-in-drain" in BEHAVIOUR:
         threading.Event().wait()
+    if "slow-drain" in BEHAVIOUR:
+        threading.Event().wait(1.0)
     note("ended")
     return 0
 

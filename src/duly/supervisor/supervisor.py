@@ -24,6 +24,9 @@ CUT_OFF = 1
 REFUSED = 2
 """Exit status: a worker said that it can never start: a wrong option, a refused contract."""
 
+# Service managers, shells and timeout(1) signal a process and then its group: that is one wish.
+SAME_SIGNAL_S = 0.3
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -87,6 +90,7 @@ class Supervisor:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._signals: list[int] = []
+        self._deaf_until = 0.0
         self._drain_until: float | None = None
         self._stopping = False
         self._reload_wanted = False
@@ -147,8 +151,10 @@ class Supervisor:
             os.close(self._wake_write)
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if number != signal.SIGCHLD:
+        now = time.monotonic()
+        if number != signal.SIGCHLD and now >= self._deaf_until:
             self._signals.append(number)
+            self._deaf_until = now + SAME_SIGNAL_S
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):
