@@ -36,7 +36,8 @@ from workload import (
     orders,
 )
 
-from duly.message import NO_HEADERS, Message, new_ids
+from duly.identity import new_ids
+from duly.message import NO_HEADERS, Message
 
 # The columns of duly's log and identities, and positions as wide as its own.
 SCHEMA = """

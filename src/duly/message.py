@@ -24,7 +24,7 @@ from duly.codec import ENCODE_FAILURES, Codec, codec_for, not_of_type
 from duly.errors import ConfigurationError, InvalidMessage, MessageTooLarge
 from duly.guarantees import Guarantee, GuaranteeName, guarantee_of
 from duly.identity import ids as generated
-from duly.identity import new_ids as new_ids
+from duly.identity import new_ids
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
