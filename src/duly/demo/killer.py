@@ -1,0 +1,171 @@
+"""`Killer`: SIGKILL for worker processes, aimed at those with work in their hands.
+
+A victim is stopped first (SIGSTOP), so that what the database shows of it holds at the moment
+of its death. One that turns out to hold nothing of the consumer aimed at is let go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from duly.demo.book import Book, Kill
+from duly.demo.gauge import Gauge, Holder
+from duly.demo.pace import Pace
+
+# Between two kills: a worker takes about so long to start, and a crew of the dead does no work.
+GAP_S = 0.25
+# So long a victim is looked for that holds work of the consumer aimed at, then any work.
+AIM_S = 2.0
+# Nobody has had any work for so long: this kill is left out, so that publishing goes on.
+GIVE_UP_S = 10.0
+# Between two looks at the database. Claims live for milliseconds.
+LOOK_S = 0.001
+# A stopped process is at rest within microseconds, unless it waits for the disk.
+REST_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Whom to aim at: ``consumers``, which handle ``messages`` each; ``seed`` rolls the dice."""
+
+    messages: int
+    consumers: Sequence[str]
+    seed: int
+
+
+class Killer(threading.Thread):
+    """Kills ``pace.kills`` workers in the course of the run, fewer where the work ends early."""
+
+    def __init__(
+        self,
+        folder: Path,
+        book: Book,
+        pace: Pace,
+        plan: Plan,
+        is_published: Callable[[], bool],
+    ) -> None:
+        super().__init__(name="duly-demo-killer", daemon=True)
+        self.kills: list[Kill] = []
+        self.error: Exception | None = None
+        self._folder = folder
+        self._book = book
+        self._pace = pace
+        self._is_published = is_published
+        self._messages = plan.messages * len(plan.consumers)
+        self._random = Random(plan.seed)
+        self._stopping = threading.Event()
+        self._hits = dict.fromkeys(plan.consumers, 0)
+        self._dead: set[str] = set()
+        self._started_at = time.monotonic()
+
+    def run(self) -> None:
+        """Kill until all are killed or the work is over."""
+        try:
+            with contextlib.closing(Gauge(self._folder)) as gauge:
+                for number in range(self._pace.kills):
+                    self._wait_for_turn(gauge, number)
+                    if self._is_over(gauge):
+                        break
+                    if kill := self._next(gauge):
+                        self._note(number, kill)
+                    self._pace.note_turn()
+                    self._stopping.wait(GAP_S)
+        except Exception as error:  # noqa: BLE001 - raised again by whoever waits for this thread
+            self.error = error
+        finally:
+            self._pace.let_go()
+
+    def stop(self) -> None:
+        """Kill nobody any more."""
+        self._stopping.set()
+
+    def _wait_for_turn(self, gauge: Gauge, number: int) -> None:
+        """Wait until enough was handled, or all that the publisher gives out before this kill."""
+        enough = self._pace.share_before(number) * self._messages
+        while gauge.settled() < enough and not gauge.is_drained() and not self._stopping.is_set():
+            self._stopping.wait(LOOK_S * 5)
+
+    def _next(self, gauge: Gauge) -> Kill | None:
+        """Kill one worker; None when none with work was to be found."""
+        aim = self._aim()
+        started_at = time.monotonic()
+        while not self._is_over(gauge) and time.monotonic() < started_at + GIVE_UP_S:
+            late = time.monotonic() >= started_at + AIM_S
+            wanted = self._living(gauge, None if late else aim)
+            if wanted and (kill := self._strike(gauge, self._random.choice(wanted), aim, late)):
+                return kill
+            self._stopping.wait(LOOK_S)
+        return None
+
+    def _aim(self) -> str:
+        """A consumer that was hit least often so far."""
+        least = min(self._hits.values())
+        return self._random.choice([name for name, hits in self._hits.items() if hits == least])
+
+    def _living(self, gauge: Gauge, consumer: str | None) -> Sequence[Holder]:
+        """Who holds work of this consumer, or of any."""
+        return [
+            holder
+            for holder in gauge.holders()
+            if holder.worker not in self._dead and (consumer is None or consumer in holder.held)
+        ]
+
+    def _strike(self, gauge: Gauge, victim: Holder, aim: str, late: bool) -> Kill | None:
+        """Stop the victim, look what it holds, and kill it or let it go on."""
+        if not _send(victim.pid, signal.SIGSTOP):
+            return None
+        _await_rest(victim.pid)
+        held = gauge.held_by(victim.worker)
+        if aim not in held and not (late and held):
+            _send(victim.pid, signal.SIGCONT)
+            return None
+        in_transaction = gauge.is_writing(victim.pid)
+        at_s = time.monotonic() - self._started_at
+        _send(victim.pid, signal.SIGKILL)
+        return Kill(at_s, victim.worker, aim, held, in_transaction)
+
+    def _note(self, number: int, kill: Kill) -> None:
+        self._dead.add(kill.worker)
+        for consumer in kill.held:
+            self._hits[consumer] += 1
+        self._book.note_kill(number, kill)
+        self.kills.append(kill)
+
+    def _is_over(self, gauge: Gauge) -> bool:
+        # Published is asked first: what comes after that is in the log already.
+        return self._stopping.is_set() or (self._is_published() and gauge.is_drained())
+
+
+def _send(pid: int, number: signal.Signals) -> bool:
+    """Send a signal to a worker; False where there is none of this number any more."""
+    try:
+        # Each worker leads a process group of its own: what does not is none of ours.
+        if os.getpgid(pid) != pid:
+            return False
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _await_rest(pid: int) -> None:
+    """Wait until a stopped process stands still; without /proc, as long as that may take."""
+    stat = Path(f"/proc/{pid}/stat")
+    until = time.monotonic() + REST_S
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError, IndexError):
+            # The state follows the command's name, which may hold anything but a last ")".
+            if (
+                stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+                in "Tt"
+            ):
+                return
+        time.sleep(LOOK_S)
