@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from duly.supervisor.supervisor import SAME_SIGNAL_S
 from tests.waiting import alive, eventually
 
 PARENT = Path(__file__).with_name("parent.py")
@@ -41,14 +43,11 @@ class Supervised:
     def send(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def send_until_ended(self, number: int) -> None:
-        """Send it again and again: signals close together count as one."""
-
-        def sent() -> bool:
-            self.process.send_signal(number)
-            return self.process.poll() is not None
-
-        eventually(sent, "the supervisor ends", self.describe)
+    def send_again(self, number: int) -> None:
+        """Send a second signal, late enough not to count as the first."""
+        at = time.monotonic() + SAME_SIGNAL_S + 0.1
+        eventually(lambda: time.monotonic() > at, "the first signal is long ago")
+        self.send(number)
 
     def ended(self, timeout_s: float = 30) -> tuple[int, str, str]:
         """Exit status, standard output and error, once it has ended."""

@@ -112,7 +112,7 @@ def test_a_second_signal_stops_at_once(supervise: Start):
     workers = running.await_pids("ready", 2)
     running.send(signal.SIGINT)
     running.await_pids("draining", 2)
-    running.send_until_ended(signal.SIGINT)
+    running.send_again(signal.SIGINT)
     status, _, _ = running.ended()
     assert status == 128 + signal.SIGINT
     assert not any(alive(pid) for pid in workers)
@@ -163,7 +163,7 @@ def test_what_a_handler_started_ends_with_its_worker(supervise: Start, end: str)
         running.send(signal.SIGTERM)
         if end == "stopped at once":
             running.await_pids("draining", 1)
-            running.send_until_ended(signal.SIGTERM)
+            running.send_again(signal.SIGTERM)
     eventually(lambda: not alive(child), "the handler's child is gone", running.describe)
 
 
