@@ -1,0 +1,1 @@
+"""Declaring, publishing, dependencies, payloads."""

@@ -1,0 +1,1 @@
+"""What type checkers say about right and wrong uses of duly. Checked, never imported."""
