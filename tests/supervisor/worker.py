@@ -29,10 +29,13 @@ def note(what: str) -> None:
 
 
 def main() -> int:
-    # A pipe: setting a threading.Event from a signal handler can wait for itself.
+    # A pipe that the interpreter itself writes to: a handler in Python might run only after the
+    # read below has begun to wait, and then not before it ends.
     ended, end = os.pipe()
+    os.set_blocking(end, False)
+    signal.set_wakeup_fd(end)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: os.write(end, b"."))
+        signal.signal(number, lambda *_: None)
     lifeline = Lifeline.from_environment()
     assert lifeline is not None
     note("started")

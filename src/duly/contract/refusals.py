@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ def _of_inbox(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
             _named(consumer),
             f"its inbox remembers for {duration(kept_s)}, and {setting.broker.name} may deliver "
             f"a message again for {duration(horizon_s)}",
-            f"declare inbox_retention_s={horizon_s:g} or more",
+            f"declare inbox_retention_s={math.ceil(horizon_s)} or more",
         )
     elif kept_s == 0:
         yield Refusal(

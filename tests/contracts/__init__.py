@@ -1,0 +1,1 @@
+"""What is promised here, by what, and what is refused."""

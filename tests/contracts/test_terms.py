@@ -1,0 +1,197 @@
+"""What each promise is kept by, and its limits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from duly.broker import Capabilities
+from duly.contract import Contract, Flow, render
+from duly.errors import ConfigurationError
+from duly.guarantees import Admission, Guarantee
+from duly.store import StoreCapabilities
+from tests.contracts.declared import (
+    IN_MEMORY,
+    LOG,
+    NO_OUTBOX,
+    OTHER_FILE,
+    QUEUE,
+    SAME_FILE,
+    SQL,
+    consumer,
+    contract,
+    topic,
+)
+
+AT_LEAST = topic("at-least-once")
+
+
+@pytest.mark.parametrize(
+    ("broker", "store", "read", "admission"),
+    [
+        (SQL, SAME_FILE, topic(), Admission.BY_CLAIM),
+        (SQL, OTHER_FILE, topic(), Admission.BY_INBOX),
+        (LOG, OTHER_FILE, AT_LEAST, Admission.BY_CURSOR),
+        # A repeated publish stands at another position of the log, which a cursor lets pass.
+        (LOG, OTHER_FILE, topic(), Admission.BY_INBOX),
+        (
+            dataclasses.replace(LOG, identity_retention=True),
+            OTHER_FILE,
+            topic(),
+            Admission.BY_CURSOR,
+        ),
+        (QUEUE, OTHER_FILE, topic(), Admission.BY_INBOX),
+        # No database is no database, even if both say so.
+        (QUEUE, StoreCapabilities("odd", database=""), AT_LEAST, Admission.BY_INBOX),
+    ],
+)
+def test_admission(broker: Capabilities, store: StoreCapabilities, read, admission: Admission):
+    made = contract(consumer("exactly-once", read), broker=broker, store=store)
+    assert made.admission("billing") is admission
+
+
+def test_only_exactly_once_consumers_have_an_admission():
+    made = contract(consumer("at-least-once"))
+    assert made.consumer("billing").admission is None
+    with pytest.raises(ConfigurationError, match="no transaction"):
+        made.admission("billing")
+    with pytest.raises(ConfigurationError, match="no consumer 'gone'"):
+        made.admission("gone")
+
+
+def limits(made: Contract, name: str = "billing") -> str:
+    return "\n".join(made.consumer(name).limits)
+
+
+def test_messages_at_risk_in_one_crash():
+    read = topic("at-most-once")
+    made = contract(consumer("at-most-once", read, batch=50, lanes=4))
+    assert made.consumer("billing").crash_loses == 200
+    assert "at risk in one crash: 200 messages (batch=50 x lanes=4" in limits(made)
+    made = contract(consumer("at-most-once", read, is_async=True, concurrency=500, lanes=2))
+    assert made.consumer("billing").crash_loses == 1000
+
+
+def test_repeats_after_one_crash():
+    made = contract(consumer("at-least-once", AT_LEAST, batch=1))
+    terms = made.consumer("billing")
+    assert (terms.crash_loses, terms.crash_repeats) == (0, 1)
+    assert "at most 1 message (batch=1" in limits(made)
+
+
+def test_exactly_once_costs_no_message():
+    terms = contract(consumer()).consumer("billing")
+    assert (terms.crash_loses, terms.crash_repeats) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("run", "is_async", "said"),
+    [
+        ({"supervised": True}, False, "has its process ended and replaced"),
+        ({}, False, "nobody ends a def handler that hangs"),
+        ({}, True, "is cancelled and retried"),
+    ],
+)
+def test_who_ends_a_hung_handler(run, is_async: bool, said: str):
+    made = contract(consumer("at-least-once", AT_LEAST, is_async=is_async, max_run_s=90), **run)
+    assert said in limits(made)
+    assert "90 s" in limits(made)
+
+
+def test_what_drops_repeated_publishes():
+    (terms,) = contract(topics=(topic(identity_retention_s=86400),)).topics
+    assert terms.drops_repeats == "SQL's identity table (topic, source, id), for 1 day"
+    assert terms.identity_retention_s == 86400
+    (terms,) = contract(consumer(inbox_retention_s=3600), broker=QUEUE, store=OTHER_FILE).topics
+    assert terms.drops_repeats is not None
+    assert "the inbox of each consumer (billing for 1 h)" in terms.drops_repeats
+    assert terms.identity_retention_s is None
+    (terms,) = contract(topics=(AT_LEAST,)).topics
+    assert terms.drops_repeats is None
+
+
+def test_the_inbox_says_what_it_does_with_what_is_older():
+    made = contract(consumer(inbox_retention_s=7200), broker=QUEUE, store=OTHER_FILE)
+    assert "more than 2 h after it took effect is dead-lettered, not run" in limits(made)
+    assert made.consumer("billing").inbox_retention_s == 7200
+    bounded = dataclasses.replace(QUEUE, redelivery_horizon_s=7200)
+    made = contract(consumer(inbox_retention_s=7200), broker=bounded, store=OTHER_FILE)
+    assert "dead-lettered, not run" not in limits(made)
+
+
+def test_one_writer_a_file_is_said():
+    assert "more processes do not speed" in "".join(contract(consumer()).notes)
+    notes = contract(consumer(), broker=QUEUE, store=OTHER_FILE).notes
+    assert "other SQL: one writer a file" in "".join(notes)
+    assert "lanes=3 take turns" in limits(contract(consumer(lanes=3)))
+
+
+def test_a_process_death_that_loses_everything_is_said():
+    (note,) = contract(consumer("at-least-once"), broker=IN_MEMORY, store=None).notes
+    assert "its death loses all of them" in note
+
+
+def test_a_store_without_outbox_is_said():
+    made = contract(consumer("exactly-once", AT_LEAST), broker=QUEUE, store=NO_OUTBOX)
+    assert "tx.publish is refused" in limits(made)
+
+
+@pytest.mark.parametrize(
+    ("published", "consumed", "end_to_end"),
+    [
+        ("at-most-once", "at-most-once", "at-most-once"),
+        ("at-most-once", "at-least-once", None),
+        ("at-most-once", "exactly-once", "at-most-once"),
+        ("at-least-once", "at-most-once", None),
+        ("at-least-once", "at-least-once", "at-least-once"),
+        ("at-least-once", "exactly-once", "at-least-once"),
+        ("exactly-once", "at-most-once", "at-most-once"),
+        ("exactly-once", "at-least-once", "at-least-once"),
+        ("exactly-once", "exactly-once", "exactly-once"),
+    ],
+)
+def test_end_to_end(published: str, consumed: str, end_to_end: str | None):
+    (flow,) = contract(consumer(consumed, topic(published))).flows
+    assert flow.guarantee == (end_to_end and Guarantee(end_to_end))
+    if end_to_end != "exactly-once":
+        assert flow.why != "published once, takes effect once"
+    assert ("handled twice" in flow.why) == (published == "at-least-once")
+    assert ("lost" in flow.why) == ("at-most-once" in (published, consumed))
+
+
+def test_an_inbox_drops_repeated_publishes_of_an_at_least_once_topic():
+    (flow,) = contract(consumer("exactly-once", AT_LEAST), broker=QUEUE, store=OTHER_FILE).flows
+    assert flow.guarantee is Guarantee.EXACTLY_ONCE
+    assert "under the same id, for 7 days" in flow.why
+
+
+def test_a_flow_for_every_topic_of_a_consumer():
+    made = contract(consumer("at-least-once", AT_LEAST, topic("at-most-once", "clicks")))
+    assert [(flow.topic, flow.consumer) for flow in made.flows] == [
+        ("orders", "billing"),
+        ("clicks", "billing"),
+    ]
+
+
+def test_topics_that_are_only_published_to_are_in_it():
+    made = contract(consumer(), topics=(topic("at-least-once", "receipts"),))
+    assert [terms.name for terms in made.topics] == ["receipts", "orders"]
+
+
+def test_the_text_names_everything_once_and_fits_a_screen():
+    read = topic("at-most-once", "clicks", partitions=4, retention_s=3600)
+    made = contract(
+        consumer(),
+        consumer("at-least-once", read, name="board", order_by_key=True),
+        broker=SQL,
+    )
+    text = render(made)
+    assert max(map(len, text.splitlines())) <= 96
+    assert "billing <- orders: exactly-once, admission by claim" in text
+    assert "clicks -> board: NONE of the three: may be lost, and may be handled twice" in text
+    assert "up to 4 key streams" in text
+
+
+def test_a_flow_is_a_value():
+    assert Flow("a", "b", None, "c") == Flow("a", "b", None, "c")
