@@ -6,6 +6,7 @@ deliveries ended, and is applied with the commit.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -118,7 +119,8 @@ class ByCursor:
         self._consumer = scope.consumer
         self._read: dict[str, Cursor | None] = {}
         self._moved: dict[str, Cursor] = {}
-        self._stopped: set[str] = set()
+        # What was admitted of each log and is not settled yet, in order.
+        self._admitted: dict[str, deque[int]] = {}
 
     def admit(self, deliveries: Sequence[Delivery]) -> Admitted:
         """Those below the cursor have taken effect; the others may run.
@@ -139,6 +141,7 @@ class ByCursor:
             else:
                 fresh.append(delivery)
                 reached[position.log] = position.offset + 1
+                self._admitted.setdefault(position.log, deque()).append(position.offset)
         return Admitted(fresh, repeated)
 
     def _cursor(self, log: str) -> Cursor | None:
@@ -172,16 +175,17 @@ class ByCursor:
     def settle(self, settlement: Settlement, delivery: Delivery) -> None:
         """Move the cursor past what is done or dead; only a prefix of each log can be."""
         position = _position(delivery)
-        if not isinstance(settlement, Done | Dead):
-            self._stopped.add(position.log)
-            return
-        cursor = self._moved.get(position.log) or self._cursor(position.log)
+        cursor = self._cursor(position.log)
         if cursor is not None and position.offset < cursor.next:
             return
-        if position.log in self._stopped:
+        admitted = self._admitted.get(position.log, deque())
+        if not isinstance(settlement, Done | Dead):
+            admitted.clear()  # nothing of this log may pass what is not done
+            return
+        if not admitted or admitted.popleft() != position.offset:
             raise ValueError(
-                f"log {position.log!r}: offset {position.offset} cannot be settled behind one "
-                "that is not done: by cursor, a settlement covers a prefix"
+                f"log {position.log!r}: offset {position.offset} cannot be settled, one before "
+                "it is not done: by cursor, settlements cover a prefix"
             )
         self._moved[position.log] = Cursor(position.offset + 1, position.epoch)
 

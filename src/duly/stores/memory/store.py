@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,6 +15,7 @@ from duly.guarantees import Admission, Dead
 from duly.message import Message, Topic, now_ms
 from duly.store import Scope, StoreCapabilities
 from duly.stores.memory.admission import ByCursor, ByInbox, Cursor, Memory
+from duly.stores.memory.outbox import MemoryOutbox
 from duly.stores.memory.session import (
     ByClaim,
     Database,
@@ -33,6 +35,8 @@ class MemoryStore:
     One transaction at a time: `begin` waits up to ``begin_s`` seconds for the one before and
     then raises `BrokerUnavailable`. ``wall_ms`` gives milliseconds since 1970 UTC.
 
+    ``clock`` gives monotonic seconds: leases and backoff of the outbox go by it.
+
     ``on_commit`` is for tests: it is called with "before" and "after" a commit is applied, and
     what it raises makes the commit fail there, as `CommitUnknown` if it is no `DulyError`.
     """
@@ -41,6 +45,7 @@ class MemoryStore:
         self,
         database: Database | None = None,
         *,
+        clock: Callable[[], float] = time.monotonic,
         wall_ms: Callable[[], int] = now_ms,
         begin_s: float = 10.0,
         tx_s: float = 1.0,
@@ -59,9 +64,11 @@ class MemoryStore:
         self._wall_ms = wall_ms
         self._begin_s = begin_s
         self._writer = threading.Lock()
+        changed = threading.Condition(threading.RLock())
         self._lock: AbstractContextManager[Any] = (
-            threading.RLock() if database is None else database.claims.changed
+            changed if database is None else database.claims.changed
         )
+        self._outbox = MemoryOutbox(changed, clock)
         self._open: MemorySession | None = None
         self._topics: set[str] = set()
         self._tables: Tables = {}
@@ -73,6 +80,11 @@ class MemoryStore:
     def capabilities(self) -> StoreCapabilities:
         """What this store provides."""
         return self._capabilities
+
+    @property
+    def outbox(self) -> MemoryOutbox:
+        """What transactions published; empty for ever where the broker is the same database."""
+        return self._outbox
 
     def declare(self, topics: Sequence[Topic[Any]]) -> None:
         """Make known the topics that transactions publish to."""
@@ -190,6 +202,7 @@ class MemoryStore:
 
     def send(self, messages: Sequence[Message[Any]]) -> None:
         """Put messages into the outbox; called with the lock held."""
+        self._outbox.put(messages)
 
     def ended(self, session: MemorySession) -> None:
         """Let the next transaction begin; the second call for a session does nothing."""
