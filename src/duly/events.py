@@ -102,6 +102,25 @@ class LeaseLost:
     receipts: Sequence[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """The broker confirmed messages of an outbox; ``repeats`` more it knew already."""
+
+    count: int
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True)
+class RelayRefused:
+    """The broker refused a message of an outbox; it is tried again in ``retry_in_s``, or given
+    up on and kept there (None).
+    """
+
+    message: Any
+    error: BaseException
+    retry_in_s: float | None
+
+
 Event = (
     Published
     | PublishDropped
@@ -113,6 +132,8 @@ Event = (
     | RolledBack
     | SettleRefused
     | LeaseLost
+    | Relayed
+    | RelayRefused
 )
 
 Watcher = Callable[[Event], None]

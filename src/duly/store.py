@@ -166,11 +166,15 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What the broker refused: to be tried again in so many seconds, or never (None)."""
+    """What the broker refused: to be tried again in so many seconds, or never (None).
+
+    Not ``charged``: the broker refused everything, so that it does not count as an attempt.
+    """
 
     position: int
     error: str
     retry_in_s: float | None
+    charged: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ class MemoryOutbox:
                 each = self._waiting.get(refusal.position)
                 if each is None:
                     continue
-                each.attempts += 1
+                each.attempts += refusal.charged
                 each.error = refusal.error
                 in_s = refusal.retry_in_s
                 each.due = None if in_s is None else self._clock() + in_s
