@@ -157,11 +157,7 @@ def test_everything_is_refused_at_once():
         ),
         lambda: contract(consumer(is_batch=True, lanes=4)),
         lambda: contract(consumer("at-most-once"), broker=SQL, store=None),
-        lambda: (
-            contract(consumer(), broker=HORIZON, store=SAME_FILE, topics=())
-            if HORIZON.database
-            else contract(consumer(inbox_retention_s=14 * 86400), broker=HORIZON, store=OTHER_FILE)
-        ),
+        lambda: contract(consumer(inbox_retention_s=14 * 86400), broker=HORIZON, store=OTHER_FILE),
         lambda: contract(consumer(), broker=IN_MEMORY, store=OTHER_FILE),
         lambda: contract(topics=(topic(),), broker=LOG, store=None),
     ],
