@@ -25,6 +25,7 @@ class Changes:
         self._closed = False
         self._poller: threading.Thread | None = None
         self._connection: sqlite3.Connection | None = None
+        self._cursor: sqlite3.Cursor | None = None
         self._version = -1
 
     def number(self) -> int:
@@ -33,6 +34,7 @@ class Changes:
             if self._connection is None and not self._closed:
                 # From here on, a commit that the number does not show is one still to be seen.
                 self._connection = self._connect()
+                self._cursor = self._connection.cursor()
                 self._version = self._data_version()
             return self._number
 
@@ -80,16 +82,17 @@ class Changes:
                 self._wanted.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     return
-            try:
+            # No lock and few calls in here: an idle worker does nothing else.
+            while self._waiting and not self._closed:
                 version = self._data_version()
-            except sqlite3.Error:
-                version = -1  # whoever waits finds out by reading
-            if version != self._version:
-                self._version = version
-                self.notify()
-            time.sleep(_POLL_S)
+                if version != self._version:
+                    self._version = version
+                    self.notify()
+                time.sleep(_POLL_S)
 
     def _data_version(self) -> int:
-        assert self._connection is not None
-        row = self._connection.execute("pragma data_version").fetchone()
-        return int(row[0])
+        assert self._cursor is not None
+        try:
+            return self._cursor.execute("pragma data_version").fetchone()[0]  # type: ignore[no-any-return]
+        except sqlite3.Error:
+            return -1  # it moves: whoever waits finds out by reading

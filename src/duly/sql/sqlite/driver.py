@@ -72,7 +72,7 @@ def connect(path: Path, factory: type[C], *, busy_s: float, isolation_level: Any
         f"journal_size_limit = {_WAL_KEPT_BYTES}",
         "cache_size = -8192",
     ):
-        connection.execute(f"pragma {pragma}")
+        sqlite3.Cursor(connection).execute(f"pragma {pragma}")
     return connection
 
 
@@ -199,13 +199,18 @@ def commit(connection: sqlite3.Connection, path: Path) -> None:
         sqlite3.Connection.commit(connection)
     except sqlite3.Error as error:
         roll_back(connection)
-        wrote_less = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_WRITE
-        if error_code(error) in _NOT_COMMITTED or wrote_less:
+        if is_certain(error):
             raise
         raise CommitUnknown(
             f"{path}: COMMIT failed with {error}. Whether it is stored shows when the file is "
             "opened again. Look at the disk's health before going on."
         ) from error
+
+
+def is_certain(error: sqlite3.Error) -> bool:
+    """Whether a COMMIT that failed so is certainly not stored."""
+    full_code = getattr(error, "sqlite_errorcode", None)
+    return error_code(error) in _NOT_COMMITTED or full_code == sqlite3.SQLITE_IOERR_WRITE
 
 
 def roll_back(connection: sqlite3.Connection) -> bool:

@@ -106,6 +106,28 @@ class GuardedConnection(sqlite3.Connection):
         """As `sqlite3.Connection.cursor`."""
         return sqlite3.Connection.cursor(self, factory)
 
+    # The driver's own execute does not go through the cursor's.
+
+    def execute(self, sql: str, parameters: Any = (), /) -> Any:
+        """As `sqlite3.Connection.execute`."""
+        if not self.in_transaction:
+            raise TransactionLost(_LOST)
+        try:
+            return sqlite3.Connection.execute(self, sql, parameters)
+        except sqlite3.DatabaseError as error:
+            _explain(error, self)
+            raise
+
+    def executemany(self, sql: str, parameters: Any, /) -> Any:
+        """As `sqlite3.Connection.executemany`."""
+        if not self.in_transaction:
+            raise TransactionLost(_LOST)
+        try:
+            return sqlite3.Connection.executemany(self, sql, parameters)
+        except sqlite3.DatabaseError as error:
+            _explain(error, self)
+            raise
+
     def commit(self) -> NoReturn:
         """Refused: duly commits."""
         raise ConfigurationError(_denied("connection.commit()"))
@@ -279,7 +301,7 @@ def _objection(action: int, what: str, value: str | None) -> str | None:
     if (action in _ON_TABLES or action == sqlite3.SQLITE_ALTER_TABLE) and what.lower().startswith(
         "duly_"
     ):
-        return f"{what} is a table of duly's own, which only duly changes."
+        return f"{what} is duly's own table. Read it, but let only duly change it."
     return None
 
 

@@ -1,0 +1,331 @@
+"""Group commit: shared fsyncs, errors that stay their caller's, and what a failure means."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from duly.errors import BrokerUnavailable, BrokerUnusable, CommitUnknown, ConfigurationError
+from duly.message import Message
+from duly.sql import outbox
+from duly.sql.sqlite import DatabaseFile
+from duly.sql.sqlite.driver import is_certain, schema_blocks, single_statements
+from duly.sql.steps import Ask, Steps
+from tests.sqlite.programs import run, running
+from tests.waiting import eventually
+
+
+@pytest.fixture
+def file(db_path: Path) -> Iterator[DatabaseFile]:
+    file = DatabaseFile.open(db_path, busy_s=10)
+    file.ensure(schema_blocks("sqlite_store"))
+    yield file
+    file.close()
+
+
+def put(id: str, body: bytes = b"") -> Callable[[], Steps[Any]]:
+    message: Message[Any] = Message("topic", "test", id, body, 0)
+    return lambda: outbox.put({"topic"}, [message])
+
+
+def writing(file: DatabaseFile, id: str, *, durable: bool = True) -> Callable[[], Any]:
+    return lambda: file.write(put(id), durable=durable)
+
+
+def stored(file: DatabaseFile) -> list[str]:
+    return [message.id for _, message in file.read(lambda: outbox.first(10_000))]
+
+
+def together(file: DatabaseFile, writes: list[Callable[[], Any]]) -> list[Any]:
+    """Make the writes queue while the turn is taken, so that they become one group."""
+    ended: list[Any] = [None] * len(writes)
+
+    def one(index: int) -> None:
+        try:
+            ended[index] = writes[index]()
+        except Exception as error:
+            ended[index] = error
+
+    turn = file.turn()
+    turn.acquire(10)
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(len(writes))]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(file._writer._queue) == len(writes), "all writes queue")
+    turn.close()
+    for thread in threads:
+        thread.join()
+    return ended
+
+
+def test_a_write_is_there_on_return(file: DatabaseFile):
+    file.write(put("a"))
+    assert stored(file) == ["a"]
+    assert (file.stats.commits, file.stats.fsyncs) == (1, 1)
+
+
+def test_a_write_that_need_not_be_durable_is_not_synced(file: DatabaseFile):
+    file.write(put("a"), durable=False)
+    file.write(put("b"), durable=False)
+    assert (file.stats.commits, file.stats.fsyncs) == (2, 0)
+    file.write(put("c"))
+    assert (file.stats.commits, file.stats.fsyncs) == (3, 1)
+    assert stored(file) == ["a", "b", "c"]
+
+
+def test_each_write_has_the_synchronous_level_it_asked_for(db_path: Path):
+    file = DatabaseFile.open(db_path)
+    file.ensure(schema_blocks("sqlite_store"))
+    levels = []
+    for durable in (True, False, False, True):
+        file.write(put("x"), durable=durable)
+        assert file._writer._connection is not None
+        levels += file._writer._connection.execute("pragma synchronous").fetchone()
+    assert levels == [2, 1, 1, 2]
+    file.close()
+
+
+def test_writes_that_queue_share_one_commit(file: DatabaseFile):
+    together(file, [writing(file, str(i)) for i in range(30)])
+    assert sorted(stored(file), key=int) == [str(i) for i in range(30)]
+    assert (file.stats.commits, file.stats.fsyncs) == (1, 1)
+
+
+def test_one_durable_write_makes_its_group_durable(file: DatabaseFile):
+    together(file, [writing(file, str(i), durable=i == 3) for i in range(5)])
+    assert (file.stats.commits, file.stats.fsyncs) == (1, 1)
+
+
+def test_fifty_callers_share_fsyncs(file: DatabaseFile):
+    def publish(caller: int) -> None:
+        for n in range(20):
+            file.write(put(f"{caller}-{n}"))
+
+    threads = [threading.Thread(target=publish, args=(i,)) for i in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ids = stored(file)
+    assert len(ids) == len(set(ids)) == 1000
+    assert file.stats.fsyncs < 500
+    for caller in range(50):
+        own = [id for id in ids if id.startswith(f"{caller}-")]
+        assert own == [f"{caller}-{n}" for n in range(20)], "each caller's are in its order"
+
+
+def test_one_callers_failure_is_its_own(file: DatabaseFile):
+    def failing() -> Steps[None]:
+        yield Ask("outbox_put", ("topic", "test", "bad", None, 0, None, None, b""))
+        raise LookupError("mine")
+
+    writes = [writing(file, str(i)) for i in range(10)]
+    ended = together(file, [*writes[:5], lambda: file.write(failing), *writes[5:]])
+    assert isinstance(ended[5], LookupError)
+    assert not [error for error in ended[:5] + ended[6:] if isinstance(error, Exception)]
+    assert sorted(stored(file), key=int) == [str(i) for i in range(10)]
+
+
+def test_a_statement_that_fails_is_one_of_dulys_errors(file: DatabaseFile):
+    def broken() -> Steps[None]:
+        yield Ask("outbox_put", ("topic", None, "bad", None, 0, None, None, b""))
+
+    with pytest.raises(BrokerUnusable, match="NOT NULL"):
+        file.write(broken)
+    file.write(put("good"))
+    assert stored(file) == ["good"]
+
+
+def test_a_group_whose_commit_is_unknown_is_not_run_again(
+    file: DatabaseFile, monkeypatch: pytest.MonkeyPatch
+):
+    from duly.sql.sqlite import driver, writer
+
+    really_commit = driver.commit
+
+    def lose_the_answer(connection: sqlite3.Connection, path: Path) -> None:
+        really_commit(connection, path)
+        raise CommitUnknown("the answer was lost")
+
+    file.write(put("before"))
+    monkeypatch.setattr(writer, "commit", lose_the_answer)
+    ended = together(file, [writing(file, str(i)) for i in range(5)])
+    assert all(isinstance(error, CommitUnknown) for error in ended)
+    monkeypatch.undo()
+    assert sorted(stored(file)) == ["0", "1", "2", "3", "4", "before"]
+    file.write(put("after"))
+
+
+def test_an_interrupted_leader_hands_on_what_others_had_queued(file: DatabaseFile):
+    def interrupted() -> Steps[None]:
+        yield Ask("outbox_first", (1,))
+        raise KeyboardInterrupt
+
+    caught = []
+
+    def interrupt() -> None:
+        try:
+            file.write(interrupted)
+        except KeyboardInterrupt as error:
+            caught.append(error)
+
+    writes = [writing(file, str(i)) for i in range(10)]
+    together(file, [interrupt, *writes])
+    assert len(caught) == 1
+    assert sorted(stored(file), key=int) == [str(i) for i in range(10)]
+
+
+def test_a_lock_held_by_a_foreign_program_is_waited_for_and_then_reported(db_path: Path):
+    file = DatabaseFile.open(db_path, busy_s=0.1)
+    file.ensure(schema_blocks("sqlite_store"))
+    foreign = sqlite3.connect(db_path, isolation_level=None)
+    foreign.execute("begin immediate")
+    with pytest.raises(BrokerUnavailable, match=r"nothing was changed.*sqlite3 shell"):
+        file.write(put("a"))
+    foreign.close()
+    file.write(put("b"))
+    assert stored(file) == ["b"]
+    file.close()
+
+
+def test_a_full_database_stores_nothing_of_what_failed_and_goes_on(file: DatabaseFile):
+    file.write(put("a"))
+    assert file._writer._connection is not None
+    (pages,) = file._writer._connection.execute("pragma page_count").fetchone()
+    file._writer._connection.execute(f"pragma max_page_count = {pages + 5}")
+    small = [writing(file, f"small-{i}") for i in range(3)]
+    ended = together(file, [*small, lambda: file.write(put("big", b"x" * 1_000_000))])
+    assert isinstance(ended[3], BrokerUnavailable)
+    assert "make room" in str(ended[3])
+    assert sorted(stored(file)) == ["a", "small-0", "small-1", "small-2"]
+
+
+def test_a_disk_that_refuses_at_commit_certainly_stored_nothing(db_path: Path):
+    said = run(
+        """
+        import os, resource, sys
+        from duly.errors import BrokerUnavailable
+        from duly.sql import outbox
+        from duly.message import Message
+        from duly.sql.sqlite import DatabaseFile
+        from duly.sql.sqlite.driver import schema_blocks
+
+        def put(id, body):
+            return lambda: outbox.put({"t"}, [Message("t", "s", id, body, 0)])
+
+        file = DatabaseFile.open(sys.argv[1])
+        file.ensure(schema_blocks("sqlite_store"))
+        file.write(put("a", b""))
+        size = os.stat(sys.argv[1] + "-wal").st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20_000, resource.RLIM_INFINITY))
+        try:
+            file.write(put("b", b"x" * 500_000))
+        except BrokerUnavailable as error:
+            print("refused", "nothing was changed" in str(error))
+        print([m.id for _, m in file.read(lambda: outbox.first(9))])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        file.write(put("c", b"x" * 500_000))
+        print([m.id for _, m in file.read(lambda: outbox.first(9))])
+        """,
+        db_path,
+    )
+    assert said == ["refused True", "['a']", "['a', 'c']"]
+    file = DatabaseFile.open(db_path)
+    assert stored(file) == ["a", "c"]
+    file.close()
+
+
+def error_with(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("x")
+    error.sqlite_errorcode = code
+    return error
+
+
+def test_which_failures_of_commit_are_certain():
+    certain = ("BUSY", "FULL", "READONLY", "CONSTRAINT_FOREIGNKEY", "IOERR_WRITE")
+    unknown = ("IOERR_FSYNC", "IOERR_SHMMAP", "IOERR", "NOMEM", "CORRUPT", "PROTOCOL")
+    assert [c for c in certain if not is_certain(error_with(getattr(sqlite3, f"SQLITE_{c}")))] == []
+    assert [u for u in unknown if is_certain(error_with(getattr(sqlite3, f"SQLITE_{u}")))] == []
+    assert not is_certain(sqlite3.OperationalError("no code at all"))
+
+
+def test_a_killed_writer_leaves_whole_writes_only(db_path: Path):
+    program = """
+        import os, sys
+        from duly.sql import outbox
+        from duly.message import Message
+        from duly.sql.sqlite import DatabaseFile
+        from duly.sql.sqlite.driver import schema_blocks
+
+        def steps(name):
+            yield from outbox.put({"t"}, [Message("t", "s", name + "-1", b"", 0)])
+            if name == "killed":
+                os.kill(os.getpid(), 9)
+            yield from outbox.put({"t"}, [Message("t", "s", name + "-2", b"", 0)])
+
+        file = DatabaseFile.open(sys.argv[1])
+        file.ensure(schema_blocks("sqlite_store"))
+        file.write(lambda: steps("whole"))
+        file.write(lambda: steps("killed"))
+    """
+    with running(program, db_path) as killed:
+        assert killed.rest() == []
+        assert killed.process.returncode == -9
+    file = DatabaseFile.open(db_path)
+    assert stored(file) == ["whole-1", "whole-2"]
+    file.write(put("next"))
+    file.close()
+
+
+def test_reads_see_one_snapshot(file: DatabaseFile):
+    file.write(put("a"))
+
+    def look() -> Steps[tuple[int, int]]:
+        before = yield Ask("outbox_first", (10,))
+        file.write(put("b"))
+        after = yield Ask("outbox_first", (10,))
+        return len(before), len(after)
+
+    assert file.read(look) == (1, 1)
+    assert stored(file) == ["a", "b"]
+
+
+def test_reads_cannot_write(file: DatabaseFile):
+    with pytest.raises(BrokerUnavailable, match="readonly"):
+        file.read(put("a"))
+    assert stored(file) == []
+
+
+def test_reading_a_file_whose_tables_are_gone_says_so(file: DatabaseFile):
+    foreign = sqlite3.connect(file.path)
+    foreign.execute("drop table duly_outbox")
+    foreign.commit()
+    foreign.close()
+    with pytest.raises(BrokerUnusable, match="no such table: duly_outbox"):
+        stored(file)
+
+
+def test_a_closed_file_is_refused(db_path: Path):
+    file = DatabaseFile.open(db_path)
+    file.close()
+    with pytest.raises(ConfigurationError, match="closed"):
+        file.write(put("a"))
+
+
+def test_ensuring_again_writes_nothing(file: DatabaseFile):
+    before = file.changes()
+    file.ensure(schema_blocks("sqlite_store"))
+    assert file.changes() == before
+
+
+def test_a_script_is_cut_into_its_statements():
+    script = """
+        create table a (b default ';'); -- a comment; with a semicolon
+        create trigger t after insert on a begin delete from a; select 1; end;
+    """
+    assert len(list(single_statements(script))) == 2
