@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from duly.app import App
+from duly import App
 from duly.broker import SubscribeOptions
 from duly.brokers.memory import MemoryDatabase
 from duly.dependencies import Resolver

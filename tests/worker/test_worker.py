@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from duly.app import App
+from duly import App
 from duly.brokers.memory import MemoryDatabase
 from duly.errors import Reject
 from duly.guarantees import RetryPolicy
@@ -37,7 +37,6 @@ class Place:
         self.broker = MemoryDatabase()
         self.store = MemoryStore(self.broker)
         self.app = App("place", broker=self.broker, store=self.store)
-        self.app._backends = (self.broker, self.store)
 
     def publish(self, topic: Topic[int], payloads: range) -> None:
         self.broker.declare([topic])

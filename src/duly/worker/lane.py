@@ -118,7 +118,12 @@ class Lane:
             self.end_round()
             self._pause_s = FIRST_PAUSE_S
             return 0.0
-        except (errors.BrokerError, errors.TransactionError) as error:
+        except errors.BrokerError as error:
+            self.end_round()
+            return self.pause_after(error).seconds
+        except errors.TransactionError as error:
+            # No round lets one out; whatever did, its messages' leases run out and they return.
+            log.exception("consumer %s: a transaction failed outside a round", self.consumer.name)
             self.end_round()
             return self.pause_after(error).seconds
         except asyncio.CancelledError:

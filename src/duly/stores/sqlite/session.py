@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, assert_never
 
 from duly.broker import Delivery, Outcome
 from duly.errors import CommitUnknown, Superseded, TransactionFailed, TransactionLost
 from duly.guarantees import Admission, Settlement
-from duly.message import Message, now_ms
+from duly.message import Message, Topic, now_ms
 from duly.sql import cursor, inbox, log
 from duly.sql.sqlite import DatabaseFile, Turn
 from duly.sql.sqlite.driver import broker_error
@@ -38,8 +38,18 @@ class Home(Protocol):
         """The database."""
         ...
 
-    def publish_steps(self, messages: Sequence[Message[Any]]) -> Steps[list[Outcome]]:
-        """Into the log or the outbox."""
+    def unknown(self, topics: Iterable[Topic[Any]]) -> Sequence[Topic[Any]]:
+        """Those that have to be declared in this database before they can be published to."""
+        ...
+
+    def learn(self, topics: log.Catalog) -> None:
+        """Topics that a committed transaction declared."""
+        ...
+
+    def publish_steps(
+        self, messages: Sequence[Message[Any]], declared: log.Catalog
+    ) -> Steps[list[Outcome]]:
+        """Into the log or the outbox. ``declared``: topics known to this transaction only."""
         ...
 
     def sweeper(self, consumer: str) -> inbox.Sweeper:
@@ -66,6 +76,8 @@ class SqliteSession:
         self._scope = scope
         self._mark = mark
         self._logs: cursor.Logs = {}
+        # Topics that this transaction declared: everybody's once it stands.
+        self._declared: dict[str, log.TopicRecord] = {}
         self._in_doubt = False
 
     @property
@@ -91,6 +103,8 @@ class SqliteSession:
 
     def rollback_to_savepoint(self) -> None:
         """Undo everything since `savepoint` and drop it. Raises `TransactionLost`."""
+        # Of what was declared, something may be undone with it; declaring again is harmless.
+        self._declared.clear()
         self._savepoint("rollback to {}")
         self._savepoint("release {}")
 
@@ -98,9 +112,15 @@ class SqliteSession:
         """Keep everything since `savepoint` and drop it. Raises `TransactionLost`."""
         self._savepoint("release {}")
 
+    def declare(self, topics: Iterable[Topic[Any]]) -> None:
+        """Make known the topics that this transaction publishes to, as part of it."""
+        unknown = [t for t in self._home.unknown(topics) if t.name not in self._declared]
+        if unknown:
+            self._declared.update(self._run(log.declare(unknown)))
+
     def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
         """Put messages into the broker's log or the outbox, as part of the transaction."""
-        return self._run(self._home.publish_steps(messages))
+        return self._run(self._home.publish_steps(messages, self._declared))
 
     def settle(self, settlements: Sequence[Settlement], deliveries: Sequence[Delivery]) -> None:
         """Record how the deliveries ended; the last statement. Raises `TransactionLost`, and by
@@ -136,6 +156,7 @@ class SqliteSession:
         except CommitUnknown:
             self._in_doubt = True
             raise
+        self._home.learn(self._declared)
         try:
             self._home.file.committed()
             self._home.file.before_release()

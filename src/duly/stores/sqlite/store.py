@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from duly.broker import Outcome
@@ -25,6 +26,9 @@ from duly.stores.sqlite.within import is_open_on, run_within
 _TX_S = 0.05
 # A snapshot that a handler's forgotten cursor still holds cannot be written upon.
 _BUSY_SNAPSHOT = sqlite3.SQLITE_BUSY_SNAPSHOT
+
+
+NOTHING_DECLARED: log.Catalog = MappingProxyType({})
 
 
 class SqliteStore:
@@ -140,10 +144,24 @@ class SqliteStore:
 
     # --- the session's side
 
-    def publish_steps(self, messages: Sequence[Message[Any]]) -> Steps[list[Outcome]]:
+    def unknown(self, topics: Iterable[Topic[Any]]) -> Sequence[Topic[Any]]:
+        """Those that have to be declared in this database before they can be published to."""
+        if self._log_here:
+            return [topic for topic in topics if topic.name not in self._catalog]
+        self._topics.update(topic.name for topic in topics)
+        return ()
+
+    def learn(self, topics: log.Catalog) -> None:
+        """Topics that a committed transaction declared."""
+        self._catalog.update(topics)
+
+    def publish_steps(
+        self, messages: Sequence[Message[Any]], declared: log.Catalog = NOTHING_DECLARED
+    ) -> Steps[list[Outcome]]:
         """Into the log where it is here, else into the outbox."""
         if self._log_here:
-            return log.publish(self._catalog, messages, now_ms())
+            catalog = {**self._catalog, **declared} if declared else self._catalog
+            return log.publish(catalog, messages, now_ms())
         return outbox.put(self._topics, messages)
 
     def sweeper(self, consumer: str) -> inbox.Sweeper:
