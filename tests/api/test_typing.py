@@ -65,7 +65,7 @@ def marked(file: Path) -> dict[int, str]:
 
 
 @pytest.fixture(params=[mypy, pyright], ids=["mypy", "pyright"])
-def checker(request: pytest.FixtureRequest) -> Callable[[Path], Lines]:
+def checker(request: pytest.FixtureRequest):
     return request.param
 
 
