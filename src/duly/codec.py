@@ -69,17 +69,29 @@ class Codec(Generic[T]):
         try:
             return self.decode_fast(body)
         except DECODE_FAILURES as error:
-            raise DecodeError(f"the body is not a {self.type_name}: {error}") from error
+            raise DecodeError(f"the body is not a {self.type_name}: {_reason(error)}") from error
 
 
 def not_of_type(codec: Codec[Any], payload: Any, error: Exception) -> str:
     """What was wrong with a payload, in words."""
-    return f"this payload ({type(payload).__name__}) is not a {codec.type_name}: {error}"
+    return f"this payload ({type(payload).__name__}) is not a {codec.type_name}: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
+    """The error in one line, without the data: a payload may hold what no log may."""
+    errors: Any = getattr(error, "errors", None)
+    if not callable(errors):
+        return str(error)
+    found: Any = errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(
+        f"{each['msg']} - at `{'.'.join(str(part) for part in each['loc']) or '$'}`"
+        for each in found[:5]
+    )
 
 
 def codec_for(type_: Any) -> Codec[Any]:
     """The codec of a payload type. Raises `ConfigurationError` for a type that has none."""
-    name = type_.__name__ if isinstance(type_, type) else str(type_)
+    name = _named(type_)
     if type_ is bytes:
         return Codec(BINARY, "bytes", _bytes, bytes)
     if type_ is str:
@@ -96,12 +108,21 @@ def codec_for(type_: Any) -> Codec[Any]:
         encode = msgspec.json.Encoder().encode
         return Codec(JSON, name, _checked(type_, encode, decode, facts), decode)
     pydantic = sys.modules.get("pydantic")  # a model's class cannot exist without it
-    if pydantic is not None:
+    if pydantic is not None and all(_is_model(pydantic, each) for each in facts.foreign):
         return _pydantic_codec(pydantic, type_, name)
     raise ConfigurationError(
-        f"duly cannot carry payloads of type {name}: JSON has nothing for {facts.foreign}. Use "
-        "bytes, str, JSON values, a dataclass, a msgspec.Struct or a pydantic model."
+        f"duly cannot carry payloads of type {name}: JSON has nothing for "
+        f"{', '.join(_named(each) for each in facts.foreign)}. Use bytes, str, JSON values, a "
+        "dataclass, a msgspec.Struct or a pydantic model."
     )
+
+
+def _named(type_: Any) -> str:
+    return type_.__name__ if isinstance(type_, type) else str(type_)
+
+
+def _is_model(pydantic: Any, type_: Any) -> bool:
+    return isinstance(type_, type) and issubclass(type_, pydantic.BaseModel)
 
 
 def _bytes(payload: Any) -> bytes:
@@ -117,28 +138,28 @@ def _text(payload: Any) -> bytes:
 
 
 class _Facts(typing.NamedTuple):
-    """What decides which checks a type needs. ``foreign`` names a class msgspec knows not."""
+    """What decides which checks a type needs. ``foreign`` are classes msgspec knows not."""
 
-    foreign: str
+    foreign: tuple[Any, ...]
     floats: bool
 
 
 def _facts(type_: Any) -> _Facts:
     seen: set[int] = set()
     waiting: list[Any] = [msgspec.inspect.type_info(type_)]
-    foreign, floats = "", False
+    foreign, floats = list[Any](), False
     while waiting:
         info = waiting.pop()
         if id(info) in seen:
             continue
         seen.add(id(info))
         if isinstance(info, msgspec.inspect.CustomType):
-            foreign = getattr(info.cls, "__name__", str(info.cls))
+            foreign.append(info.cls)
         elif isinstance(info, (msgspec.inspect.AnyType, msgspec.inspect.FloatType)):
             floats = True
         if isinstance(info, (msgspec.inspect.Type, msgspec.inspect.Field)):
             waiting.extend(_parts(getattr(info, name) for name in info.__struct_fields__))
-    return _Facts(foreign, floats)
+    return _Facts(tuple(foreign), floats)
 
 
 def _parts(values: Any) -> list[Any]:
@@ -156,7 +177,7 @@ def _checked(
 ) -> Callable[[Any], bytes]:
     # TypedDict and (from 3.11) Any are classes that no instance can be asked about.
     by_class = isinstance(type_, type) and type_ is not Any and not typing.is_typeddict(type_)
-    expected = type_ if by_class else object
+    expected: Any = type_ if by_class else object
     # What these encode to, they decode from.
     decodes = type_ not in (Any, object, dict, list)
     floats = facts.floats
@@ -190,18 +211,14 @@ def _refuse_non_finite(payload: Any) -> None:
 
 
 def _pydantic_codec(pydantic: Any, type_: Any, name: str) -> Codec[Any]:
-    try:
-        adapter = pydantic.TypeAdapter(type_)
-    except pydantic.errors.PydanticUserError as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigurationError(f"duly cannot carry payloads of type {name}: {reason}") from error
+    adapter = pydantic.TypeAdapter(type_)
     expected = type_ if isinstance(type_, type) else object
 
     def encode(payload: Any) -> bytes:
         if not isinstance(payload, expected):
             raise TypeError(f"expected {name}")
         # by_alias: what is read back by alias is written by alias.
-        body: bytes = adapter.dump_json(payload, by_alias=True, warnings="error")
+        body: bytes = adapter.dump_json(payload, by_alias=True, warnings="none")
         adapter.validate_json(body)
         if b"null" in body:
             json.dumps(adapter.dump_python(payload, mode="json"), allow_nan=False)

@@ -223,10 +223,6 @@ class Topic(Generic[T]):
             id = generated.one()
         else:
             check_id(self.name, id)
-        if key is None and self.key is not None:
-            key = self.key(payload)
-        if key is not None:
-            check_key(self.name, id, key)
         checked = NO_HEADERS if not headers else check_headers(self.name, id, headers)
         try:
             body = self.codec.encode_fast(payload)
@@ -234,6 +230,10 @@ class Topic(Generic[T]):
             raise self._not_of_type(payload, id, error) from error
         if len(body) > self.max_body_bytes:
             raise self._too_large(body, id)
+        if key is None and self.key is not None:
+            key = self._key_of(payload, id)
+        if key is not None:
+            check_key(self.name, id, key)
         return Message(self.name, source, id, body, time_ms or now_ms(), key, checked, due_ms)
 
     def messages(
@@ -259,20 +259,41 @@ class Topic(Generic[T]):
             check_count(self.name, "ids", ids, count)
             for id in ids:
                 check_id(self.name, id)
-        if keys is None:
-            keys = [self.key(payload) for payload in payloads] if self.key else [None] * count
-        else:
-            check_count(self.name, "keys", keys, count)
-        for id, key in zip(ids, keys, strict=True):
-            if key is not None:
-                check_key(self.name, id, key)
+        if count == 0:
+            return []
         checked = NO_HEADERS if not headers else check_headers(self.name, ids[0], headers)
         bodies = self._bodies(payloads, ids)
+        keys = self._keys(payloads, ids, keys)
         name, time_ms = self.name, now_ms()
         return [
             Message(name, source, id, body, time_ms, key, checked, due_ms)
             for id, body, key in zip(ids, bodies, keys, strict=True)
         ]
+
+    def _keys(
+        self, payloads: Sequence[T], ids: Sequence[str], given: Sequence[str | None] | None
+    ) -> Sequence[str | None]:
+        if given is not None:
+            check_count(self.name, "keys", given, len(payloads))
+        elif self.key is None:
+            return [None] * len(payloads)
+        else:
+            given = [self._key_of(payload, id) for payload, id in zip(payloads, ids, strict=True)]
+        for id, key in zip(ids, given, strict=True):
+            if key is not None:
+                check_key(self.name, id, key)
+        return given
+
+    def _key_of(self, payload: T, id: str) -> str:
+        assert self.key is not None
+        try:
+            return self.key(payload)
+        except Exception as error:
+            raise InvalidMessage(
+                f"topic {self.name!r}, message {id!r}: its key function failed: {error!r}. "
+                "Nothing was sent.",
+                message_id=id,
+            ) from error
 
     def _bodies(self, payloads: Sequence[T], ids: Sequence[str]) -> list[bytes]:
         encode, bodies = self.codec.encode_fast, list[bytes]()
