@@ -20,7 +20,7 @@ log = logging.getLogger("duly.supervisor")
 DRAINED = 0
 """Exit status: asked to stop, and every worker finished or gave back its work in time."""
 CUT_OFF = 1
-"""Exit status: the time to drain ran out and workers were killed; their work comes again."""
+"""Exit status: handlers still ran when the time to drain was over; their messages come again."""
 REFUSED = 2
 """Exit status: a worker said that it can never start: a wrong option, a refused contract."""
 
@@ -258,6 +258,8 @@ class Supervisor:
         who = f"worker {slot.index + 1} (pid {child.pid}) {how_it_ended(status)}"
         if self._stopping or self._drain_until is not None:
             log.info("%s", who)
+            if self._stopping and status != 0:
+                self._status = self._status or CUT_OFF
             return
         if child.refusal is not None or (status == REFUSED and child.ready_at is None):
             self._refused(child.refusal or f"{who} before it was ready")
@@ -287,8 +289,6 @@ class Supervisor:
         for child in self._living():
             if self._drain_until is not None and now >= self._drain_until:
                 log.warning("worker %d (pid %d) did not drain: killed", child.slot + 1, child.pid)
-                if self._stopping:
-                    self._status = max(self._status, CUT_OFF)
                 child.kill()
             elif now >= self._silent_until(child) and not self._was_only_unheard(child, now):
                 log.error(
