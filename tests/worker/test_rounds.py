@@ -156,7 +156,7 @@ class TestAtLeastOnce:
         def handle(number: int) -> None:
             bench.seen.append(number)
             if number == 2:
-                lane.stopping = True
+                lane.stop()
 
         lane = bench.lane("c")
         bench.publish(numbers, *range(5))

@@ -178,10 +178,12 @@ class ConcurrentLane:
         lane = self.lane
         CURRENT.set((lane.consumer.name, delivery))
         try:
-            await within_limit(lane.call(argument), lane.consumer.options.max_run_s)
+            await within_limit(lane.caller.call(argument), lane.consumer.options.max_run_s)
         except Exception as error:  # noqa: BLE001 - whatever the handler raises
-            failed = lane.report_failure if self._settles_first else lane.failure
-            return failed(delivery, error)
+            if self._settles_first:
+                lane.report_failure(delivery, error)
+                return None
+            return lane.failure(delivery, error)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

@@ -17,14 +17,14 @@ from duly import errors, events
 from duly.broker import Delivery, Receipt, Subscription
 from duly.consumer import Consumer
 from duly.guarantees import Admission, Dead, Done, Guarantee, Release, Retry, Settlement
-from duly.logs import CURRENT
 from duly.store import Admitted, Scope, Session, Store, Transaction, take_after_commit
 from duly.worker import rounds
+from duly.worker.calling import Caller
 from duly.worker.decoding import Decoder
-from duly.worker.loop import within_limit
 from duly.worker.steps import (
     Blocked,
     Counts,
+    HandlerFailed,
     Pause,
     Round,
     Step,
@@ -55,8 +55,7 @@ ROUNDS: dict[Guarantee, Callable[[Lane], Round]] = {
 class Lane:
     """One consumer's handler, one subscription of its own, and for exactly-once a store.
 
-    ``call`` is the handler with its dependencies bound. ``stopping`` may be set from any
-    thread: no further handler starts; what is pending is given back by `close`.
+    ``call`` is the handler with its dependencies bound.
     """
 
     def __init__(
@@ -72,13 +71,9 @@ class Lane:
     ) -> None:
         self.consumer = consumer
         self.subscription = subscription
-        self.call = call
         self.around = around
-        self.stopping = False
+        self.caller = Caller(consumer, call, around)
         self.counts = Counts()
-        # The clock as last read, once a call: where one call ends the next begins.
-        self.moment = 0.0
-        self._calling = False
         # Claimed and unsettled: what a round is working on, and what it left for later.
         self.in_round: Work = []
         self.pending: Work = []
@@ -113,7 +108,7 @@ class Lane:
         if self._round is None:
             self._round = self._round_of(self)
         try:
-            step = self._advance(self._round)
+            step = self.caller.advance(self._round)
         except StopIteration:
             self.end_round()
             self._pause_s = FIRST_PAUSE_S
@@ -139,73 +134,10 @@ class Lane:
             raise
         return 0.0 if step is None else step.seconds
 
-    def _advance(self, round_: Round) -> Pause | None:
-        step = next(round_)
-        if step is None or isinstance(step, Pause):
-            return step
-        if not self.consumer.handler.is_async:
-            return self._calls(round_, step)
-        assert self.around.on_loop is not None, "an async handler needs the worker's loop"
-        answer = self.around.on_loop(self._calls_on_loop(round_, step))
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer  # type: ignore[no-any-return]
-
-    def _calls(self, round_: Round, step: Step) -> Pause | None:
-        clock, call = self.around.clock, self.call
-        # One list changed for each message: a third of the cost of setting the variable.
-        handling: list[Any] = [self.consumer.name, None]
-        CURRENT.set(handling)
-        self.moment, self._calling = clock(), True
-        try:
-            while step.__class__ is tuple:
-                handling[1], arguments = step
-                try:
-                    call(*arguments)
-                except Exception as error:  # noqa: BLE001 - it belongs to the round
-                    self.moment = clock()
-                    step = round_.throw(error)
-                else:
-                    self.moment = clock()
-                    step = round_.send(None)
-        finally:
-            self._calling = False
-            CURRENT.set(None)
-        return step  # type: ignore[return-value]
-
-    async def _calls_on_loop(self, round_: Round, step: Step) -> Pause | BaseException | None:
-        # What ends the lane is returned, not raised: StopIteration cannot leave a coroutine,
-        # and SystemExit would end the loop with everything else on it.
-        name, clock, limit_s = (
-            self.consumer.name,
-            self.around.clock,
-            self.consumer.options.max_run_s,
-        )
-        self.moment, self._calling = clock(), True
-        try:
-            while isinstance(step, tuple):
-                about, arguments = step
-                CURRENT.set((name, about))
-                try:
-                    await within_limit(self.call(*arguments), limit_s)
-                except Exception as error:  # noqa: BLE001 - it belongs to the round
-                    self.moment = clock()
-                    step = round_.throw(error)
-                else:
-                    self.moment = clock()
-                    step = round_.send(None)
-        except asyncio.CancelledError as error:
-            round_.close()
-            return error
-        except BaseException as error:  # noqa: BLE001
-            return error
-        finally:
-            self._calling = False
-        return step
-
     def end_round(self) -> None:
         """Forget the round; what it left unstarted stays claimed for the next."""
         self._round = None
+        self.caller.forget()
         self.pending = self._kept + self.pending
         self._kept, self.in_round = [], []
 
@@ -221,8 +153,17 @@ class Lane:
         return self._round is None
 
     def oldest_start(self) -> float | None:
-        """The clock's time at which the handler call now under way began."""
-        return self.moment if self._calling else None
+        """The clock's time at which the call now under way began; None between rounds."""
+        return self.caller.oldest_start()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether no further handler may start."""
+        return self.caller.stopping
+
+    def stop(self) -> None:
+        """Start no further handler, from any thread; what is pending `close` gives back."""
+        self.caller.stopping = True
 
     def close(self) -> None:
         """Give back what was claimed and never started, uncharged."""
@@ -263,7 +204,7 @@ class Lane:
 
     def until(self) -> float:
         """The clock's time at which no further handler should start in this round, to be
-        compared with ``moment``.
+        compared with `Caller.moment`.
         """
         return self.around.clock() + self._tx_s
 
@@ -311,15 +252,18 @@ class Lane:
         )  # fmt: skip
         return Retry(delivery.receipt, delay_s, text)
 
-    def report_failure(self, delivery: Delivery, error: Exception) -> Settlement:
-        """At-most-once: the message is settled already, so a failure is only reported."""
+    def report_failure(self, about: Delivery | Sequence[Delivery], error: Exception) -> None:
+        """At-most-once: settled already, so a failure is only reported."""
+        for delivery in (about,) if isinstance(about, Delivery) else about:
+            self._report_failure(delivery, error)
+
+    def _report_failure(self, delivery: Delivery, error: Exception) -> None:
         self.counts.failed += 1
         log.error(
             "consumer %s failed on message %s; at-most-once does not try again: %s",
             self.consumer.name, delivery.message.id, describe(error),
         )  # fmt: skip
         self.tell(events.HandlerFailed(self.consumer.name, delivery, error, None))
-        return Done(delivery.receipt)
 
     # --- verbs of a round: settling
 
@@ -435,7 +379,10 @@ class Lane:
         if isinstance(error, errors.BrokerError):
             self._kept = work
             raise error
-        if isinstance(error, errors.Superseded | errors.CommitUnknown):
+        if isinstance(error, HandlerFailed | errors.PublishError):
+            self._kept = work
+            self.be_careful(error)
+        elif isinstance(error, errors.Superseded | errors.CommitUnknown):
             # Lost to another, or perhaps committed: redelivery finds out through admission.
             log.warning("consumer %s: %s", self.consumer.name, error)
             yield from self.give_back(work)
@@ -443,12 +390,10 @@ class Lane:
             self.singly = max(0, self.singly - 1)
             yield from self.settle([self.failure(work[0][0], error)])
         else:
+            # The commit itself, the flush or a lost transaction: it has no culprit to name.
+            log.info("consumer %s goes one by one after %s", self.consumer.name, error)
             self._kept = work
-            if isinstance(error, errors.TransactionError) or self.careful:
-                log.info("consumer %s goes one by one after %s", self.consumer.name, error)
-                self.singly = len(work)
-            else:
-                self.be_careful(error)
+            self.singly = len(work)
 
     def committed(
         self,

@@ -105,7 +105,7 @@ class Worker:
         until = time.monotonic() + timeout_s
         self._stopping.set()
         for driven in self._lanes:
-            _lane(driven).stopping = True
+            _lane(driven).stop()
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
         clean = not any(thread.is_alive() for thread in self._threads)

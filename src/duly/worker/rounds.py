@@ -8,11 +8,23 @@ process may die without breaking the promise.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any
 
+from duly.broker import Delivery
 from duly.guarantees import Dead, Done, Release, Settlement
 from duly.store import Admitted, Session, Transaction, flush, forget_since, mark
-from duly.worker.steps import Failed, Round, Step, Unfit, Work, blocking
+from duly.worker.steps import (
+    Blocked,
+    Calls,
+    Failed,
+    HandlerFailed,
+    Round,
+    Step,
+    Unfit,
+    Work,
+    blocking,
+)
 
 if TYPE_CHECKING:
     from duly.worker.lane import Lane
@@ -24,7 +36,7 @@ def at_most_once(lane: Lane) -> Round:
     started = lane.settle_before(work)
     yield None
     # From here on nothing can bring these messages back, so not even a stop skips one.
-    yield from call_each(lane, started, lane.report_failure)
+    yield from call_all(lane, started)
 
 
 def at_least_once(lane: Lane) -> Round:
@@ -68,44 +80,34 @@ def exactly_once(lane: Lane) -> Round:
 # --- How the handler is called, for each of them.
 
 
-def call_each(lane: Lane, work: Work, failed: Failed) -> Generator[Step, None, list[Settlement]]:
-    """Call the handler for all of ``work``, whatever fails; returns how each ended."""
-    if lane.consumer.handler.is_batch:
-        return (yield from call_batch_once(work, failed))
-    ended: list[Settlement] = []
-    for delivery, argument in work:
+def call_all(lane: Lane, work: Work) -> Generator[Step, None, None]:
+    """Call the handler for all of ``work``, whatever fails: nothing will bring it back."""
+    if lane.consumer.handler.is_batch and work:
+        work = [in_one_call(work)]
+    calls = Calls(work, (), inf)
+    while calls.done < len(work):
         try:
-            yield delivery, (argument,)
+            yield calls
         except Exception as error:  # noqa: BLE001 - whatever the handler raises
-            ended.append(failed(delivery, error))
-        else:
-            ended.append(Done(delivery.receipt))
-    return ended
+            lane.report_failure(work[calls.done][0], error)
+            calls.done += 1
 
 
 def call_while_time(lane: Lane, work: Work) -> Generator[Step, None, list[Settlement]]:
-    """Call the handler until time is up; what was not started stays pending."""
-    if lane.consumer.handler.is_batch and not lane.careful:
-        return (yield from call_batch(lane, work, None))
-    ended: list[Settlement] = []
-    add, until = ended.append, lane.until()
-    is_batch, blocked = lane.consumer.handler.is_batch, lane.blocked()
-    for delivery, argument in work:
-        if argument.__class__ is Unfit:
-            add(Dead(delivery.receipt, argument.why))
-        elif blocked is not None and blocked.holds(delivery):
-            add(Release(delivery.receipt))
-        elif lane.stopping or (ended and lane.moment >= until):
-            break
-        else:
+    """Call the handler until time is up; what was not started stays claimed.
+
+    A batch handler's failure names no culprit: its messages come again, one call each.
+    """
+    if lane.consumer.handler.is_batch:
+        if not lane.careful:
             try:
-                yield delivery, (([argument] if is_batch else argument),)
+                return (yield from call_batch(lane, work, ()))
             except Exception as error:  # noqa: BLE001 - whatever the handler raises
-                add(blocking(blocked, delivery, lane.failure(delivery, error)))
-            else:
-                add(Done(delivery.receipt))
-    lane.keep(work[len(ended) :])
-    return ended
+                lane.be_careful(error)
+                lane.keep(work)
+                return []
+        work = in_single_calls(work)
+    return (yield from call_in_turn(lane, work, (), lane.failure, lane.blocked()))
 
 
 def call_within(
@@ -119,18 +121,45 @@ def call_within(
     if lane.careful:
         return (yield from call_with_savepoints(lane, work, tx, session))
     if lane.consumer.handler.is_batch:
-        return (yield from call_batch(lane, work, tx))
+        try:
+            return (yield from call_batch(lane, work, (tx,)))
+        except Exception as error:
+            raise HandlerFailed(str(error)) from error
+    return (yield from call_in_turn(lane, work, (tx,), raise_it, None))
+
+
+def call_in_turn(
+    lane: Lane, work: Work, extra: tuple[Any, ...], failed: Failed, blocked: Blocked | None
+) -> Generator[Step, None, list[Settlement]]:
+    """Call the handler message after message until time is up; how each ended, in order.
+
+    Where no order is to be kept behind a failure, all calls are one step.
+    """
+    until = lane.until()
+    calls = Calls(work, extra, until, most=len(work) if blocked is None else 1)
     ended: list[Settlement] = []
-    add, until = ended.append, lane.until()
-    for delivery, argument in work:
+    while calls.done < len(work):
+        delivery, argument = work[calls.done]
         if argument.__class__ is Unfit:
-            add(Dead(delivery.receipt, argument.why))
-        elif lane.stopping or (ended and lane.moment >= until):
+            ended.append(Dead(delivery.receipt, argument.why))
+            calls.done += 1
+        elif blocked is not None and blocked.holds(delivery):
+            ended.append(Release(delivery.receipt))
+            calls.done += 1
+        elif lane.stopping or (ended and lane.caller.moment >= until):
             break
         else:
-            yield delivery, (argument, tx)
-            add(Done(delivery.receipt))
-    lane.keep(work[len(ended) :])
+            start = calls.done
+            try:
+                yield calls
+            except Exception as error:  # noqa: BLE001 - whatever the handler raises
+                ended += [Done(delivery.receipt) for delivery, _ in work[start : calls.done]]
+                delivery = work[calls.done][0]
+                ended.append(blocking(blocked, delivery, failed(delivery, error)))
+                calls.done += 1
+            else:
+                ended += [Done(delivery.receipt) for delivery, _ in work[start : calls.done]]
+    lane.keep(work[calls.done :])
     return ended
 
 
@@ -138,21 +167,22 @@ def call_with_savepoints(
     lane: Lane, work: Work, tx: Transaction[Any], session: Session[Any]
 ) -> Generator[Step, None, list[Settlement]]:
     """Call the handler with a savepoint around each message: only the culprit is rolled back."""
-    ended: list[Settlement] = []
+    if lane.consumer.handler.is_batch:
+        work = in_single_calls(work)
     until, blocked = lane.until(), lane.blocked()
-    is_batch = lane.consumer.handler.is_batch
+    ended: list[Settlement] = []
     for delivery, argument in work:
         if argument.__class__ is Unfit:
             ended.append(Dead(delivery.receipt, argument.why))
         elif blocked is not None and blocked.holds(delivery):
             ended.append(Release(delivery.receipt))
-        elif lane.stopping or (ended and lane.moment >= until):
+        elif lane.stopping or (ended and lane.caller.moment >= until):
             break
         else:
             before = mark(tx)
             session.savepoint()
             try:
-                yield delivery, (([argument] if is_batch else argument), tx)
+                yield Calls([(delivery, argument)], (tx,), until)
                 flush(tx, session)
             except Exception as error:  # noqa: BLE001 - whatever the handler raises
                 lane.pass_on_lost(delivery, error, session.rollback_to_savepoint)
@@ -166,29 +196,14 @@ def call_with_savepoints(
 
 
 def call_batch(
-    lane: Lane, work: Work, tx: Transaction[Any] | None
+    lane: Lane, work: Work, extra: tuple[Any, ...]
 ) -> Generator[Step, None, list[Settlement]]:
-    """Call a batch handler once for all of ``work``.
-
-    Its failure names no culprit: the messages come again, one call each (`lane.careful`).
-    """
-    fit = [item for item in work if item[1].__class__ is not Unfit]
+    """Call a batch handler once for all of ``work``; raises what it raises."""
     if lane.stopping:
-        fit = []
-    if fit:
-        arguments = [argument for _, argument in fit]
-        try:
-            about = tuple(delivery for delivery, _ in fit)
-            yield about, ((arguments,) if tx is None else (arguments, tx))
-        except Exception as error:
-            if tx is not None:
-                raise
-            lane.be_careful(error)
-            lane.keep(work)
-            return []
-    elif lane.stopping:
         lane.keep(work)
         return []
+    if fit := [item for item in work if item[1].__class__ is not Unfit]:
+        yield Calls([in_one_call(fit)], extra, inf)
     return [
         Dead(delivery.receipt, argument.why)
         if argument.__class__ is Unfit
@@ -197,15 +212,19 @@ def call_batch(
     ]
 
 
-def call_batch_once(work: Work, failed: Failed) -> Generator[Step, None, list[Settlement]]:
-    """Call a batch handler once, whatever fails: at-most-once may not call it again."""
-    if not work:
-        return []
-    try:
-        yield tuple(delivery for delivery, _ in work), ([argument for _, argument in work],)
-    except Exception as error:  # noqa: BLE001 - whatever the handler raises
-        return [failed(delivery, error) for delivery, _ in work]
-    return [Done(delivery.receipt) for delivery, _ in work]
+def in_one_call(work: Work) -> tuple[Any, Any]:
+    """All of ``work`` as one call of a batch handler."""
+    return tuple([delivery for delivery, _ in work]), [argument for _, argument in work]
+
+
+def in_single_calls(work: Work) -> Work:
+    """Each of ``work`` as one call of a batch handler."""
+    return [(d, a if a.__class__ is Unfit else [a]) for d, a in work]
+
+
+def raise_it(_: Delivery, error: Exception) -> Settlement:
+    """The failure of one is the failure of all."""
+    raise HandlerFailed(str(error)) from error
 
 
 def fresh_of(work: Work, admitted: Admitted) -> Work:

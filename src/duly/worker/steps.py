@@ -28,16 +28,41 @@ class Unfit(msgspec.Struct, frozen=True, gc=False):
     why: str
 
 
-Call = tuple[Delivery | tuple[Delivery, ...], tuple[Any, ...]]
-"""A call of the handler: for which delivery (deliveries, of a batch handler), which arguments."""
+Work = list[tuple[Any, Any]]
+"""Claimed messages, in order, with what their handler is called with (or `Unfit`). For a batch
+handler an item may stand for several deliveries, a tuple of them."""
 
-Step = Call | Pause | None
-"""A call to make, a pause, or None: a boundary, after which anything may happen."""
+
+class Calls:
+    """A round's wish to call the handler for ``work`` from index ``done`` on.
+
+    It is fulfilled call by call, at most ``most`` of them, as long as the clock stands before
+    ``until`` and there is no `Unfit`. ``extra`` follows each item's argument. ``done`` is moved
+    along; when a call raises, it stands at the culprit.
+    """
+
+    __slots__ = ("done", "extra", "most", "until", "work")
+
+    def __init__(
+        self, work: Work, extra: tuple[Any, ...], until: float, most: int | None = None
+    ) -> None:
+        self.work = work
+        self.extra = extra
+        self.until = until
+        self.most = len(work) if most is None else most
+        self.done = 0
+
+
+class HandlerFailed(Exception):
+    """The handler failed where its failure is that of the whole transaction. Told from what the
+    store raises, for a handler may raise the same.
+    """
+
+
+Step = Calls | Pause | None
+"""Calls to make, a pause, or None: a boundary, after which anything may happen."""
 
 Round = Generator[Step, None, None]
-
-Work = list[tuple[Delivery, Any]]
-"""Claimed messages with their decoded arguments (or `Unfit`), in order."""
 
 Failed = Callable[[Delivery, Exception], Settlement]
 
@@ -61,7 +86,8 @@ class Surroundings:
     """What a lane needs from outside, each replaceable by a simulation.
 
     ``permits``: the rate limit on handler starts, where there is one.
-    ``on_loop``: run a coroutine on the worker's loop and wait for it.
+    ``on_loop``: run a coroutine on the worker's loop and wait for it. ``one_call_a_step``: let
+    each call of a handler be a step of its own, so that a simulation can come between two.
     """
 
     source: str
@@ -71,6 +97,7 @@ class Surroundings:
     wait_s: float = 0.25
     permits: Permits | None = None
     on_loop: Callable[[Awaitable[Any]], Any] | None = None
+    one_call_a_step: bool = False
 
 
 class Blocked:
