@@ -1,0 +1,67 @@
+"""Properties of at-most-once: never handled twice, and not lost without a recorded cause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from duly.guarantees import Guarantee
+from duly.testing.checker.case import Case
+from duly.testing.checker.properties import forbids
+from duly.testing.history import Identity
+
+AT_MOST_ONCE = Guarantee.AT_MOST_ONCE
+
+
+@forbids("double start", AT_MOST_ONCE)
+def double_start(case: Case) -> Iterator[str]:
+    """A message was started more than once, over all restarts."""
+    copies = case.copies()
+    for identity, runs in case.runs_by_identity().items():
+        if len(runs) > max(1, copies[identity]):
+            yield f"{identity[0]}/{identity[2]} was started {len(runs)} times"
+
+
+@forbids("start before settle", AT_MOST_ONCE)
+def start_before_settle(case: Case) -> Iterator[str]:
+    """A start was not preceded by a settlement that ended ok."""
+    for run in case.runs:
+        settled = case.settled(run.start.token, "done")
+        if settled is None or settled > run.at:
+            message = run.start.message
+            yield f"{message.topic}/{message.id} was started before it was surely settled"
+
+
+@forbids("unexplained loss", AT_MOST_ONCE)
+def unexplained_loss(case: Case) -> Iterator[str]:
+    """A published message was not handled and nothing in the history explains it."""
+    if not case.was_read:
+        return
+    started = {run.start.message.identity for run in case.runs}
+    gone = started | case.dropped | case.dead() | set(_still_waiting(case))
+    for identity in case.must():
+        if identity not in gone and not _explained(case, identity):
+            yield f"{identity[0]}/{identity[2]} was lost and nothing explains it"
+
+
+def _still_waiting(case: Case) -> Iterator[Identity]:
+    # What was never claimed at all is for the liveness properties to report.
+    claimed = {c.message.identity for _, c in case.claims if c.message is not None}
+    for identity in case.must():
+        if identity not in claimed:
+            yield identity
+
+
+def _explained(case: Case, identity: Identity) -> bool:
+    for token, (_, claim) in case.claim_of.items():
+        if claim.message is None or claim.message.identity != identity:
+            continue
+        settles = case.settles.get(token, [])
+        ended = [settle for _, settle in settles if settle.phase != "invoke"]
+        if settles and not ended:
+            return True  # died in the middle of settling it
+        if any(settle.phase == "info" or settle.refused for settle in ended):
+            return True
+        at = case.settled(token, "done")
+        if at is not None and case.died(claim.who, at) is not None:
+            return True
+    return False

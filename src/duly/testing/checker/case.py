@@ -1,0 +1,284 @@
+"""A history, indexed for the questions that the properties ask of it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from duly.guarantees import Admission, Guarantee
+from duly.testing.history import (
+    About,
+    Admit,
+    Claim,
+    Commit,
+    Dropped,
+    Effect,
+    End,
+    Event,
+    Fault,
+    Final,
+    Heal,
+    Identity,
+    Phase,
+    Planned,
+    Publish,
+    Read,
+    Reported,
+    Settle,
+    Start,
+)
+
+DEATHS = frozenset({"crash", "vanish"})
+"""Kinds of faults of which a process dies: at once known to the others, or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What was promised, and what lies in the broker's nature (its allow-list).
+
+    - ``topics``: those the subscription reads; messages of others are its outputs.
+    - ``drops_repeats``: a repeated publish is dropped by the broker.
+    - ``keeps_send_order``: messages of one publisher and key are read in the order published.
+    - ``confirms_settlement``: a message that was settled is not delivered again.
+    - ``may_duplicate``: the broker may deliver a message twice by itself.
+    - ``keeps_attempts``: the count of a message's starts survives whatever befalls a worker.
+    - ``tables``: every run that commits writes one row to each; ``has_output``: and publishes
+      one message.
+    - ``crash_points``: those that the run must have reached.
+    """
+
+    guarantee: Guarantee
+    subscription: str = "c"
+    topics: frozenset[str] = frozenset({"t"})
+    admission: Admission | None = None
+    order_by_key: bool = False
+    hold_key_on_dead: bool = False
+    attempts: int = 10
+    inbox_retention_s: float | None = None
+    drops_repeats: bool = False
+    keeps_send_order: bool = True
+    confirms_settlement: bool = True
+    may_duplicate: bool = False
+    keeps_attempts: bool = True
+    tables: tuple[str, ...] = ()
+    has_output: bool = False
+    crash_points: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class Published:
+    """One try to publish one message. ``ended`` is where in the history its outcome stands."""
+
+    who: str
+    message: About
+    tx: str
+    invoked: int
+    ended: int | None = None
+    outcome: Phase = "info"
+    repeat: bool = False
+
+
+@dataclass(slots=True)
+class Run:
+    """One start of the handler. ``how`` is None for one that was killed."""
+
+    at: int
+    start: Start
+    ended: int | None = None
+    how: str | None = None
+
+
+@dataclass(slots=True)
+class Tx:
+    """One transaction. ``outcome``: ok, fail or info."""
+
+    admitted: int | None = None
+    admit: Admit | None = None
+    committing: int | None = None
+    ended: int | None = None
+    outcome: Phase = "fail"
+
+
+@dataclass(slots=True)
+class Case:
+    """What the properties are judged on. Places are indices into ``events``."""
+
+    events: Sequence[Event]
+    terms: Terms
+    final: Final = field(default_factory=Final)
+    publishes: dict[Identity, list[Published]] = field(default_factory=dict)
+    claims: list[tuple[int, Claim]] = field(default_factory=list)
+    claim_of: dict[str, tuple[int, Claim]] = field(default_factory=dict)
+    runs: list[Run] = field(default_factory=list)
+    run_of: dict[str, Run] = field(default_factory=dict)
+    settles: dict[str, list[tuple[int, Settle]]] = field(default_factory=dict)
+    txs: dict[str, Tx] = field(default_factory=dict)
+    faults: list[tuple[int, Fault]] = field(default_factory=list)
+    planned: set[str] = field(default_factory=set)
+    effects: list[Effect] = field(default_factory=list)
+    reported: list[Reported] = field(default_factory=list)
+    dropped: set[Identity] = field(default_factory=set)
+    was_read: bool = False
+    others_claims: list[tuple[int, Claim]] = field(default_factory=list)
+
+    # --- what the properties ask
+
+    def inputs(self) -> Iterator[tuple[Identity, list[Published]]]:
+        """What was published to the topics that the subscription reads."""
+        for identity, tries in self.publishes.items():
+            if identity[0] in self.terms.topics:
+                yield identity, tries
+
+    def outcome(self, publish: Published) -> Phase:
+        """How a try to publish ended; in a transaction its commit decides."""
+        if not publish.tx or publish.outcome in ("fail", "ok"):
+            return publish.outcome
+        tx = self.txs.get(publish.tx)
+        return "fail" if tx is None else tx.outcome
+
+    def seen(self) -> Iterator[tuple[int, About]]:
+        """Every message that anybody was given, with its place, and all that was read."""
+        for at, claim in [*self.claims, *self.others_claims]:
+            if claim.message is not None:
+                yield at, claim.message
+        for message in self.final.log:
+            yield len(self.events), message
+
+    def must(self) -> Iterator[Identity]:
+        """Messages that certainly are published: the outcome says so, or they were seen."""
+        seen = {message.identity for _, message in self.seen()}
+        seen_txs = {
+            each.tx
+            for identity, tries in self.publishes.items()
+            if identity in seen
+            for each in tries
+            if each.tx
+        }
+        for identity, tries in self.inputs():
+            outcomes = {self.outcome(each) for each in tries}
+            together = any(each.tx in seen_txs for each in tries)
+            if "ok" in outcomes or ("info" in outcomes and (identity in seen or together)):
+                yield identity
+
+    def copies(self) -> Counter[Identity]:
+        """How often each message stands in the log."""
+        return Counter(message.identity for message in self.final.log)
+
+    def dead(self) -> set[Identity]:
+        """What the subscription gave up on."""
+        mine = self.terms.subscription
+        return {d.message.identity for d in self.final.dead if d.subscription == mine}
+
+    def runs_by_identity(self) -> dict[Identity, list[Run]]:
+        """The runs of each message, in order."""
+        found: dict[Identity, list[Run]] = defaultdict(list)
+        for run in self.runs:
+            found[run.start.message.identity].append(run)
+        return found
+
+    def settled(self, token: str, *kinds: str) -> int | None:
+        """Where the settlement of a claim was confirmed, as one of ``kinds``; None: nowhere."""
+        for at, settle in self.settles.get(token, ()):
+            if settle.phase == "ok" and settle.kind in kinds:
+                return at
+        return None
+
+    def superseded(self, token: str) -> int | None:
+        """Where another claim took the message of this one; None: nowhere."""
+        if token not in self.claim_of:
+            return None
+        at, mine = self.claim_of[token]
+        assert mine.message is not None, "deliveries have messages"
+        for later, other in self.claims:
+            if later > at and other.message is not None and other.token != token:
+                same = other.message.identity == mine.message.identity
+                if same and other.position == mine.position:
+                    return later
+        return None
+
+    def died(self, who: str, after: int) -> int | None:
+        """Where a process died, behind a place."""
+        for at, fault in self.faults:
+            if at > after and fault.who == who and fault.kind in DEATHS:
+                return at
+        return None
+
+
+def case_of(events: Iterable[Event], terms: Terms) -> Case:
+    """Index a history. The final state is the last that was read."""
+    case = Case(list(events), terms)
+    tries = _Tries(case)
+    for at, event in enumerate(case.events):
+        _note(case, tries, at, event)
+    return case
+
+
+class _Tries:
+    """Pairs the ends of publishes with their invocations."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._open: dict[tuple[str, Identity, str], Published] = {}
+
+    def note(self, at: int, event: Publish) -> None:
+        key = (event.who, event.message.identity, event.tx)
+        if event.phase == "invoke":
+            each = self._open[key] = Published(event.who, event.message, event.tx, at)
+            self._case.publishes.setdefault(event.message.identity, []).append(each)
+        elif key in self._open:
+            each = self._open.pop(key)
+            each.ended, each.outcome, each.repeat = at, event.phase, event.repeat
+
+
+def _note(case: Case, tries: _Tries, at: int, event: Event) -> None:  # noqa: C901, PLR0912 - one case an event
+    mine = case.terms.subscription
+    match event:
+        case Publish():
+            tries.note(at, event)
+        case Claim():
+            if event.phase == "ok" and event.subscription == mine:
+                case.claims.append((at, event))
+                case.claim_of[event.token] = (at, event)
+            elif event.phase == "ok":
+                case.others_claims.append((at, event))
+        case Start():
+            if event.subscription == mine:
+                run = Run(at, event)
+                case.runs.append(run)
+                case.run_of[event.run] = run
+        case End():
+            if event.run in case.run_of:
+                run = case.run_of[event.run]
+                run.ended = at
+                run.how = None if event.how == "killed" else event.how
+        case Settle():
+            if event.subscription == mine:
+                case.settles.setdefault(event.token, []).append((at, event))
+        case Admit():
+            tx = case.txs.setdefault(event.tx, Tx())
+            tx.admitted, tx.admit = at, event
+        case Commit():
+            _note_commit(case.txs.setdefault(event.tx, Tx()), at, event)
+        case Fault():
+            case.faults.append((at, event))
+        case Planned():
+            case.planned.add(event.kind)
+        case Effect():
+            case.effects.append(event)
+        case Reported():
+            case.reported.append(event)
+        case Dropped():
+            case.dropped.add(event.message.identity)
+        case Read():
+            case.final, case.was_read = event.final, True
+        case Heal():
+            pass
+
+
+def _note_commit(tx: Tx, at: int, event: Commit) -> None:
+    if event.phase == "invoke":
+        # Unknown until its end says otherwise; a process that dies here leaves it so.
+        tx.committing, tx.outcome = at, "info"
+    elif tx.ended is None:
+        tx.ended, tx.outcome = at, event.phase

@@ -1,0 +1,149 @@
+"""Properties of order by key, where it is declared."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from duly.guarantees import Guarantee
+from duly.testing.checker.case import Case, Run
+from duly.testing.checker.properties import forbids
+from duly.testing.history import About, Identity
+
+Place = tuple[int, int]
+"""Where something became true; within one commit, in the order of the starts."""
+
+
+@dataclass(slots=True)
+class _Line:
+    """The messages of one key in publishing order, and where each was done or dead."""
+
+    messages: list[About]
+    done: dict[Identity, Place]
+    dead: dict[Identity, Place]
+
+
+def _lines(case: Case) -> Iterator[_Line]:
+    by_key: dict[tuple[str, str], dict[Identity, About]] = defaultdict(dict)
+    for message in case.final.log:
+        if message.key is not None and message.topic in case.terms.topics:
+            by_key[message.topic, message.key].setdefault(message.identity, message)
+    done, dead = _successes(case), _deaths(case)
+    for messages in by_key.values():
+        yield _Line(list(messages.values()), done, dead)
+
+
+def _successes(case: Case) -> dict[Identity, Place]:
+    """Where each message first succeeded: committed, or returned where nothing commits."""
+    found: dict[Identity, Place] = {}
+    there = {row.run for row in case.final.rows}
+    for run in case.runs:
+        place = _success(case, run, there)
+        identity = run.start.message.identity
+        if place is not None and place < found.get(identity, (len(case.events), 0)):
+            found[identity] = place
+    return found
+
+
+def _success(case: Case, run: Run, there: set[str]) -> Place | None:
+    if case.terms.guarantee is not Guarantee.EXACTLY_ONCE:
+        at = run.ended if run.how == "returned" else None
+    elif run.start.run not in there:
+        return None
+    else:
+        tx = case.txs.get(run.start.tx)
+        at = None if tx is None else tx.committing
+    return None if at is None else (at, run.at)
+
+
+def _deaths(case: Case) -> dict[Identity, Place]:
+    found: dict[Identity, Place] = {}
+    dead = case.dead()
+    for token, settles in case.settles.items():
+        _, claim = case.claim_of.get(token, (0, None))
+        if claim is None or claim.message is None or claim.message.identity not in dead:
+            continue
+        for at, settle in settles:
+            if settle.kind == "dead":
+                identity = claim.message.identity
+                tx = case.txs.get(settle.tx)
+                if tx is not None and tx.outcome == "fail":
+                    continue
+                # In a transaction the dead and the done become true at its commit, together.
+                place = (at if tx is None or tx.committing is None else tx.committing, at)
+                found[identity] = min(place, found.get(identity, place))
+    return found
+
+
+@forbids("inversion", ordered=True)
+def inversion(case: Case) -> Iterator[str]:
+    """First successes of a key came in another order than its messages were published."""
+    for line in _lines(case):
+        done = [m for m in line.messages if m.identity in line.done]
+        for earlier, later in itertools.pairwise(done):
+            if line.done[earlier.identity] > line.done[later.identity]:
+                yield f"key {later.key}: {later.id} succeeded before {earlier.id}"
+
+
+@forbids("skip", Guarantee.AT_LEAST_ONCE, Guarantee.EXACTLY_ONCE, ordered=True)
+def skip(case: Case) -> Iterator[str]:
+    """A message succeeded while an earlier one of its key was neither done nor dead."""
+    for line in _lines(case):
+        for number, later in enumerate(line.messages):
+            at = line.done.get(later.identity)
+            if at is None:
+                continue
+            for earlier in line.messages[:number]:
+                if earlier.identity in line.done:
+                    continue  # in the wrong order, that is an inversion
+                dead = line.dead.get(earlier.identity)
+                if dead is None or dead[0] > at[0]:
+                    yield f"key {later.key}: {later.id} succeeded, {earlier.id} was skipped"
+
+
+@forbids("head of line", Guarantee.AT_LEAST_ONCE, Guarantee.EXACTLY_ONCE, ordered=True)
+def head_of_line(case: Case) -> Iterator[str]:
+    """A key went on behind a dead letter that should have held it."""
+    if not case.terms.hold_key_on_dead:
+        return
+    for line in _lines(case):
+        for number, earlier in enumerate(line.messages):
+            dead = line.dead.get(earlier.identity)
+            for later in line.messages[number + 1 :] if dead is not None else ():
+                if line.done.get(later.identity, (-1, 0)) > (dead or (0, 0)):
+                    yield f"key {later.key}: {later.id} succeeded behind the dead {earlier.id}"
+
+
+@forbids("overlap", ordered=True)
+def overlap(case: Case) -> Iterator[str]:
+    """Two handlers of one key ran at once; a zombie whose claim was taken is excepted."""
+    by_key: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in case.runs:
+        message = run.start.message
+        if message.key is not None:
+            by_key[message.topic, message.key].append(run)
+    for (_, key), runs in by_key.items():
+        for first, second in _overlapping(case, runs):
+            if first.start.token == second.start.token:
+                continue  # one call of a batch handler
+            if not _is_zombie(case, first, second):
+                yield f"key {key}: runs {first.start.run} and {second.start.run} overlap"
+
+
+def _overlapping(case: Case, runs: list[Run]) -> Iterator[tuple[Run, Run]]:
+    for number, first in enumerate(runs):
+        end = first.ended
+        if end is None:
+            end = case.died(first.start.who, first.at) or first.at
+        for second in runs[number + 1 :]:
+            if second.at >= end:
+                break
+            if second.start.who != first.start.who:
+                yield first, second
+
+
+def _is_zombie(case: Case, first: Run, second: Run) -> bool:
+    taken = case.superseded(first.start.token)
+    return taken is not None and taken < second.at

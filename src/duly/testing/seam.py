@@ -1,0 +1,252 @@
+"""A broker and a store of which every call can be watched, delayed, failed or cut, from outside.
+
+Each call of the seam goes through one function, an `Around`, that is given a `Call` (what is
+asked, by its name in the protocol) and how to perform it. What recorders and faults do is
+written once, there, for whatever broker or store is inside.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from duly.broker import (
+    Broker,
+    Capabilities,
+    Delivery,
+    Outcome,
+    Receipt,
+    SubscribeOptions,
+    Subscription,
+)
+from duly.guarantees import Settlement
+from duly.message import Message, Topic
+from duly.store import Admitted, Scope, Session, Store, StoreCapabilities
+
+Name = Literal[
+    "publish",
+    "claim",
+    "settle",
+    "extend",
+    "close",
+    "begin",
+    "admit",
+    "savepoint",
+    "rollback to savepoint",
+    "release savepoint",
+    "publish in transaction",
+    "settle in transaction",
+    "commit",
+    "rollback",
+]
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of the seam.
+
+    ``given`` is what it was called with (messages, settlements, receipts, deliveries), ``on``
+    the subscription or consumer, ``tx`` the transaction it belongs to. ``inner`` is what is
+    wrapped, for faults that use it otherwise (end a lease, deliver twice).
+    """
+
+    name: Name
+    given: Any = None
+    on: str = ""
+    tx: str = ""
+    inner: Any = None
+    scope: Scope | None = None
+
+
+Around = Callable[[Call, Callable[[Any], Any]], Any]
+"""Makes a call: ``around(call, perform)`` returns what ``perform(call.given)`` does, or not."""
+
+
+def inside(outer: Around, inner: Around) -> Around:
+    """Both: ``outer`` sees what ``inner`` makes of a call."""
+
+    def around(call: Call, perform: Callable[[Any], Any]) -> Any:
+        def deeper(given: Any) -> Any:
+            call.given = given
+            return inner(call, perform)
+
+        return outer(call, deeper)
+
+    return around
+
+
+class WrappedBroker:
+    """A broker, seen through ``around``. Declaring is not a call that is watched."""
+
+    def __init__(self, inner: Broker, around: Around) -> None:
+        self.inner = inner
+        self._around = around
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of what is inside."""
+        return self.inner.capabilities
+
+    def declare(self, topics: Iterable[Topic[Any]]) -> None:
+        """As `Broker.declare`."""
+        self.inner.declare(topics)
+
+    def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
+        """As `Broker.publish`."""
+        outcomes: Sequence[Outcome] = self._around(
+            Call("publish", messages, inner=self.inner), self.inner.publish
+        )
+        return outcomes
+
+    def subscribe(
+        self, topics: Sequence[Topic[Any]], subscription: str, options: SubscribeOptions
+    ) -> WrappedSubscription:
+        """As `Broker.subscribe`."""
+        inner = self.inner.subscribe(topics, subscription, options)
+        return WrappedSubscription(inner, self._around, subscription)
+
+    def close(self) -> None:
+        """As `Broker.close`."""
+        self.inner.close()
+
+
+class WrappedSubscription:
+    """A subscription, seen through ``around``."""
+
+    def __init__(self, inner: Subscription, around: Around, name: str) -> None:
+        self.inner = inner
+        self.name = name
+        self._around = around
+
+    def _call(self, name: Name, given: Any, perform: Callable[[Any], Any]) -> Any:
+        return self._around(Call(name, given, self.name, inner=self.inner), perform)
+
+    def claim(self, limit: int, max_bytes: int, wait_s: float) -> Sequence[Delivery]:
+        """As `Subscription.claim`."""
+        deliveries: Sequence[Delivery] = self._call(
+            "claim", limit, lambda given: self.inner.claim(given, max_bytes, wait_s)
+        )
+        return deliveries
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[Receipt]:
+        """As `Subscription.settle`."""
+        refused: Sequence[Receipt] = self._call("settle", settlements, self.inner.settle)
+        return refused
+
+    def extend(self, receipts: Iterable[Receipt], lease_s: float) -> Sequence[Receipt]:
+        """As `Subscription.extend`."""
+        lost: Sequence[Receipt] = self._call(
+            "extend", list(receipts), lambda given: self.inner.extend(given, lease_s)
+        )
+        return lost
+
+    def close(self) -> None:
+        """As `Subscription.close`."""
+        self._call("close", None, lambda _: self.inner.close())
+
+
+class WrappedStore:
+    """A store, seen through ``around``."""
+
+    def __init__(self, inner: Store, around: Around, name: str = "tx") -> None:
+        self.inner = inner
+        self._around = around
+        self._name = name
+        self._numbers = itertools.count(1)
+
+    @property
+    def capabilities(self) -> StoreCapabilities:
+        """Those of what is inside."""
+        return self.inner.capabilities
+
+    def declare(self, topics: Sequence[Topic[Any]]) -> None:
+        """As `Store.declare`."""
+        self.inner.declare(topics)
+
+    def begin(self, scope: Scope | None) -> WrappedSession:
+        """As `Store.begin`."""
+        tx = f"{self._name}{next(self._numbers)}"
+        on = "" if scope is None else scope.consumer
+        call = Call("begin", scope, on, tx, self.inner, scope)
+        session: Session[Any] = self._around(call, self.inner.begin)
+        return WrappedSession(session, self._around, tx, scope)
+
+    def joins(self, connection: Any) -> bool:
+        """As `Store.joins`."""
+        return self.inner.joins(connection)
+
+    def publish_within(
+        self, connection: Any, messages: Sequence[Message[Any]]
+    ) -> Sequence[Outcome]:
+        """As `Store.publish_within`."""
+        return self.inner.publish_within(connection, messages)
+
+    def close(self) -> None:
+        """As `Store.close`."""
+        self.inner.close()
+
+
+class WrappedSession:
+    """A session, seen through ``around``. What the handler does with the connection is not."""
+
+    def __init__(self, inner: Session[Any], around: Around, tx: str, scope: Scope | None) -> None:
+        self.inner = inner
+        self.tx = tx
+        self._around = around
+        self._scope = scope
+        self._on = "" if scope is None else scope.consumer
+
+    def _call(self, name: Name, given: Any, perform: Callable[[Any], Any]) -> Any:
+        call = Call(name, given, self._on, self.tx, self.inner, self._scope)
+        return self._around(call, perform)
+
+    @property
+    def connection(self) -> Any:
+        """As `Session.connection`."""
+        return self.inner.connection
+
+    def admit(self, deliveries: Sequence[Delivery]) -> Admitted:
+        """As `Session.admit`."""
+        admitted: Admitted = self._call("admit", deliveries, self.inner.admit)
+        return admitted
+
+    def savepoint(self) -> None:
+        """As `Session.savepoint`."""
+        self._call("savepoint", None, lambda _: self.inner.savepoint())
+
+    def rollback_to_savepoint(self) -> None:
+        """As `Session.rollback_to_savepoint`."""
+        self._call("rollback to savepoint", None, lambda _: self.inner.rollback_to_savepoint())
+
+    def release_savepoint(self) -> None:
+        """As `Session.release_savepoint`."""
+        self._call("release savepoint", None, lambda _: self.inner.release_savepoint())
+
+    def declare(self, topics: Iterable[Topic[Any]]) -> None:
+        """As `Session.declare`."""
+        self.inner.declare(topics)
+
+    def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
+        """As `Session.publish`."""
+        outcomes: Sequence[Outcome] = self._call(
+            "publish in transaction", list(messages), self.inner.publish
+        )
+        return outcomes
+
+    def settle(self, settlements: Sequence[Settlement], deliveries: Sequence[Delivery]) -> None:
+        """As `Session.settle`."""
+        self._call(
+            "settle in transaction",
+            settlements,
+            lambda given: self.inner.settle(given, deliveries),
+        )
+
+    def commit(self) -> None:
+        """As `Session.commit`."""
+        self._call("commit", None, lambda _: self.inner.commit())
+
+    def rollback(self) -> None:
+        """As `Session.rollback`."""
+        self._call("rollback", None, lambda _: self.inner.rollback())

@@ -1,0 +1,1 @@
+"""The instruments of proof, tried on histories and bugs made by hand."""
