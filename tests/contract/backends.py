@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from duly.broker import Broker, Capabilities, Delivery, SubscribeOptions, Subscr
 from duly.brokers.memory import MemoryDatabase, MemoryLog, MemoryQueue
 from duly.brokers.sqlite import SQLiteBroker
 from duly.brokers.sqlite.clock import Clock as SQLiteClock
-from duly.guarantees import Admission, Done, Guarantee
-from duly.message import Message, Topic
-from duly.store import Scope, Session, Store
+from duly.guarantees import Admission, Done, Guarantee, Settlement
+from duly.message import Message, Topic, now_ms
+from duly.store import Scope, Session, Store, outbox_of
 from duly.stores.memory import MemoryStore
+from duly.stores.sqlite import SqliteStore
 
 LEASE_S = 30.0
 SOURCE = "tests"
@@ -28,13 +29,14 @@ class Clock:
 
     def __init__(self) -> None:
         self.now_s = 1_000_000.0
+        # Near the present: a store may go by the real clock.
+        self._started_ms = now_ms()
 
     def __call__(self) -> float:
         return self.now_s
 
     def wall_ms(self) -> int:
-        # Near the present, where messages made by the tests are.
-        return 1_700_000_000_000 + int(self.now_s * 1000)
+        return self._started_ms + int((self.now_s - 1_000_000.0) * 1000)
 
     def boot_ms(self) -> int:
         return int(self.now_s * 1000)
@@ -53,7 +55,6 @@ class Backend:
     broker: Broker = field(init=False)
     topics: list[Topic[Any]] = field(default_factory=list)
     _lanes: list[Subscription] = field(default_factory=list)
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
         self.broker = self.open(self.clock)
@@ -172,6 +173,9 @@ BROKERS: Mapping[str, Callable[[Path], Any]] = {
     "sqlite": sqlite,
 }
 
+# Held to it by test_subscriptions: they refuse to be asked for order.
+WITHOUT_ORDER = {"memory-queue"}
+
 
 # --- stores, each with a broker and a way of admission
 
@@ -180,8 +184,8 @@ BROKERS: Mapping[str, Callable[[Path], Any]] = {
 class Effects:
     """How a test writes rows through a store's connection, and reads what is committed."""
 
-    insert: Callable[[Any, Hashable, Any], None]
-    rows: Callable[[], dict[Any, Any]]
+    insert: Callable[[Any, str, str], None]
+    rows: Callable[[], dict[str, str]]
 
 
 @dataclass
@@ -197,11 +201,45 @@ class Place:
         """A transaction of one consumer."""
         return self.store.begin(Scope(consumer, self.admission, **more))
 
+    def settle(self, lane: Subscription, settlements: Sequence[Settlement]) -> None:
+        """Tell the broker, where the commit has not settled already."""
+        if self.admission is not Admission.BY_CLAIM:
+            assert list(lane.settle(settlements)) == []
+
+    def outputs(self, topic: Topic[Any]) -> list[str]:
+        """What transactions have published to a topic and nobody has taken yet."""
+        outbox = outbox_of(self.store)
+        if self.admission is Admission.BY_CLAIM:
+            lane = self.backend.lane(topic, name="reader-of-outputs")
+            published = drain(lane)
+            lane.close()
+            return published
+        assert outbox is not None
+        unsent = outbox.unsent(1000, A_LOT, 0.0)
+        outbox.sent([outgoing.position for outgoing in unsent])
+        return [outgoing.message.body.decode() for outgoing in unsent]
+
 
 def memory_effects(store: MemoryStore) -> Effects:
     return Effects(
         insert=lambda connection, key, value: connection.insert("effects", key, value),
-        rows=lambda: dict(store.rows("effects")),
+        rows=lambda: {str(key): value for key, value in store.rows("effects").items()},
+    )
+
+
+def sqlite_effects(path: Path) -> Effects:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("create table effects (key text primary key, value text)")
+
+    def rows() -> dict[str, str]:
+        with closing(sqlite3.connect(path)) as connection:
+            return dict(connection.execute("select key, value from effects"))
+
+    return Effects(
+        insert=lambda connection, key, value: connection.execute(
+            "insert into effects values (?, ?)", (key, value)
+        ),
+        rows=rows,
     )
 
 
@@ -209,7 +247,9 @@ def memory_effects(store: MemoryStore) -> Effects:
 def memory_by_claim() -> Iterator[Place]:
     with memory(MemoryDatabase) as backend:
         assert isinstance(backend.broker, MemoryDatabase)
-        store = MemoryStore(backend.broker, wall_ms=backend.clock.wall_ms, begin_s=0.01)
+        store = MemoryStore(
+            backend.broker, clock=backend.clock, wall_ms=backend.clock.wall_ms, begin_s=0.01
+        )
         yield Place(backend, store, Admission.BY_CLAIM, memory_effects(store))
         store.close()
 
@@ -217,14 +257,42 @@ def memory_by_claim() -> Iterator[Place]:
 @contextmanager
 def memory_apart(kind: type[MemoryLog | MemoryQueue], admission: Admission) -> Iterator[Place]:
     with memory(kind) as backend:
-        store = MemoryStore(wall_ms=backend.clock.wall_ms, begin_s=0.01)
+        store = MemoryStore(clock=backend.clock, wall_ms=backend.clock.wall_ms, begin_s=0.01)
         yield Place(backend, store, admission, memory_effects(store))
+        store.close()
+
+
+@contextmanager
+def sqlite_by_claim(folder: Path) -> Iterator[Place]:
+    with sqlite(folder) as backend:
+        path = folder / "broker.db"
+        store = SqliteStore(path, broker_database=backend.can.database, begin_s=0.05)
+        yield Place(backend, store, Admission.BY_CLAIM, sqlite_effects(path))
+        store.close()
+
+
+@contextmanager
+def sqlite_apart(
+    folder: Path, kind: type[MemoryLog | MemoryQueue], admission: Admission
+) -> Iterator[Place]:
+    with memory(kind) as backend:
+        path = folder / "effects.db"
+        store = SqliteStore(path, begin_s=0.05)
+        yield Place(backend, store, admission, sqlite_effects(path))
         store.close()
 
 
 PLACES: Mapping[str, Callable[[Path], Any]] = {
     "memory-by-claim": lambda _: memory_by_claim(),
-    "memory-by-cursor": lambda _: memory_apart(MemoryLog, Admission.BY_CURSOR),
+    "memory-log-by-cursor": lambda _: memory_apart(MemoryLog, Admission.BY_CURSOR),
     "memory-log-by-inbox": lambda _: memory_apart(MemoryLog, Admission.BY_INBOX),
     "memory-queue-by-inbox": lambda _: memory_apart(MemoryQueue, Admission.BY_INBOX),
+    "sqlite-by-claim": sqlite_by_claim,
+    "sqlite-by-cursor": lambda folder: sqlite_apart(folder, MemoryLog, Admission.BY_CURSOR),
+    "sqlite-by-inbox": lambda folder: sqlite_apart(folder, MemoryQueue, Admission.BY_INBOX),
 }
+
+
+def places(admission: str) -> list[str]:
+    """Those with one way of admission: "by-claim", "by-cursor" or "by-inbox"."""
+    return [name for name in PLACES if name.endswith(admission)]

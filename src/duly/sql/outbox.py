@@ -7,7 +7,7 @@ them here once the broker has confirmed.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,6 +15,7 @@ from duly.broker import Outcome, Published
 from duly.errors import PublishFailed
 from duly.message import NO_HEADERS, Message
 from duly.sql.steps import Ask, Many, Steps
+from duly.store import Backlog, GivenUp, Outgoing, Refusal
 
 _encode_headers = msgspec.json.Encoder().encode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
@@ -41,6 +42,82 @@ def first(limit: int) -> Steps[list[tuple[int, Message[Any]]]]:
 def sent(places: Iterable[int]) -> Steps[None]:
     """Drop what the broker has confirmed."""
     yield Many("outbox_sent", [(place,) for place in places])
+
+
+def unsent(limit: int, max_bytes: int, now_ms: int) -> Steps[list[Outgoing]]:
+    """The oldest messages to send now, at least one whatever its size."""
+    rows = yield Ask("outbox_unsent", (now_ms, limit, max_bytes))
+    return [Outgoing(row[0], _message(*row[2:]), row[1]) for row in rows]
+
+
+def next_due() -> Steps[int | None]:
+    """When the next refused message may be tried again."""
+    [(due_ms,)] = yield Ask("outbox_next_due")
+    return due_ms  # type: ignore[no-any-return]
+
+
+def confirmed(positions: Sequence[int]) -> Steps[None]:
+    """Drop what the broker has confirmed, with what is known of earlier refusals."""
+    places = [(position,) for position in positions]
+    yield Many("outbox_sent", places)
+    yield Many("outbox_sent_refused", places)
+
+
+def refused(refusals: Sequence[Refusal], now_ms: int) -> Steps[None]:
+    """Note what the broker refused, and when to try again."""
+    rows = [
+        (
+            refusal.position,
+            int(refusal.charged),
+            refusal.error,
+            None if refusal.retry_in_s is None else now_ms + int(refusal.retry_in_s * 1000),
+        )
+        for refusal in refusals
+    ]
+    yield Many("outbox_refused", rows)
+
+
+def given_up(limit: int) -> Steps[list[GivenUp]]:
+    """The oldest messages that will not be tried again by themselves."""
+    rows = yield Ask("outbox_given_up", (limit,))
+    return [GivenUp(row[0], _message(*row[3:]), row[1], row[2]) for row in rows]
+
+
+def try_again(positions: Sequence[int]) -> Steps[None]:
+    """Forget that these were given up on."""
+    yield Many("outbox_try_again", [(position,) for position in positions])
+
+
+def backlog() -> Steps[Backlog]:
+    """How much there is."""
+    [(unsent, given_up, oldest_ms)] = yield Ask("outbox_backlog")
+    return Backlog(unsent, given_up, oldest_ms)
+
+
+class Holder(NamedTuple):
+    """The relay that works the outbox, as it was recorded."""
+
+    relay: str
+    worker: str
+    boot_id: str
+    until_boot_ms: int
+
+
+def holder() -> Steps[Holder | None]:
+    """Who works the outbox."""
+    rows = yield Ask("outbox_holder")
+    return Holder(*rows[0]) if rows else None
+
+
+def hold(new: Holder, instead_of: str | None) -> Steps[bool]:
+    """Record a relay, unless another than ``instead_of`` has come before it."""
+    rows = yield Ask("outbox_hold", (*new, instead_of))
+    return bool(rows)
+
+
+def let_go(relay: str) -> Steps[None]:
+    """Nobody works the outbox, if it was this relay."""
+    yield Ask("outbox_let_go", (relay,))
 
 
 def _row(m: Message[Any]) -> tuple[object, ...]:

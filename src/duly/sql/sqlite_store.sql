@@ -40,6 +40,25 @@ create table if not exists duly_outbox (
     body blob not null
 );
 
+-- name: create_outbox_refused
+-- What the broker refused of the outbox. due_ms null: given up on, for a person to look at.
+create table if not exists duly_outbox_refused (
+    position integer primary key,
+    attempts integer not null,
+    error text not null,
+    due_ms integer
+);
+
+-- name: create_outbox_relay
+-- The one relay that works the outbox, until its lease ends or its process is dead.
+create table if not exists duly_outbox_relay (
+    one integer primary key check (one = 1),
+    relay text not null,
+    worker text not null,
+    boot_id text not null,
+    until_boot_ms integer not null
+);
+
 -- name: create_log_dead
 -- Messages of logs that a consumer gave up on: a log itself keeps no dead letters.
 create table if not exists duly_log_dead (
@@ -128,3 +147,71 @@ from duly_outbox order by position limit ?;
 
 -- name: outbox_sent
 delete from duly_outbox where position = ?;
+
+-- name: outbox_unsent
+-- The oldest that are to be sent now (?1), as many as fit (?2 messages, ?3 bytes) and at least
+-- one. What is behind a waiting one with its topic and key waits too.
+with ready as (
+    select o.position, length(o.body) as size, coalesce(r.attempts, 0) as attempts
+    from duly_outbox o left join duly_outbox_refused r on r.position = o.position
+    where (r.position is null or r.due_ms <= ?1)
+    and (o.key is null or not exists (
+        select 1 from duly_outbox_refused w join duly_outbox e on e.position = w.position
+        where w.due_ms > ?1 and w.position < o.position and e.topic = o.topic and e.key = o.key
+    ))
+    order by o.position limit ?2
+), measured as (
+    select position, size, attempts, sum(size) over (order by position) as total from ready
+)
+select m.position, m.attempts,
+    o.topic, o.source, o.id, o.key, o.time_ms, o.headers, o.due_ms, o.body
+from measured m join duly_outbox o on o.position = m.position
+where m.total <= ?3 or m.position = (select min(position) from ready)
+order by m.position;
+
+-- name: outbox_next_due
+select min(due_ms) from duly_outbox_refused;
+
+-- name: outbox_sent_refused
+delete from duly_outbox_refused where position = ?;
+
+-- name: outbox_refused
+insert into duly_outbox_refused (position, attempts, error, due_ms)
+select position, ?2, ?3, ?4 from duly_outbox where position = ?1
+on conflict do update set
+    attempts = attempts + excluded.attempts, error = excluded.error, due_ms = excluded.due_ms;
+
+-- name: outbox_given_up
+select o.position, r.attempts, r.error,
+    o.topic, o.source, o.id, o.key, o.time_ms, o.headers, o.due_ms, o.body
+from duly_outbox_refused r join duly_outbox o on o.position = r.position
+where r.due_ms is null order by o.position limit ?;
+
+-- name: outbox_try_again
+delete from duly_outbox_refused where position = ? and due_ms is null;
+
+-- name: outbox_backlog
+select
+    (select count(*) from duly_outbox) - (
+        select count(*) from duly_outbox_refused where due_ms is null
+    ),
+    (select count(*) from duly_outbox_refused where due_ms is null),
+    (
+        select o.time_ms from duly_outbox o
+        left join duly_outbox_refused r on r.position = o.position
+        where r.position is null or r.due_ms is not null order by o.position limit 1
+    );
+
+-- name: outbox_holder
+select relay, worker, boot_id, until_boot_ms from duly_outbox_relay;
+
+-- name: outbox_hold
+-- Only if the holder is still the one that was found (?5), or there is none.
+insert into duly_outbox_relay (one, relay, worker, boot_id, until_boot_ms)
+values (1, ?1, ?2, ?3, ?4)
+on conflict do update set relay = ?1, worker = ?2, boot_id = ?3, until_boot_ms = ?4
+where duly_outbox_relay.relay in (?1, ?5)
+returning relay;
+
+-- name: outbox_let_go
+delete from duly_outbox_relay where relay = ?;

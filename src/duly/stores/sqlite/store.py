@@ -19,6 +19,7 @@ from duly.sql.sqlite.driver import broker_error, schema_blocks
 from duly.sql.sqlite.guard import Guard, GuardedConnection
 from duly.sql.steps import Steps
 from duly.store import Scope, StoreCapabilities
+from duly.stores.sqlite.outbox import SqliteOutbox
 from duly.stores.sqlite.session import Lane, SqliteSession, new_mark
 from duly.stores.sqlite.within import is_open_on, run_within
 
@@ -86,6 +87,11 @@ class SqliteStore:
     def path(self) -> Path:
         """The database file."""
         return self._file.path
+
+    @property
+    def outbox(self) -> SqliteOutbox:
+        """What transactions published; empty for ever where the broker is the same file."""
+        return SqliteOutbox(self._file)
 
     def declare(self, topics: Sequence[Topic[Any]]) -> None:
         """Make known the topics that transactions publish to, creating what they need."""
