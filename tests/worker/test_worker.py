@@ -13,7 +13,7 @@ import pytest
 
 from duly import App
 from duly.brokers.memory import MemoryDatabase
-from duly.errors import Reject
+from duly.errors import ConfigurationError, Reject
 from duly.guarantees import RetryPolicy
 from duly.logs import install
 from duly.message import Message, Topic
@@ -321,3 +321,31 @@ def test_a_long_handler_keeps_its_lease(place: Place) -> None:
         proceed.set()
         until(lambda: worker.counts()["c"].handled == 1, "settled")
         assert worker.counts()["c"].refused == 0
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_publishing_past_the_transaction_is_refused_at_once(place: Place, is_async: bool) -> None:
+    refusals: list[str] = []
+
+    def publish() -> None:
+        try:
+            place.app.publish(numbers, 2)
+        except ConfigurationError as error:
+            refusals.append(str(error))
+
+    if is_async:
+
+        @place.app.consumer(numbers, name="c", guarantee="exactly-once")
+        async def handle_async(number: int, tx: Transaction[MemoryTables]) -> None:
+            publish()
+
+    else:
+
+        @place.app.consumer(numbers, name="c", guarantee="exactly-once")
+        def handle(number: int, tx: Transaction[MemoryTables]) -> None:
+            publish()
+
+    place.publish(numbers, range(1))
+    with place.working():
+        until(lambda: bool(refusals), "refused")
+    assert "tx.publish" in refusals[0] or "apublish" in refusals[0]

@@ -9,6 +9,7 @@ from typing import Any
 
 from duly.consumer import Consumer
 from duly.logs import CURRENT
+from duly.publishing import IN_TRANSACTION
 from duly.worker.loop import within_limit
 from duly.worker.steps import Calls, Pause, Round, Step, Surroundings, Unfit
 
@@ -21,12 +22,21 @@ class Caller:
     that nothing will bring back.
     """
 
-    def __init__(self, consumer: Consumer, call: Callable[..., Any], around: Surroundings) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        call: Callable[..., Any],
+        around: Surroundings,
+        inside: str | None,
+    ) -> None:
         self.call = call
         self.stopping = False
         self.moment = 0.0
         self._consumer = consumer
         self._around = around
+        # The database whose transaction is open around the calls: `app.publish` to it would wait
+        # for that transaction, and so for itself.
+        self._inside = inside
         self._calling = False
         self._left: Calls | None = None
 
@@ -55,6 +65,7 @@ class Caller:
         # One list changed for each message: a third of the cost of setting the variable.
         handling: list[Any] = [self._consumer.name, None]
         CURRENT.set(handling)
+        IN_TRANSACTION.set(self._inside)
         self.moment, self._calling = self._around.clock(), True
         try:
             while isinstance(step, Calls):
@@ -71,6 +82,7 @@ class Caller:
         finally:
             self._calling = False
             CURRENT.set(None)
+            IN_TRANSACTION.set(None)
         return step
 
     def _call_in_turn(self, calls: Calls, handling: list[Any]) -> None:
@@ -94,6 +106,7 @@ class Caller:
     async def _call_on_loop(self, round_: Round, step: Step) -> Pause | BaseException | None:
         # What ends the lane is returned, not raised: StopIteration cannot leave a coroutine,
         # and SystemExit would end the loop with everything else on it.
+        IN_TRANSACTION.set(self._inside)
         self.moment, self._calling = self._around.clock(), True
         try:
             while isinstance(step, Calls):

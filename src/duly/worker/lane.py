@@ -72,7 +72,9 @@ class Lane:
         self.consumer = consumer
         self.subscription = subscription
         self.around = around
-        self.caller = Caller(consumer, call, around)
+        self.caller = Caller(
+            consumer, call, around, inside=store.capabilities.database if store else None
+        )
         self.counts = Counts()
         # Claimed and unsettled: what a round is working on, and what it left for later.
         self.in_round: Work = []
