@@ -1,0 +1,197 @@
+"""Admission by inbox: what has taken effect does not take effect again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from duly.errors import TransactionLost
+from duly.guarantees import Admission, Dead, Done, Release, Retry
+from duly.message import now_ms
+from duly.sql import inbox
+from duly.store import Scope
+from duly.stores.sqlite import SqliteStore
+from tests.sqlite.stores import (
+    INBOX,
+    begin_anew,
+    delivery,
+    effects,
+    ids,
+    lose_the_transaction,
+    rows,
+    run,
+    settle_and_commit,
+    write,
+)
+
+DAY_MS = 86_400_000
+
+
+@pytest.fixture
+def store(db_path: Path) -> Iterator[SqliteStore]:
+    store = SqliteStore(db_path)
+    store.file.ensure(["create table if not exists effects (value);"])
+    yield store
+    store.close()
+
+
+def remembered(store: SqliteStore) -> list[str]:
+    return [id for (id,) in rows(store.path, "select id from duly_inbox order by id")]
+
+
+def test_a_message_takes_effect_once(store: SqliteStore):
+    assert run(store, INBOX, [delivery("a"), delivery("b")]) == ["a", "b"]
+    assert run(store, INBOX, [delivery("b"), delivery("c")]) == ["c"]
+    assert effects(store.path) == ["a", "b", "c"]
+
+
+def test_a_repeat_is_reported_as_one(store: SqliteStore):
+    run(store, INBOX, [delivery("a")])
+    session = store.begin(INBOX)
+    admitted = session.admit([delivery("b"), delivery("a"), delivery("c")])
+    session.rollback()
+    assert ids(admitted.fresh) == ["b", "c"], "in the order delivered"
+    assert ids(admitted.repeated) == ["a"]
+    assert not admitted.conflicting
+
+
+def test_the_order_delivered_is_the_order_run(store: SqliteStore):
+    batch = [delivery(id) for id in ("c", "a", "b")]
+    assert run(store, INBOX, batch) == ["c", "a", "b"]
+
+
+def test_one_id_with_another_body_is_a_conflict(store: SqliteStore):
+    run(store, INBOX, [delivery("a", b"one")])
+    session = store.begin(INBOX)
+    admitted = session.admit([delivery("a", b"other"), delivery("b")])
+    session.rollback()
+    assert ids(admitted.conflicting) == ["a"]
+    assert ids(admitted.fresh) == ["b"]
+
+
+def test_one_id_twice_in_a_batch_runs_once(store: SqliteStore):
+    first, again, other = delivery("a"), delivery("a", receipt="a2"), delivery("a", b"other")
+    session = store.begin(INBOX)
+    admitted = session.admit([first, again, other])
+    session.settle([Done(first.receipt)], [first])
+    session.commit()
+    assert list(admitted.fresh) == [first]
+    assert list(admitted.repeated) == [again]
+    assert list(admitted.conflicting) == [other]
+
+
+def test_ids_belong_to_consumer_topic_and_source(store: SqliteStore):
+    run(store, INBOX, [delivery("a")])
+    assert run(store, INBOX, [delivery("a", topic="refund", body=b"x")]) == ["a"]
+    assert run(store, INBOX, [delivery("a", source="kiosk", body=b"y")]) == ["a"]
+    assert run(store, Scope("audit", Admission.BY_INBOX), [delivery("a")]) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "settle", [lambda r: Retry(r, 1, "x"), lambda r: Dead(r, "x"), Release], ids=str
+)
+def test_what_did_not_take_effect_can_run_again(store: SqliteStore, settle):
+    assert run(store, INBOX, [delivery("a")], settle) == ["a"]
+    assert remembered(store) == []
+    assert run(store, INBOX, [delivery("a")]) == ["a"]
+
+
+def test_forgetting_is_only_for_what_this_transaction_admitted(store: SqliteStore):
+    run(store, INBOX, [delivery("a")])
+    session = store.begin(INBOX)
+    admitted = session.admit([delivery("a")])
+    session.settle([Release("a")], admitted.repeated)
+    session.commit()
+    assert remembered(store) == ["a"]
+
+
+def test_a_rolled_back_transaction_remembers_nothing(store: SqliteStore):
+    session = store.begin(INBOX)
+    session.admit([delivery("a")])
+    session.rollback()
+    assert run(store, INBOX, [delivery("a")]) == ["a"]
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_effects_without_their_memory_are_never_committed(store: SqliteStore, anew: bool):
+    session = store.begin(INBOX)
+    batch = [delivery("a")]
+    session.admit(batch)
+    lose_the_transaction(session)
+    if anew:
+        begin_anew(session)
+    with pytest.raises(TransactionLost):
+        settle_and_commit(session, batch)
+    session.rollback()
+    assert effects(store.path) == []
+    assert remembered(store) == []
+
+
+def test_a_second_copy_waits_for_the_first_and_is_a_repeat(store: SqliteStore):
+    session = store.begin(INBOX)
+    session.admit([delivery("a")])
+    ran: list[list[str]] = []
+    copy = threading.Thread(target=lambda: ran.append(run(store, INBOX, [delivery("a")])))
+    copy.start()
+    write(session, "first")
+    session.settle([Done("a")], [delivery("a")])
+    session.commit()
+    copy.join(10)
+    assert ran == [[]]
+    assert effects(store.path) == ["first"]
+
+
+def test_a_repeat_older_than_the_memory_is_parked_and_a_first_delivery_is_not(store: SqliteStore):
+    scope = Scope("billing", Admission.BY_INBOX, inbox_retention_s=86_400)
+    old = now_ms() - 2 * DAY_MS
+    marked = delivery("marked", time_ms=old, repeated=True)
+    late = delivery("late", time_ms=old)
+    young = delivery("young", repeated=True)
+    session = store.begin(scope)
+    admitted = session.admit([marked, late, young])
+    fresh = admitted.fresh
+    session.settle([Done(d.receipt) for d in fresh], fresh)
+    session.commit()
+    assert ids(admitted.too_old) == ["marked"]
+    assert ids(admitted.fresh) == ["late", "young"]
+    assert remembered(store) == ["late", "young"]
+
+
+def test_an_old_repeat_that_is_still_remembered_is_a_plain_repeat(store: SqliteStore):
+    scope = Scope("billing", Admission.BY_INBOX, inbox_retention_s=86_400)
+    old = now_ms() - 2 * DAY_MS
+    run(store, scope, [delivery("a", time_ms=old)])
+    session = store.begin(scope)
+    admitted = session.admit([delivery("a", time_ms=old, repeated=True)])
+    session.rollback()
+    assert ids(admitted.repeated) == ["a"]
+    assert not admitted.too_old
+
+
+def test_what_is_older_than_the_retention_is_forgotten_in_short_steps(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(inbox, "STRETCH", 20)
+    forgetful = Scope("billing", Admission.BY_INBOX, inbox_retention_s=0)
+    keeping = Scope("audit", Admission.BY_INBOX)
+    for start in range(0, 100, 10):
+        batch = [delivery(f"{n:03}") for n in range(start, start + 10)]
+        run(store, keeping, batch)
+        run(store, forgetful, batch)
+    for start in range(100, 200, 10):
+        run(store, forgetful, [delivery(f"{n:03}") for n in range(start, start + 10)])
+    counts = dict(rows(store.path, "select consumer, count(*) from duly_inbox group by 1"))
+    assert counts["billing"] <= 60
+    assert counts["audit"] == 100, "another consumer's memory is its own"
+
+
+def test_a_sweep_forgets_nothing_within_the_retention(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(inbox, "STRETCH", 4)
+    for n in range(30):
+        run(store, INBOX, [delivery(f"{n:02}-{i}") for i in range(3)])
+    assert len(remembered(store)) == 90
