@@ -82,6 +82,13 @@ def test_a_worker_that_never_gets_ready_is_killed(supervise: Start):
     assert not alive(first)
 
 
+def test_a_worker_that_is_still_starting_is_no_work_cut_off(supervise: Start):
+    running = supervise("never-ready")
+    running.await_pids("importing", 1)
+    running.send(signal.SIGTERM)
+    assert running.ended()[0] == DRAINED
+
+
 def test_a_stopped_supervisor_does_not_take_its_workers_for_hung(supervise: Start):
     running = supervise(silence_s=2.0)
     (pid,) = running.await_pids("ready", 1)

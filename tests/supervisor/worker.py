@@ -55,7 +55,10 @@ def main() -> int:
     if "dies-at-once" in BEHAVIOUR:
         return 1
     if "never-ready" in BEHAVIOUR:
-        signal.pause()
+        # Still importing: nothing has been told yet what a signal means.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        note("importing")
+        threading.Event().wait()
     if "has-child" in BEHAVIOUR:
         program = "import os, sys; print('child', os.getpid(), flush=True); sys.stdin.read()"
         with JOURNAL.open("a") as out:

@@ -258,7 +258,8 @@ class Supervisor:
         who = f"worker {slot.index + 1} (pid {child.pid}) {how_it_ended(status)}"
         if self._stopping or self._drain_until is not None:
             log.info("%s", who)
-            if self._stopping and status != 0:
+            # One that was still starting had nothing to lose.
+            if self._stopping and status != 0 and child.ready_at is not None:
                 self._status = self._status or CUT_OFF
             return
         if child.refusal is not None or (status == REFUSED and child.ready_at is None):
