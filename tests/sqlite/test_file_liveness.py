@@ -100,10 +100,10 @@ def test_a_forked_child_does_not_keep_its_dead_parent_alive(tmp_path: Path):
 
         lock = WorkerLock.create(Path(sys.argv[1]))
         if os.fork() == 0:
-            print("child")
+            os.write(1, b"child\\n")
             sys.stdin.readline()
             os._exit(0)
-        print(lock.id)
+        os.write(1, f"{lock.id}\\n".encode())  # print() could mix the lines of the two
         sys.stdin.readline()
     """
     with running(forker, tmp_path) as parent:
