@@ -14,6 +14,7 @@ import pytest
 from tests.cli.conftest import SHOP, Place, children, end, records
 from tests.waiting import alive, eventually
 
+DECLARED = 'guarantee="exactly-once")\ndef'
 # What a handler may do wrong, by the note on its order. The file says that it has begun.
 TROUBLE = """
     if order.note == "hang":
@@ -22,6 +23,10 @@ TROUBLE = """
     if order.note == "slow":
         open("hanging", "a").write("x")
         time.sleep(1)
+    if order.note == "hold":
+        # In C, with the interpreter's lock held: no thread of this process runs any more.
+        open("hanging", "a").write("x")
+        ctypes.PyDLL(None).sleep(3600)
 """
 
 
@@ -67,7 +72,7 @@ def test_every_order_is_charged_once_though_workers_are_killed(shop: Place):
 
 def test_a_handler_that_hangs_has_its_process_replaced(place: Place):
     short = 'guarantee="exactly-once", max_run_s=1, retry=duly.RetryPolicy(attempts=2))\ndef'
-    place.write("shop.py", (SHOP + TROUBLE).replace('guarantee="exactly-once")\ndef', short))
+    place.write("shop.py", (SHOP + TROUBLE).replace(DECLARED, short))
     publish(place, 1, "hang")
     publish(place, 3, start=10)
     process = place.start("run", "shop:app")
@@ -78,6 +83,26 @@ def test_a_handler_that_hangs_has_its_process_replaced(place: Place):
     assert sorted(place.rows("select n from charges")) == [
         ("o-000010",), ("o-000011",), ("o-000012",)
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["stopped", "holds the interpreter"])
+def test_a_worker_that_hangs_inside_its_transaction_frees_the_file(place: Place, how: str):
+    once = 'guarantee="exactly-once", batch=1, retry=duly.RetryPolicy(attempts=1))\ndef'
+    place.write("shop.py", "import ctypes\n" + (SHOP + TROUBLE).replace(DECLARED, once))
+    publish(place, 1, "slow" if how == "stopped" else "hold")
+    process = place.start("run", "shop:app", "--processes", "2", "--drain-s", "2")
+    eventually(lambda: hanging(place), "the handler runs", timeout_s=60)
+    if how == "stopped":
+        # Whichever of them has the transaction open.
+        for worker in children(process.pid):
+            os.kill(worker, signal.SIGSTOP)
+    publish(place, 3, start=10)
+    place.await_rows("select n from charges where n > 'o-000009'", 3)
+    ended = end(process)
+    assert "is silent for" in ended.err
+    assert len(place.rows("select n from charges where n > 'o-000009'")) == 3
+    assert len(place.rows("select n from charges where n < 'o-000010'")) <= 1
 
 
 def test_running_handlers_end_before_a_drained_worker_does(troubled: Place):
