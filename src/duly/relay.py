@@ -37,8 +37,10 @@ log = logging.getLogger("duly.relay")
 # About the message itself: no other attempt can end otherwise.
 _HOPELESS: tuple[type[PublishFailed], ...] = (IdentityConflict, InvalidMessage, MessageTooLarge)
 
-# How often in a row everything may be refused before what stands in front is set aside.
+# How often in a row everything may be refused before what stands in front is set aside for the
+# longest wait, and how many batches behind it are tried within that.
 _PATIENCE = 3
+_PROBES = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class Relay:
             )
             if not batch:
                 return 0.0 if self._wait_s else self._options.first_s
-            return self._publish(batch)
+            return self._publish(_without_overtaking(batch))
         except (BrokerError, CommitUnknown) as error:
             # Nothing is lost: what was published and not dropped is published again.
             return self._pause(error)
@@ -191,11 +193,14 @@ class Relay:
         """What is unknown stays first in the outbox and is sent again under its identity."""
         self.counts.unknown += len(unknown)
         trouble = self._refuse(refused, took_some=took_some)
-        error = unknown[0] if unknown else trouble
-        if error is not None:
-            return self._pause(error)
-        self._failures = 0
-        return 0.0
+        if unknown:
+            return self._pause(unknown[0])
+        if trouble is None:
+            self._failures = 0
+            return 0.0
+        pause_s = self._pause(trouble)
+        probing = self._failures > _PATIENCE
+        return min(pause_s, self._options.longest_s / _PROBES) if probing else pause_s
 
     def _refuse(
         self, refused: Sequence[tuple[Outgoing, PublishFailed]], *, took_some: bool
@@ -209,8 +214,8 @@ class Relay:
         others = [(o, e) for o, e in refused if not (took_some or isinstance(e, _HOPELESS))]
         refusals = [self._refusal(outgoing, error) for outgoing, error in blame]
         if self._failures >= _PATIENCE:
-            delay_s = self._options.delay_s(self._failures, self._roll())
-            refusals += [Refusal(o.position, _text(e), delay_s, charged=False) for o, e in others]
+            wait_s = self._options.longest_s
+            refusals += [Refusal(o.position, _text(e), wait_s, charged=False) for o, e in others]
         if refusals:
             self._outbox.refused(refusals)
         return others[0][1] if others else None
@@ -248,6 +253,26 @@ class Relay:
     def _tell(self, event: events.Event) -> None:
         if self._watchers:
             events.tell(self._watchers, event)
+
+
+def _without_overtaking(batch: Sequence[Outgoing]) -> Sequence[Outgoing]:
+    """Without those behind one of their key that was refused before: it may be again.
+
+    A first refusal is the broker's to keep in order, which stores messages as they are given.
+    """
+    if not any(outgoing.attempts for outgoing in batch):
+        return batch
+    doubtful: set[tuple[str, str]] = set()
+    kept: list[Outgoing] = []
+    for outgoing in batch:
+        message = outgoing.message
+        line = None if message.key is None else (message.topic, message.key)
+        if line in doubtful:
+            continue
+        kept.append(outgoing)
+        if outgoing.attempts and line is not None:
+            doubtful.add(line)
+    return kept
 
 
 def _text(error: Exception) -> str:

@@ -15,9 +15,10 @@ from duly.brokers.sqlite import SQLiteBroker
 from duly.brokers.sqlite.clock import Clock as SQLiteClock
 from duly.guarantees import Admission, Done, Guarantee, Settlement
 from duly.message import Message, Topic, now_ms
-from duly.store import Scope, Session, Store, outbox_of
+from duly.store import Outbox, Scope, Session, Store, outbox_of
 from duly.stores.memory import MemoryStore
 from duly.stores.sqlite import SqliteStore
+from duly.stores.sqlite.outbox import SqliteOutbox
 
 LEASE_S = 30.0
 SOURCE = "tests"
@@ -291,6 +292,46 @@ PLACES: Mapping[str, Callable[[Path], Any]] = {
     "sqlite-by-cursor": lambda folder: sqlite_apart(folder, MemoryLog, Admission.BY_CURSOR),
     "sqlite-by-inbox": lambda folder: sqlite_apart(folder, MemoryQueue, Admission.BY_INBOX),
 }
+
+
+# --- outboxes
+
+
+@dataclass
+class Outboxed:
+    """A store with an outbox, for a relay to work."""
+
+    clock: Clock
+    store: Store
+    outbox: Outbox
+
+    def put(self, topic: Topic[Any], *bodies: str, **more: Any) -> list[Message[Any]]:
+        """A committed transaction with these messages."""
+        messages = [topic.message(body, source=SOURCE, **more) for body in bodies]
+        session = self.store.begin(None)
+        session.publish(messages)
+        session.commit()
+        return messages
+
+
+@contextmanager
+def memory_outbox(_: Path) -> Iterator[Outboxed]:
+    clock = Clock()
+    store = MemoryStore(clock=clock, wall_ms=clock.wall_ms)
+    yield Outboxed(clock, store, store.outbox)
+    store.close()
+
+
+@contextmanager
+def sqlite_outbox(folder: Path) -> Iterator[Outboxed]:
+    clock = Clock()
+    store = SqliteStore(folder / "effects.db")
+    outbox = SqliteOutbox(store.file, wall_ms=clock.wall_ms, boot_time_ms=clock.boot_ms)
+    yield Outboxed(clock, store, outbox)
+    store.close()
+
+
+OUTBOXES: Mapping[str, Callable[[Path], Any]] = {"memory": memory_outbox, "sqlite": sqlite_outbox}
 
 
 def places(admission: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.backends import BROKERS, PLACES, Backend, Place
+from tests.contract.backends import BROKERS, OUTBOXES, PLACES, Backend, Outboxed, Place
 
 
 @pytest.fixture(params=list(BROKERS))
@@ -20,4 +20,10 @@ def backend(request: Any, tmp_path: Path) -> Iterator[Backend]:
 @pytest.fixture(params=list(PLACES))
 def place(request: Any, tmp_path: Path) -> Iterator[Place]:
     with PLACES[request.param](tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture(params=list(OUTBOXES))
+def outboxed(request: Any, tmp_path: Path) -> Iterator[Outboxed]:
+    with OUTBOXES[request.param](tmp_path) as opened:
         yield opened
