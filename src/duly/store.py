@@ -143,9 +143,16 @@ class Store(Protocol):
         ...
 
     def publish_within(
-        self, connection: Any, messages: Sequence[Message[Any]]
+        self,
+        connection: Any,
+        messages: Sequence[Message[Any]],
+        topics: Sequence[Topic[Any]] = (),
     ) -> Sequence[Outcome]:
-        """Put messages into the caller's own open transaction on this database."""
+        """Put messages into the caller's own open transaction on this database.
+
+        ``topics`` are made known as part of it: nothing else could, while it holds the
+        database's write lock.
+        """
         ...
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from duly.guarantees import Guarantee
 from duly.message import Message, Topic
 from duly.publishing.buffer import Buffer, Buffered, Dropped
 from duly.publishing.direct import (
+    IN_TRANSACTION,
     accepted,
     all_accepted,
     attempt,
@@ -82,8 +83,7 @@ class Publisher:
         if topic.promise is _AT_MOST_ONCE:
             return self._buffered(topic, message)
         refuse_on_loop("app.publish", "await app.apublish(...)")
-        broker = self._broker_for(topic, message.due_ms)
-        refuse_in_transaction(broker, "app.publish")
+        broker = self._broker_for(topic, message.due_ms, "app.publish")
         return accepted(self._stored(broker, (message,))[0])
 
     async def asend(self, topic: Topic[Any], message: Message[Any]) -> Accepted:
@@ -91,10 +91,9 @@ class Publisher:
         if topic.promise is _AT_MOST_ONCE:
             return self._buffered(topic, message)
         if self._backends.is_ready_for(topic):
-            broker = self._broker_for(topic, message.due_ms)
+            self._broker_for(topic, message.due_ms, "app.apublish")
         else:
-            broker = await self.in_thread(self._broker_for, topic, message.due_ms)
-        refuse_in_transaction(broker, "app.apublish")
+            await self.in_thread(self._broker_for, topic, message.due_ms, "app.apublish")
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -109,8 +108,7 @@ class Publisher:
             return [self._buffered(topic, message) for message in messages]
         if not messages:
             return []
-        broker = self._broker_for(topic, messages[0].due_ms)
-        refuse_in_transaction(broker, "app.publish_many")
+        broker = self._broker_for(topic, messages[0].due_ms, "app.publish_many")
         outcomes: list[Outcome] = []
         for portion in in_portions(messages):
             outcomes += self._stored(broker, portion)
@@ -132,11 +130,13 @@ class Publisher:
             return [Published(message.id) for message in messages]
         if not messages:
             return []
-        self._broker_for(topic, messages[0].due_ms)
-        _, store = self._backends.get()
+        self._backends.know(topic)
+        # Not declared as elsewhere: that would wait for the caller's own transaction.
+        broker, store = self._backends.get()
+        _check_delay(broker, topic, messages[0].due_ms)
         if store is None or not store.joins(within):
             raise ConfigurationError(_does_not_join(within, store))
-        return all_accepted(store.publish_within(within, messages))
+        return all_accepted(store.publish_within(within, messages, (topic,)))
 
     async def in_thread(self, call: Callable[..., R], *args: Any) -> R:
         """Run what blocks on a thread of the app's, in the caller's context."""
@@ -148,13 +148,12 @@ class Publisher:
 
     # --- parts
 
-    def _broker_for(self, topic: Topic[Any], due_ms: int | None) -> Broker:
+    def _broker_for(self, topic: Topic[Any], due_ms: int | None, call: str) -> Broker:
+        if IN_TRANSACTION.get() is not None:
+            # Before the topic is declared, which would wait for that transaction.
+            refuse_in_transaction(self._backends.get()[0], call)
         broker = self._backends.broker_for(topic)
-        if due_ms is not None and not broker.capabilities.delays:
-            raise ConfigurationError(
-                f"topic {topic.name!r}: {broker.capabilities.name} delivers at once and cannot "
-                "delay. Leave delay_s= and due= out, or use a broker that can (sqlite:///...)."
-            )
+        _check_delay(broker, topic, due_ms)
         return broker
 
     def _stored(self, broker: Broker, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
@@ -224,6 +223,14 @@ class Publisher:
         if record is not None:
             for topic, count in drops.items():
                 record(topic, count)
+
+
+def _check_delay(broker: Broker, topic: Topic[Any], due_ms: int | None) -> None:
+    if due_ms is not None and not broker.capabilities.delays:
+        raise ConfigurationError(
+            f"topic {topic.name!r}: {broker.capabilities.name} delivers at once and cannot "
+            "delay. Leave delay_s= and due= out, or use a broker that can (sqlite:///...)."
+        )
 
 
 def _does_not_join(within: Any, store: Any) -> str:

@@ -178,10 +178,13 @@ class WrappedStore:
         return self.inner.joins(connection)
 
     def publish_within(
-        self, connection: Any, messages: Sequence[Message[Any]]
+        self,
+        connection: Any,
+        messages: Sequence[Message[Any]],
+        topics: Sequence[Topic[Any]] = (),
     ) -> Sequence[Outcome]:
         """As `Store.publish_within`."""
-        return self.inner.publish_within(connection, messages)
+        return self.inner.publish_within(connection, messages, topics)
 
     def close(self) -> None:
         """As `Store.close`."""

@@ -132,12 +132,16 @@ class MemoryStore:
         return session is not None and connection is session.connection and connection.is_open
 
     def publish_within(
-        self, connection: Any, messages: Sequence[Message[Any]]
+        self,
+        connection: Any,
+        messages: Sequence[Message[Any]],
+        topics: Sequence[Topic[Any]] = (),
     ) -> Sequence[Outcome]:
         """Put messages into the caller's own open transaction."""
         session = self._open
         if session is None or connection is not session.connection:
             raise ConfigurationError("within=...: this is not the open transaction of this store")
+        session.declare(topics)
         return session.publish(messages)
 
     def close(self) -> None:

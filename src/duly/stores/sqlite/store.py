@@ -130,7 +130,10 @@ class SqliteStore:
         return is_open_on(connection, self.path)
 
     def publish_within(
-        self, connection: Any, messages: Sequence[Message[Any]]
+        self,
+        connection: Any,
+        messages: Sequence[Message[Any]],
+        topics: Sequence[Topic[Any]] = (),
     ) -> Sequence[Outcome]:
         """Put messages into the caller's own open transaction on this database."""
         if not self.joins(connection):
@@ -138,7 +141,10 @@ class SqliteStore:
                 f"within={type(connection).__name__}: no open sqlite3.Connection to {self.path} "
                 "that this thread may use"
             )
-        return run_within(connection, self.publish_steps(messages), self.path)
+        unknown = self.unknown(topics)
+        # Not learned: what the caller's transaction declared is undone where it rolls back.
+        declared = run_within(connection, log.declare(unknown), self.path) if unknown else {}
+        return run_within(connection, self.publish_steps(messages, declared), self.path)
 
     def close(self) -> None:
         """Close every connection. Sessions that are open end first."""
