@@ -66,8 +66,10 @@ class Changes:
             self._wanted.notify_all()
         if self._poller is not None:
             self._poller.join()
-        if self._connection is not None:
-            self._connection.close()
+        # The cursor too: SQLite keeps the file open for as long as a statement is there.
+        connection, self._connection, self._cursor = self._connection, None, None
+        if connection is not None:
+            connection.close()
 
     def _start_polling(self) -> None:
         if self._poller is None:

@@ -104,8 +104,7 @@ class GroupWriter:
         """Close the connection; writes that come later are refused."""
         with self._mutex:
             self._closed = True
-        if self._connection is not None:
-            self._connection.close()
+        self._discard()
         self._turn.close()
 
     def _place_in_line(self, write: _Write[Any]) -> threading.Lock | None:
@@ -251,6 +250,7 @@ class GroupWriter:
             self._discard()
 
     def _discard(self) -> None:
+        # The runner too: SQLite keeps the file open for as long as a statement is there.
         connection, self._connection, self._runner = self._connection, None, None
         if connection is not None:
             connection.close()
