@@ -6,7 +6,7 @@ nothing else: validation, counting, retry policy and running handlers are the wo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -54,21 +54,38 @@ class LogPosition(msgspec.Struct, frozen=True, gc=False):
     end: int | None = None
 
 
+class Unread(msgspec.Struct, frozen=True, gc=False):
+    """A message of which only the body was fetched, because most handlers need no more.
+
+    ``look_up`` fetches the whole message by its receipt, while the claim is held.
+    """
+
+    body: bytes
+    look_up: Callable[[Receipt], Message[Any]]
+
+
 class Delivery(msgspec.Struct, frozen=True, gc=False):
     """One claim on one message.
 
     ``attempt`` is 1 for the first start and counts what was charged before. ``repeated`` is
     the broker's own mark that the message may have been delivered before. ``alone`` says the
     claim holds this message only and nothing else may run beside it in the lane: a death now
-    is charged to it.
+    is charged to it. ``carried`` is the message, or its body where the subscription asked for
+    `SubscribeOptions.bodies_only`.
     """
 
-    message: Message[Any]
+    carried: Message[Any] | Unread
     receipt: Receipt
     attempt: int = 1
     repeated: bool = False
     alone: bool = False
     position: LogPosition | None = None
+
+    @property
+    def message(self) -> Message[Any]:
+        """The message; fetched now where only its body was."""
+        carried = self.carried
+        return carried if isinstance(carried, Message) else carried.look_up(self.receipt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +133,8 @@ class SubscribeOptions:
     ``start`` matters once, when the subscription is first made. ``guarantee`` is recorded
     with it then; another one later is refused with `ConfigurationError`. ``hold_key_on_dead``:
     with ``order_by_key``, messages of a key wait behind its dead letter until that is replayed
-    or discarded; otherwise they go on.
+    or discarded; otherwise they go on. ``bodies_only``: deliveries may carry `Unread`, to save
+    fetching what nobody looks at; a broker may ignore it.
     """
 
     guarantee: Guarantee
@@ -124,6 +142,7 @@ class SubscribeOptions:
     order_by_key: bool = False
     hold_key_on_dead: bool = False
     start: Start = "earliest"
+    bodies_only: bool = False
 
 
 class Subscription(Protocol):

@@ -7,7 +7,6 @@ from operator import attrgetter
 from typing import Any
 
 from duly.broker import Delivery
-from duly.codec import DECODE_FAILURES
 from duly.consumer import Consumer
 from duly.message import Message
 from duly.worker.steps import Unfit, Work, describe
@@ -30,9 +29,9 @@ class Decoder:
         decode = self._only
         if decode is not None and max(map(_attempt, claimed), default=1) <= self._attempts:
             try:
-                payloads = [decode(d.message.body) for d in claimed]
-            except DECODE_FAILURES:
-                pass  # one of them; found below
+                payloads = [decode(d.carried.body) for d in claimed]
+            except Exception:  # noqa: BLE001 - whatever a damaged body does
+                pass  # found, one by one, below
             else:
                 if self._wants_message:
                     payloads = [
@@ -42,19 +41,20 @@ class Decoder:
         return [(delivery, self._argument(delivery)) for delivery in claimed]
 
     def _argument(self, delivery: Delivery) -> Any:
-        message, name = delivery.message, self._consumer.name
+        name = self._consumer.name
         if delivery.attempt > self._attempts:
             return Unfit(
                 f"given up after {delivery.attempt - 1} attempts: the worker died while it "
                 "handled this message alone, or its lease ran out (consumer "
                 f"{name!r} allows {self._attempts})"
             )
+        message = delivery.message
         decode = self._decoders.get(message.topic)
         if decode is None:
             return Unfit(f"topic {message.topic!r} is not one of consumer {name!r}")
         try:
             payload = decode(message.body)
-        except DECODE_FAILURES as error:
+        except Exception as error:  # noqa: BLE001 - whatever a damaged body does
             return Unfit(f"the body cannot be decoded: {describe(error)}")
         return with_payload(message, payload) if self._wants_message else payload
 

@@ -17,7 +17,7 @@ from duly.consumer import Consumer
 from duly.contract import Contract, Run, contract_of
 from duly.dependencies import Resolver
 from duly.errors import ConfigurationError
-from duly.guarantees import Guarantee
+from duly.guarantees import Admission, Guarantee
 from duly.store import Store
 from duly.worker.concurrent import ConcurrentLane
 from duly.worker.keeper import Keeper
@@ -153,15 +153,17 @@ class Worker:
         )
         exactly = consumer.guarantee is Guarantee.EXACTLY_ONCE
         call = self._resolver.bind(consumer.handler)
+        admission = self.contract.admission(consumer.name) if exactly else None
+        wanted = subscribe_options(consumer, admission)
         lanes: list[Driven] = []
         for _ in range(options.lanes):
             lane = Lane(
                 consumer,
-                broker.subscribe(consumer.topics, consumer.name, subscribe_options(consumer)),
+                broker.subscribe(consumer.topics, consumer.name, wanted),
                 call,
                 around,
                 store=store if exactly else None,
-                admission=self.contract.admission(consumer.name) if exactly else None,
+                admission=admission,
                 retries_in_place=broker.capabilities.retries_in_place,
             )
             concurrent = is_async and options.concurrency > 1
@@ -239,13 +241,20 @@ def chosen(app: App, names: Sequence[str] | None) -> Sequence[Consumer]:
     return [there[name] for name in names]
 
 
-def subscribe_options(consumer: Consumer) -> SubscribeOptions:
+def subscribe_options(consumer: Consumer, admission: Admission | None = None) -> SubscribeOptions:
     """What a consumer's lanes ask of their subscription."""
     options = consumer.options
+    needs_more = (
+        consumer.handler.wants_message
+        or options.order_by_key
+        or len(consumer.topics) > 1
+        or admission in (Admission.BY_INBOX, Admission.BY_CURSOR)
+    )
     return SubscribeOptions(
         guarantee=consumer.guarantee,
         lease_s=options.lease_s,
         order_by_key=options.order_by_key,
         hold_key_on_dead=options.hold_key_on_dead,
         start=options.start,
+        bodies_only=not needs_more,
     )
