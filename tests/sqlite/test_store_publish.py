@@ -231,7 +231,7 @@ def test_a_publish_that_fails_takes_nothing_of_the_callers_with_it(
     own.execute("insert into theirs values (1)")
     real = here.publish_steps
 
-    def half_way(messages):
+    def half_way(messages, declared):
         yield from real(messages)
         raise LookupError
 
