@@ -32,7 +32,7 @@ create table if not exists checkout (
 create table if not exists repeated (id text primary key);
 create table if not exists accounts (account integer primary key, opening integer);
 create table if not exists kills (
-    number integer primary key, at_s real, worker text, aim text, in_transaction integer
+    number integer primary key, at_s real, worker text, struck text, in_transaction integer
 );
 create table if not exists held (kill integer, consumer text, messages integer);
 create table if not exists limits (
@@ -56,13 +56,14 @@ _END = {
 class Kill:
     """One SIGKILL, with what the database showed of the victim while it stood still before it.
 
-    ``held`` are the messages claimed and unsettled, by consumer; ``in_transaction`` says
-    whether it held the writers' turn, None where the system does not tell.
+    ``struck`` is the consumer that was aimed at and hit, if any. ``held`` are the messages
+    claimed and unsettled, by consumer; ``in_transaction`` says whether it held the writers'
+    turn, None where the system does not tell.
     """
 
     at_s: float
     worker: str
-    aim: str
+    struck: str | None
     held: Mapping[str, int]
     in_transaction: bool | None
 
@@ -113,7 +114,7 @@ class Book:
         """A worker was killed."""
         self._write(
             "insert into kills values (?, ?, ?, ?, ?)",
-            [(number, kill.at_s, kill.worker, kill.aim, kill.in_transaction)],
+            [(number, kill.at_s, kill.worker, kill.struck, kill.in_transaction)],
         )
         self._write(
             "insert into held values (?, ?, ?)",

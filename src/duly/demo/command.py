@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,7 +80,7 @@ def _draw(result: object, picture: Path) -> None:
     from duly.demo.result import Result
 
     assert isinstance(result, Result)
-    console = Console(record=True, width=108, file=sys.stderr, force_terminal=True, quiet=True)
+    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
     console.print(view.verdict(result))
     console.save_svg(str(picture), title="duly demo")
 

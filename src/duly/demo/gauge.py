@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +25,15 @@ from duly_subscriptions u
 """
 
 _HOLDERS = """
-select c.worker, w.pid, u.name, sum(c.last - c.first + 1)
-from duly_claims c
-    join duly_subscriptions u on u.subscription_no = c.subscription_no
-    join duly_workers w on w.worker = c.worker
-where c.token is not null group by c.worker, w.pid, u.name
+select c.worker, u.name, sum(c.last - c.first + 1)
+from duly_claims c join duly_subscriptions u on u.subscription_no = c.subscription_no
+where c.token is not null group by c.worker, u.name
+"""
+
+_CLAIMED_UNTIL = """
+select max(c.last)
+from duly_claims c join duly_subscriptions u on u.subscription_no = c.subscription_no
+where c.worker = ? and u.name = ? and c.token is not null
 """
 
 
@@ -47,8 +50,12 @@ class Holder:
     """A worker that holds claims: messages by consumer."""
 
     worker: str
-    pid: int
     held: Mapping[str, int]
+
+    @property
+    def pid(self) -> int:
+        """Its process, after which a worker is named."""
+        return int(self.worker.partition("-")[0])
 
 
 def is_drained(reach: Mapping[str, Reach]) -> bool:
@@ -88,14 +95,23 @@ class Gauge:
 
     def holders(self) -> Sequence[Holder]:
         """Every worker with claims; a dead one too, until somebody takes over what it held."""
-        found: dict[str, tuple[int, dict[str, int]]] = {}
-        for worker, pid, consumer, messages in self._read(_HOLDERS):
-            found.setdefault(worker, (pid, {}))[1][consumer] = messages
-        return [Holder(worker, pid, held) for worker, (pid, held) in found.items()]
+        found: dict[str, dict[str, int]] = {}
+        for worker, consumer, messages in self._read(_HOLDERS):
+            found.setdefault(worker, {})[consumer] = messages
+        return [Holder(worker, held) for worker, held in found.items()]
 
     def held_by(self, worker: str) -> Mapping[str, int]:
         """What this worker holds, by consumer."""
         return next((holder.held for holder in self.holders() if holder.worker == worker), {})
+
+    def claimed_until(self, worker: str, consumer: str) -> int | None:
+        """The position of the last message that this worker has claimed for the consumer."""
+        return self._read(_CLAIMED_UNTIL, (worker, consumer))[0][0]  # type: ignore[no-any-return]
+
+    def id_at(self, position: int) -> str | None:
+        """The id of the message at this position."""
+        rows = self._read("select id from duly_messages where position = ?", (position,))
+        return rows[0][0] if rows else None
 
     def is_writing(self, pid: int) -> bool | None:
         """Whether this process has the writers' turn: a transaction is open, or about to be.
@@ -111,8 +127,5 @@ class Gauge:
         held = [line.split()[1:6] for line in locks if line.split()[1] == "FLOCK"]
         return any(by == str(pid) and of.endswith(f":{inode}") for *_, by, of in held)
 
-    def _read(self, query: str) -> Sequence[tuple[Any, ...]]:
-        # Tables that nobody has made yet hold nothing.
-        with contextlib.suppress(sqlite3.OperationalError):
-            return self._db.execute(query).fetchall()
-        return []
+    def _read(self, query: str, params: tuple[Any, ...] = ()) -> Sequence[tuple[Any, ...]]:
+        return self._db.execute(query, params).fetchall()

@@ -24,6 +24,15 @@ class Journal:
         os.close(self._fd)
 
 
+def last_lines(path: Path, size: int = 256 * 1024) -> set[str]:
+    """The lines in the last ``size`` bytes."""
+    if not path.exists():
+        return set()
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        return set(file.read().decode().split("\n"))
+
+
 def read_journal(path: Path) -> list[str]:
     """The lines written so far; none where nobody wrote."""
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -1,7 +1,11 @@
 """`Killer`: SIGKILL for worker processes, aimed at those with work in their hands.
 
 A victim is stopped first (SIGSTOP), so that what the database shows of it holds at the moment
-of its death. One that turns out to hold nothing of the consumer aimed at is let go on.
+of its death. One that turns out to stand elsewhere than aimed at is let go on.
+
+The aim is where a crash costs most: an at-least-once consumer with claims in hand, an
+at-most-once one just after it settled them, before its handler has run, and an exactly-once one
+inside its transaction.
 """
 
 from __future__ import annotations
@@ -11,21 +15,27 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from duly.consumer import Consumer
 from duly.demo.book import Book, Kill
+from duly.demo.evidence import READINGS
 from duly.demo.gauge import Gauge, Holder
+from duly.demo.journal import last_lines
 from duly.demo.pace import Pace
+from duly.guarantees import Guarantee
 
 # Between two kills: a worker takes about so long to start, and a crew of the dead does no work.
 GAP_S = 0.25
 # So long a victim is looked for that holds work of the consumer aimed at, then any work.
-AIM_S = 2.0
-# Nobody has had any work for so long: this kill is left out, so that publishing goes on.
-GIVE_UP_S = 10.0
+AIM_S = 1.0
+# Nobody had any work for so long: this kill is left out, so that publishing goes on.
+GIVE_UP_S = 0.25
+# A claim is settled within some milliseconds, or it waits for its turn to write.
+SETTLE_S = 0.05
 # Between two looks at the database. Claims live for milliseconds.
 LOOK_S = 0.001
 # A stopped process is at rest within microseconds, unless it waits for the disk.
@@ -37,7 +47,7 @@ class Plan:
     """Whom to aim at: ``consumers``, which handle ``messages`` each; ``seed`` rolls the dice."""
 
     messages: int
-    consumers: Sequence[str]
+    consumers: Sequence[Consumer]
     seed: int
 
 
@@ -56,13 +66,15 @@ class Killer(threading.Thread):
         self.kills: list[Kill] = []
         self.error: Exception | None = None
         self._folder = folder
+        self._readings = folder / READINGS
         self._book = book
         self._pace = pace
         self._is_published = is_published
         self._messages = plan.messages * len(plan.consumers)
         self._random = Random(plan.seed)
         self._stopping = threading.Event()
-        self._hits = dict.fromkeys(plan.consumers, 0)
+        self._guarantees = {each.name: each.guarantee for each in plan.consumers}
+        self._hits = dict.fromkeys(self._guarantees, 0)
         self._dead: set[str] = set()
         self._started_at = time.monotonic()
 
@@ -74,9 +86,9 @@ class Killer(threading.Thread):
                     self._wait_for_turn(gauge, number)
                     if self._is_over(gauge):
                         break
+                    self._pace.begin_turn()
                     if kill := self._next(gauge):
                         self._note(number, kill)
-                    self._pace.note_turn()
                     self._stopping.wait(GAP_S)
         except Exception as error:  # noqa: BLE001 - raised again by whoever waits for this thread
             self.error = error
@@ -96,8 +108,10 @@ class Killer(threading.Thread):
     def _next(self, gauge: Gauge) -> Kill | None:
         """Kill one worker; None when none with work was to be found."""
         aim = self._aim()
-        started_at = time.monotonic()
-        while not self._is_over(gauge) and time.monotonic() < started_at + GIVE_UP_S:
+        started_at = worked_at = time.monotonic()
+        while not self._is_over(gauge) and time.monotonic() < worked_at + GIVE_UP_S:
+            if not (self._pace.is_dry and gauge.is_drained()):
+                worked_at = time.monotonic()
             late = time.monotonic() >= started_at + AIM_S
             wanted = self._living(gauge, None if late else aim)
             if wanted and (kill := self._strike(gauge, self._random.choice(wanted), aim, late)):
@@ -106,7 +120,7 @@ class Killer(threading.Thread):
         return None
 
     def _aim(self) -> str:
-        """A consumer that was hit least often so far."""
+        """A consumer that was struck least often so far."""
         least = min(self._hits.values())
         return self._random.choice([name for name, hits in self._hits.items() if hits == least])
 
@@ -119,23 +133,56 @@ class Killer(threading.Thread):
         ]
 
     def _strike(self, gauge: Gauge, victim: Holder, aim: str, late: bool) -> Kill | None:
-        """Stop the victim, look what it holds, and kill it or let it go on."""
+        """Stop the victim, look where it stands, and kill it or let it go on."""
+        last: int | None = None
+        if self._guarantees[aim] is Guarantee.AT_MOST_ONCE and not late:
+            last = self._await_settlement(gauge, victim, aim)
+            if last is None:
+                return None
         if not _send(victim.pid, signal.SIGSTOP):
             return None
         _await_rest(victim.pid)
         held = gauge.held_by(victim.worker)
-        if aim not in held and not (late and held):
+        writing = gauge.is_writing(victim.pid)
+        struck = self._stands(gauge, aim, held, last, writing)
+        if not held or not (struck or late):
             _send(victim.pid, signal.SIGCONT)
             return None
-        in_transaction = gauge.is_writing(victim.pid)
         at_s = time.monotonic() - self._started_at
         _send(victim.pid, signal.SIGKILL)
-        return Kill(at_s, victim.worker, aim, held, in_transaction)
+        return Kill(at_s, victim.worker, aim if struck else None, held, writing)
+
+    def _stands(
+        self,
+        gauge: Gauge,
+        aim: str,
+        held: Mapping[str, int],
+        last: int | None,
+        writing: bool | None,
+    ) -> bool:
+        """Whether the stopped victim stands where it was aimed at."""
+        match self._guarantees[aim]:
+            case Guarantee.AT_MOST_ONCE:
+                settled = last is not None and aim not in held
+                return settled and gauge.id_at(last or 0) not in last_lines(self._readings)
+            case Guarantee.AT_LEAST_ONCE:
+                return aim in held
+            case Guarantee.EXACTLY_ONCE:
+                return aim in held and writing is not False
+
+    def _await_settlement(self, gauge: Gauge, victim: Holder, consumer: str) -> int | None:
+        """The position of the last message of a claim that was just settled; None: not yet."""
+        last = gauge.claimed_until(victim.worker, consumer)
+        until = time.monotonic() + SETTLE_S
+        while last is not None and time.monotonic() < until:
+            if gauge.claimed_until(victim.worker, consumer) != last:
+                return last
+        return None
 
     def _note(self, number: int, kill: Kill) -> None:
         self._dead.add(kill.worker)
-        for consumer in kill.held:
-            self._hits[consumer] += 1
+        if kill.struck is not None:
+            self._hits[kill.struck] += 1
         self._book.note_kill(number, kill)
         self.kills.append(kill)
 
@@ -163,9 +210,6 @@ def _await_rest(pid: int) -> None:
     while time.monotonic() < until:
         with contextlib.suppress(OSError, IndexError):
             # The state follows the command's name, which may hold anything but a last ")".
-            if (
-                stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
-                in "Tt"
-            ):
+            if stat.read_text(errors="replace").rpartition(")")[2].split()[0] in "Tt":
                 return
         time.sleep(LOOK_S)

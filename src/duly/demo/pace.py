@@ -1,8 +1,8 @@
 """`Pace`: keeps publishing, working and killing in step, however fast the machine is.
 
-The run is cut into one slice more than there are kills. The publisher stays at most one slice
-ahead of the killer, and the killer waits until as many slices have been handled as workers
-were killed. So there is work at every kill, and the kills are spread over the whole run.
+The run is cut into one slice more than there are kills. Before each kill the killer waits until
+as many slices have been handled as it has had turns; when it begins to aim, the next slice is
+published. So there is fresh work at every kill, and the kills are spread over the whole run.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ class Pace:
     def __init__(self, kills: int) -> None:
         self.kills = kills
         self._turns = 0
+        self._waiting = False
         self._over = False
         self._changed = threading.Condition()
 
-    def note_turn(self) -> None:
-        """The killer had its turn: one more worker was killed, or none was to be found."""
+    def begin_turn(self) -> None:
+        """The killer looks for another victim: give it one more slice of work to look at."""
         with self._changed:
             self._turns += 1
             self._changed.notify_all()
@@ -35,7 +36,14 @@ class Pace:
     def wait_for_slice(self, number: int) -> None:
         """Wait until this slice (0 to ``kills``) may be published."""
         with self._changed:
-            self._changed.wait_for(lambda: self._over or number <= self._turns + 1)
+            self._waiting = True
+            self._changed.wait_for(lambda: self._over or number <= self._turns)
+            self._waiting = False
+
+    @property
+    def is_dry(self) -> bool:
+        """Whether all that may be published by now is."""
+        return self._waiting
 
     def share_before(self, kill: int) -> float:
         """How much of everything is to be handled before this kill."""

@@ -24,9 +24,10 @@ SENSORS = 20
 STATUSES = ("requested", "accepted", "arriving", "riding", "arrived")
 # Messages of each topic by turns, as they would come in a shop; one commit each.
 CHUNK = 250
+# Small slices come in so many pieces, so that there is work for longer than a moment.
+PIECES = 10
 # One chunk of payments in so many is published twice, as after a lost answer.
 TWICE_IN = 10
-# A slice that would fill the buffer of the at-most-once topic is worth waiting for.
 
 
 class Publisher(threading.Thread):
@@ -36,6 +37,7 @@ class Publisher(threading.Thread):
         super().__init__(name="duly-demo-publisher", daemon=True)
         self.error: Exception | None = None
         self.published = 0
+        self._chunks = 0
         self._app = app
         self._book = book
         self._pace = pace
@@ -48,10 +50,11 @@ class Publisher(threading.Thread):
         try:
             for number, part in enumerate(slices(self._messages, self._pace.kills + 1)):
                 self._pace.wait_for_slice(number)
-                for start in range(part.start, part.stop, CHUNK):
+                step = max(1, min(CHUNK, len(part) // PIECES))
+                for start in range(part.start, part.stop, step):
                     if self._stopping.is_set():
                         return
-                    self._publish_chunk(range(start, min(start + CHUNK, part.stop)))
+                    self._publish_chunk(range(start, min(start + step, part.stop)))
         except Exception as error:  # noqa: BLE001 - raised again by whoever waits for this thread
             self.error = error
 
@@ -74,7 +77,8 @@ class Publisher(threading.Thread):
         payments = [self._payment(number) for number in numbers]
         ids = [payment.order for payment in payments]
         self._publish(checkout, payments, ids, lambda p: (p.payer, p.payee, p.cents))
-        if numbers.start // CHUNK % TWICE_IN == 0:
+        self._chunks += 1
+        if self._chunks % TWICE_IN == 0:
             self._book.repeat(ids)
             self._ask(checkout, payments, ids)
         self.published += len(numbers)

@@ -122,8 +122,7 @@ def _threads(
     app: duly.App, book: Book, pace: Pace, settings: Settings, folder: Path
 ) -> Iterator[tuple[Publisher, Killer]]:
     publisher = Publisher(app, book, pace, settings.messages, settings.seed)
-    names = [consumer.name for consumer in shop.app.consumers]
-    plan = Plan(settings.messages, names, settings.seed)
+    plan = Plan(settings.messages, shop.app.consumers, settings.seed)
     killer = Killer(folder, book, pace, plan, lambda: not publisher.is_alive())
     publisher.start()
     killer.start()

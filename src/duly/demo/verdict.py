@@ -118,8 +118,8 @@ def judge_sensors(db: sqlite3.Connection) -> Judgement:
         lost,
         duplicated,
         _broken(db, SENSORS),
-        f"no reading was recorded twice; {_are(lost, 'reading')} lost, and the kills had put "
-        f"up to {risk:,} at risk",
+        f"no reading was recorded twice; {_are(lost, 'reading')} lost, and at most "
+        f"{risk:,} were at risk in the kills",
         _hits(db, "dashboard"),
     )
 
@@ -148,9 +148,8 @@ BOARD = (
         "phantom",
         "lines of the board were never published",
         """
-        select count(*) from shop.board b where not exists (
-            select 1 from book.rides d
-            where d.ride = b.ride and d.step = b.step and d.outcome <> 'fail'
+        select count(*) from shop.board where (ride, step) not in (
+            select ride, step from book.rides where outcome <> 'fail'
         )
         """,
     ),
@@ -303,11 +302,8 @@ PAYMENTS = (
     Check(
         "ghost message",
         "receipts are for orders that were not charged, or not of this amount",
-        """
-        select count(*) from receipts r where not exists (
-            select 1 from shop.charges c where c.order_id = r.order_id and c.cents = r.cents
-        )
-        """,
+        "select count(*) from receipts "
+        "where (order_id, cents) not in (select order_id, cents from shop.charges)",
     ),
     Check(
         "ledger",
@@ -381,7 +377,9 @@ def _broken(db: sqlite3.Connection, checks: Sequence[Check]) -> Sequence[str]:
 
 def _hits(db: sqlite3.Connection, consumer: str) -> int:
     (hits,) = db.execute(
-        "select count(distinct kill) from book.held where consumer = ?", (consumer,)
+        "select count(*) from book.kills k where k.struck = ?1 or exists "
+        "(select 1 from book.held h where h.kill = k.number and h.consumer = ?1)",
+        (consumer,),
     ).fetchone()
     return int(hits)
 

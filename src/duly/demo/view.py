@@ -104,25 +104,24 @@ def verdict(result: Result) -> RenderableType:
     for reason in result.why:
         end.append(f"\n{reason[0].upper()}{reason[1:]}.", style="yellow")
     return Panel(
-        Group(head, "", _numbers(result.flows), _sentences(result.flows), "", end),
+        Group(head, "", _numbers(result.flows), _sentences(result.flows, result.why), "", end),
         title="duly demo: what the database says",
         box=box.ROUNDED,
-        padding=(1, 2),
+        padding=(1, 1),
     )
 
 
 def _numbers(flows: Sequence[Flow]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    # As wide as a terminal of 80 columns allows: the guarantee goes below the flow's name.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, expand=True)
     table.add_column("flow", no_wrap=True)
-    table.add_column("guarantee", no_wrap=True)
-    for name in ("published", "handled", "lost", "twice", "messages/s"):
+    for name in ("published", "handled", "lost", "twice", "per s"):
         table.add_column(name, justify="right")
     table.add_column("verdict", justify="right")
     for flow in flows:
         found = flow.judgement
         table.add_row(
-            found.name,
-            found.guarantee.value,
+            Text.assemble(found.name, "\n", (found.guarantee.value, "dim")),
             f"{found.published:,}",
             f"{found.handled:,}",
             _marked(found.lost),
@@ -137,18 +136,21 @@ def _marked(count: int) -> Text:
     return Text(f"{count:,}", style="bold" if count else "dim")
 
 
-def _sentences(flows: Sequence[Flow]) -> Table:
+def _sentences(flows: Sequence[Flow], result_why: Sequence[str]) -> Table:
     table = Table.grid(padding=(0, 2), expand=True)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(ratio=1)
     for flow in flows:
         found = flow.judgement
+        if table.row_count:
+            table.add_row()
         told = Text.assemble(("promised: ", "dim"), f"{found.promised}.\n", ("happened: ", "dim"))
         if found.broken:
             told.append("; ".join(found.broken) + ".", style=_COLOURS["invalid"])
         else:
             told.append(f"{found.happened}.")
-        if flow.verdict == "unknown":
-            told.append(f" Unknown: {'; '.join(flow.why)}.", style=_COLOURS["unknown"])
-        table.add_row(found.name, told)
+        if own := [why for why in flow.why if flow.verdict == "unknown" and why not in result_why]:
+            told.append(f" Unknown: {'; '.join(own)}.", style=_COLOURS["unknown"])
+        name, _, manner = found.name.partition("-")
+        table.add_row(f"{name}\n{manner}".rstrip(), told)
     return table

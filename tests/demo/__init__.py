@@ -1,0 +1,1 @@
+"""The demonstration: its verdict on planted violations, its pieces, and whole runs."""
