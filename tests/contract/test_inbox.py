@@ -100,8 +100,8 @@ def test_each_consumer_has_an_inbox_of_its_own(place: Place, topic: Topic[Any]):
 def test_sources_and_topics_are_part_of_the_identity(place: Place, topic: Topic[Any]):
     [delivery] = batch = delivered(place, topic, ("a", "one"))
     take_effect(place, batch)
-    elsewhere = replace(delivery, message=replace(delivery.message, topic="other", body=b"b"))
-    another = replace(delivery, message=replace(delivery.message, source="another", body=b"c"))
+    elsewhere = replace(delivery, carried=replace(delivery.message, topic="other", body=b"b"))
+    another = replace(delivery, carried=replace(delivery.message, source="another", body=b"c"))
     admitted = take_effect(place, [elsewhere, another])
     assert len(admitted.fresh) == 2
 
@@ -110,8 +110,8 @@ def test_only_a_marked_repeat_can_be_too_old(place: Place, topic: Topic[Any]):
     day_ms = 86_400_000
     [made] = delivered(place, topic, ("a", "one"))
     old = replace(made.message, time_ms=made.message.time_ms - 10 * day_ms)
-    first = replace(made, message=old)
-    marked = replace(made, message=replace(old, id="two"), repeated=True)
+    first = replace(made, carried=old)
+    marked = replace(made, carried=replace(old, id="two"), repeated=True)
     admitted = take_effect(place, [first, marked], inbox_retention_s=7 * 86400.0)
     assert list(admitted.fresh) == [first], "a first delivery may be of any age"
     assert list(admitted.too_old) == [marked]
@@ -120,6 +120,6 @@ def test_only_a_marked_repeat_can_be_too_old(place: Place, topic: Topic[Any]):
 def test_what_is_remembered_is_never_too_old(place: Place, topic: Topic[Any]):
     [made] = delivered(place, topic, ("a", "one"))
     old = replace(made.message, time_ms=made.message.time_ms - 10 * 86_400_000)
-    take_effect(place, [replace(made, message=old)])
-    again = replace(made, message=old, repeated=True)
+    take_effect(place, [replace(made, carried=old)])
+    again = replace(made, carried=old, repeated=True)
     assert list(take_effect(place, [again]).repeated) == [again]

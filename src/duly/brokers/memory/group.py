@@ -305,24 +305,33 @@ class Group:
 
     def crash(self, lane: int, why: str = "its worker died") -> None:
         """A lane is gone: what it had claimed is suspect, and charged only where alone."""
+        burden = self._burden(lane)
         for claim in self._claims_of(lane):
-            self._suspect(claim, sorted(claim.positions), why)
+            self._suspect(claim, sorted(claim.positions), why, sole=burden == 1)
 
     def _claims_of(self, lane: int) -> Sequence[Claim]:
         return [claim for claim in self._claims.values() if claim.lane == lane]
 
     def _reap(self, now: float) -> None:
-        for claim in list(self._claims.values()):
-            late = sorted(p for p in claim.positions if self._items[p].until <= now)
-            if late:
-                self._suspect(claim, late, "its lease ended")
+        late = [
+            (claim, sorted(p for p in claim.positions if self._items[p].until <= now))
+            for claim in self._claims.values()
+        ]
+        # Before any is let go: who held two messages is not charged for either.
+        burdens = {claim.lane: self._burden(claim.lane) for claim, positions in late if positions}
+        for claim, positions in late:
+            sole = burdens.get(claim.lane) == 1
+            self._suspect(claim, positions, "its lease ended", sole=sole)
 
-    def _suspect(self, claim: Claim, positions: Sequence[int], why: str) -> None:
-        burden = sum(len(each.positions) for each in self._claims_of(claim.lane))
+    def _burden(self, lane: int) -> int:
+        """How many messages a lane holds."""
+        return sum(len(claim.positions) for claim in self._claims_of(lane))
+
+    def _suspect(self, claim: Claim, positions: Sequence[int], why: str, *, sole: bool) -> None:
         for position in positions:
             item = self._items[position]
             item.suspect = item.repeated = True
-            item.charged += claim.asked_for_one and not claim.alone and burden == 1
+            item.charged += sole and claim.asked_for_one and not claim.alone
             self._let_go(item)
             self._note("redelivery", item, f"attempt {item.charged}: {why}")
             self._offer(item)
