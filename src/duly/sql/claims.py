@@ -17,7 +17,7 @@ from duly.sql.ranges import Range, at, runs, stream_of
 from duly.sql.steps import Ask, Many, Steps
 
 Row = tuple[Any, ...]
-"""position, source, id, body, time_ms, key, headers, due_ms"""
+"""position, source, id, time_ms, key, headers, due_ms, body; or only position and body"""
 
 # Ranges that yield nothing (all parked) are passed over so many times in one transaction.
 _ROUNDS = 8
@@ -35,6 +35,7 @@ class Lane:
     boot_id: str
     order_by_key: bool
     hold_key_on_dead: bool
+    bodies_only: bool = False
 
 
 class Part(NamedTuple):
@@ -195,7 +196,7 @@ def _free(lane: Lane, room: _Room, turn: int) -> Steps[None]:  # noqa: ARG001 - 
     limit = min(room.messages, 200)
     for claim_id, first, last, *history in (yield Ask(name, (lane.subscription_no, limit))):
         attempt, alone, repeated = history
-        if room.is_full or (alone and room.parts):
+        if room.is_full or (room.parts and (alone or room.parts[-1].alone)):
             return
         reach = last if not alone else first
         if not alone:
@@ -203,9 +204,6 @@ def _free(lane: Lane, room: _Room, turn: int) -> Steps[None]:  # noqa: ARG001 - 
             if reach < first:
                 return
         yield from _take(lane, room, (first, reach), (attempt, alone, repeated), set())
-        while alone and not room.parts and reach < last:  # that one waits behind its key
-            reach += 1
-            yield from _take(lane, room, (reach, reach), (attempt, alone, repeated), set())
         room.moved = True
         if reach < last:
             # Nothing later of this stream before the rest of this range: keys keep their order.
@@ -308,7 +306,7 @@ def _take(
     attempt, alone, repeated = history
     if blocked and lane.order_by_key:
         held = held | (yield from _park_behind(lane, reach, history))
-    rows = yield from _fetch(first, last)
+    rows = yield from fetch(first, last, bodies_only=lane.bodies_only)
     if held:
         rows = [row for row in rows if row[0] not in held]
     if not rows:
@@ -337,7 +335,7 @@ def _take(
         )
     room.parts.append(Part(stream_of(first), rows, attempt, alone == SUSPECT, bool(repeated)))
     room.messages -= len(rows)
-    room.bytes -= sum([len(row[3]) for row in rows])
+    room.bytes -= sum([len(row[-1]) for row in rows])
 
 
 def _park_behind(lane: Lane, reach: Range, history: tuple[int, int, int]) -> Steps[set[int]]:
@@ -351,9 +349,12 @@ def _park_behind(lane: Lane, reach: Range, history: tuple[int, int, int]) -> Ste
     return {position for (position,) in (yield Ask("park_behind", params))}
 
 
-def _fetch(first: int, last: int) -> Steps[list[Row]]:
+def fetch(first: int, last: int, *, bodies_only: bool) -> Steps[list[Row]]:
+    """The rows of a range, in order."""
+    if bodies_only:
+        return (yield Ask("fetch_bodies", (first, last)))
     try:
-        rows: list[Row] = yield Ask("fetch", (first, last))
+        return (yield Ask("fetch", (first, last)))
     except Exception:  # noqa: BLE001 - a column may hold what is no text; else this fails again
         rows = yield Ask("fetch_raw", (first, last))
-    return rows
+        return [tuple(row) for row in rows]

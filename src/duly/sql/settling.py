@@ -6,7 +6,8 @@ another, whatever the message, the state or the attempt say.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, assert_never
 
 from duly.errors import TransactionLost
@@ -46,6 +47,9 @@ def fence(receipts: Sequence[LogReceipt], mark: int) -> Steps[list[LogReceipt]]:
     held: list[LogReceipt] = []
     for token, positions in _by_token(receipts).items():
         pieces = yield Ask("stamp", (mark, token))
+        if sum([len(within(first, last, positions)) for first, last in pieces]) == len(positions):
+            held += [(token, p) for p in positions]
+            continue
         found = {p for first, last in pieces for p in within(first, last, positions)}
         held += [(token, p) for p in positions if p in found]
     if len(held) == len(receipts):
@@ -55,28 +59,32 @@ def fence(receipts: Sequence[LogReceipt], mark: int) -> Steps[list[LogReceipt]]:
 
 
 def settle(
-    settlements: Sequence[Settlement], now_ms: int, mark: int | None = None
+    settlements: Sequence[Settlement],
+    now_ms: int,
+    mark: int | None = None,
+    subscription_no: int | None = None,
 ) -> Steps[list[LogReceipt]]:
     """Record how deliveries ended; returns the receipts that were refused.
+
+    ``subscription_no`` says in the incident of a refusal whose it was.
 
     With the ``mark`` of `fence`, part of its transaction and its last statement: raises
     `TransactionLost` when the stamp is gone, for then that transaction ended early.
     """
+    receipts: list[LogReceipt] = [settlement.receipt for settlement in settlements]
+    tokens = _by_token(receipts)
     refused: list[LogReceipt] = []
-    tokens: dict[int, dict[int, Settlement]] = {}
-    for settlement in settlements:
-        token, position = settlement.receipt
-        ends = tokens.get(token)
-        if ends is None:
-            tokens[token] = {position: settlement}
-        elif position in ends:
-            refused.append(settlement.receipt)
-        else:
-            ends[position] = settlement
-    for token, ends in tokens.items():
-        refused += yield from _settle_claim(token, ends, now_ms, mark)
-    if mark is not None and refused:
-        raise TransactionLost(_LOST)
+    ends: dict[LogReceipt, Settlement] | None = None
+    if not set(map(type, settlements)) <= {Done}:
+        ends = dict(zip(receipts, settlements, strict=True))
+    if sum(map(len, tokens.values())) < len(receipts):
+        refused = [receipt for receipt, n in Counter(receipts).items() for _ in range(n - 1)]
+    for token, positions in tokens.items():
+        refused += yield from _settle_claim(token, positions, ends, now_ms, mark)
+    if refused:
+        if mark is not None:
+            raise TransactionLost(_LOST)
+        yield from _note_refused(refused, subscription_no, now_ms)
     return refused
 
 
@@ -88,31 +96,31 @@ _LOST = (
 
 
 def _settle_claim(
-    token: int, ends: dict[int, Settlement], now_ms: int, mark: int | None
+    token: int,
+    positions: Sequence[int],
+    ends: Mapping[LogReceipt, Settlement] | None,
+    now_ms: int,
+    mark: int | None,
 ) -> Steps[list[LogReceipt]]:
-    positions = sorted(ends)
+    """Settle positions of one claim; without ``ends`` all of them are done."""
     pieces = [_Piece(*row) for row in (yield Ask("pieces", (token,)))]
     if mark is not None and any(piece.mark != mark for piece in pieces):
         raise TransactionLost(_LOST)
     settled = 0
-    plain = {type(end) for end in ends.values()} == {Done}
     for piece in pieces:
         mine = within(piece.first, piece.last, positions)
         if not mine:
             continue
         settled += len(mine)
-        if not plain:
-            yield from _end_specially(piece, [ends[p] for p in mine], now_ms)
+        if ends is not None:
+            yield from _end_specially(piece, [ends[token, p] for p in mine], now_ms)
         # After what looks at the claim, and before what looks for others of its key.
         yield from _remove(piece, mine)
         yield from _promote(piece.subscription_no, mine)
     if settled == len(positions):
         return []
     held = {p for piece in pieces for p in within(piece.first, piece.last, positions)}
-    refused = [(token, p) for p in positions if p not in held]
-    if mark is None:
-        yield from _note_refused(refused, now_ms)
-    return refused
+    return [(token, p) for p in positions if p not in held]
 
 
 def _remove(piece: _Piece, gone: Sequence[int]) -> Steps[None]:
@@ -189,9 +197,12 @@ def _note(piece: _Piece, kind: str, end: Retry | Dead, now_ms: int) -> tuple[Any
     return now_ms, kind, piece.subscription_no, end.receipt[1], 1, piece.worker, detail
 
 
-def _note_refused(refused: Sequence[LogReceipt], now_ms: int) -> Steps[None]:
+def _note_refused(
+    refused: Sequence[LogReceipt], subscription_no: int | None, now_ms: int
+) -> Steps[None]:
+    detail = "settled after its claim was lost, or twice"
     rows = [
-        (now_ms, "stale-settle", None, position, 1, None, "settled after its claim was lost")
+        (now_ms, "stale-settle", subscription_no, position, 1, None, detail)
         for _, position in refused
     ]
     yield Many("note_position", rows)
@@ -203,7 +214,7 @@ def _note_refused(refused: Sequence[LogReceipt], now_ms: int) -> Steps[None]:
 def extend(receipts: Iterable[LogReceipt], lease_until_boot_ms: int) -> Steps[list[LogReceipt]]:
     """Hold the named messages until then, and no others; returns the lost."""
     lost: list[LogReceipt] = []
-    for token, positions in _by_token(receipts).items():
+    for token, positions in _by_token(list(receipts)).items():
         left = positions
         for row in (yield Ask("pieces", (token,))):
             piece = _Piece(*row)
@@ -267,8 +278,10 @@ def release_lane(subscription_no: int, worker: str, lane: int) -> Steps[None]:
     yield Ask("free_lane", (subscription_no, worker, lane))
 
 
-def _by_token(receipts: Iterable[LogReceipt]) -> dict[int, list[int]]:
-    """Ascending positions of each token."""
+def _by_token(receipts: Sequence[LogReceipt]) -> dict[int, list[int]]:
+    """Ascending positions of each token, each once."""
+    if len({token for token, _ in receipts}) == 1:  # nearly always, and four times as fast
+        return {receipts[0][0]: sorted({position for _, position in receipts})}
     tokens: dict[int, set[int]] = {}
     for token, position in receipts:
         tokens.setdefault(token, set()).add(position)

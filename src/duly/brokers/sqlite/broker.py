@@ -114,6 +114,7 @@ class SQLiteBroker:
                 self._clock.boot_id(),
                 options.order_by_key,
                 options.hold_key_on_dead,
+                options.bodies_only,
             ),
             {s: topic.name for topic in topics for s in self._topics[topic.name].streams},
             options.lease_s,

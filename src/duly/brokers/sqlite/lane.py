@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from duly.broker import Delivery, Receipt
 from duly.brokers.sqlite.clock import Clock
-from duly.brokers.sqlite.rows import deliveries_of
+from duly.brokers.sqlite.rows import deliveries_of, message_of
 from duly.brokers.sqlite.sweeper import Sweeper
 from duly.guarantees import Settlement
+from duly.message import Message
 from duly.sql import log
 from duly.sql.sqlite import DatabaseFile, is_alive
 
@@ -43,6 +45,7 @@ class Lane:
         self._looked_s = float("-inf")
         self._looked_at = -1
         self._look_in_s = 0.0
+        self._looked_up: tuple[Receipt, Message[Any]] | None = None
         self._closed = False
         self._claiming = threading.Lock()
 
@@ -70,7 +73,8 @@ class Lane:
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Receipt]:
         """Settle durably; returns the refused."""
         now_ms = self._clock.wall_ms()
-        return self._file.write(lambda: log.settle(settlements, now_ms))
+        number = self._lane.subscription_no
+        return self._file.write(lambda: log.settle(settlements, now_ms, subscription_no=number))
 
     def extend(self, receipts: Iterable[Receipt], lease_s: float) -> Sequence[Receipt]:
         """Hold the named messages for ``lease_s`` more seconds; returns the lost."""
@@ -108,12 +112,24 @@ class Lane:
                 durable=False,
             )
         self._has_work = bool(claimed.parts) or claimed.again
-        deliveries, damaged = deliveries_of(claimed, self._topics)
+        deliveries, damaged = deliveries_of(claimed, self._topics, self._look_up)
         if damaged:
             self.settle(damaged)
         if deliveries:
             self._sweeper.claimed(len(deliveries))
         return deliveries
+
+    def _look_up(self, receipt: Receipt) -> Message[Any]:
+        """The whole message of a delivery that carries its body; the latest is kept, because
+        every line a handler logs asks for it.
+        """
+        if self._looked_up is None or self._looked_up[0] != receipt:
+            _, position = receipt
+            rows = self._file.read(lambda: log.fetch(position, position, bodies_only=False))
+            if not rows:
+                raise LookupError(f"the message at position {position} is not in the log any more")
+            self._looked_up = receipt, message_of(self._topics[log.stream_of(position)], rows[0])
+        return self._looked_up[1]
 
     def _pause_s(self, seen: int, left_s: float, due_ms: int | None) -> float:
         if due_ms is not None:

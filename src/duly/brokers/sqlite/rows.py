@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
-from duly.broker import Delivery
+from duly.broker import Delivery, Receipt, Unread
 from duly.guarantees import Dead, Settlement
 from duly.message import NO_HEADERS, Message
 from duly.sql import log
@@ -15,7 +16,7 @@ _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 
 
 def deliveries_of(
-    claimed: log.Claimed, topics: Mapping[int, str]
+    claimed: log.Claimed, topics: Mapping[int, str], look_up: Callable[[Receipt], Message[Any]]
 ) -> tuple[Sequence[Delivery], Sequence[Settlement]]:
     """The deliveries of a claim, and dead letters for the rows that are none."""
     deliveries: list[Delivery] = []
@@ -23,12 +24,30 @@ def deliveries_of(
     for part in claimed.parts:
         topic = topics[part.stream]
         try:
-            some = _at_once(part, claimed.token, topic)
+            if len(part.rows[0]) == 2:
+                some = _bodies(part, claimed.token, look_up)
+            else:
+                some = _at_once(part, claimed.token, topic)
         except (msgspec.MsgspecError, TypeError, ValueError):
             some, dead = _one_by_one(part, claimed.token, topic)
             damaged += dead
         deliveries = deliveries + some if deliveries else some
     return deliveries, damaged
+
+
+def _bodies(
+    part: log.Part, token: int, look_up: Callable[[Receipt], Message[Any]]
+) -> list[Delivery]:
+    _, rows, attempt, alone, repeated = part
+    return [
+        Delivery(Unread(body, look_up), (token, position), attempt, repeated, alone)
+        for position, body in rows
+    ]
+
+
+def message_of(topic: str, row: Sequence[object]) -> Message[object]:
+    """A whole row as a message. Raises TypeError or ValueError where it is damaged."""
+    return _message(topic, row[1:])
 
 
 def _at_once(part: log.Part, token: int, topic: str) -> list[Delivery]:
@@ -48,7 +67,7 @@ def _at_once(part: log.Part, token: int, topic: str) -> list[Delivery]:
             repeated,
             alone,
         )
-        for position, source, id, body, time_ms, key, headers, due_ms in rows
+        for position, source, id, time_ms, key, headers, due_ms, body in rows
     ]  # fmt: skip
 
 
@@ -67,7 +86,7 @@ def _one_by_one(part: log.Part, token: int, topic: str) -> tuple[list[Delivery],
 
 
 def _message(topic: str, columns: Sequence[object]) -> Message[object]:
-    source, id, body, time_ms, key, headers, due_ms = columns
+    source, id, time_ms, key, headers, due_ms, body = columns
     if not isinstance(body, bytes):
         raise TypeError("its body is no blob")
     if not isinstance(time_ms, int) or not isinstance(due_ms, int | None):
