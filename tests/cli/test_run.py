@@ -11,6 +11,9 @@ import subprocess
 
 import pytest
 
+from duly.cli.worker import Orders, Process
+from duly.errors import BrokerUnavailable, BrokerUnusable, ConfigurationError
+from duly.supervisor import CUT_OFF, REFUSED
 from tests.cli.conftest import SHOP, Place, children, end, records
 from tests.waiting import alive, eventually
 
@@ -23,6 +26,9 @@ TROUBLE = """
     if order.note == "slow":
         open("hanging", "a").write("x")
         time.sleep(1)
+    if order.note == "exit" and not os.path.exists("hanging"):
+        open("hanging", "a").write("x")
+        raise SystemExit(3)
     if order.note == "hold":
         # In C, with the interpreter's lock held: no thread of this process runs any more.
         open("hanging", "a").write("x")
@@ -103,6 +109,37 @@ def test_a_worker_that_hangs_inside_its_transaction_frees_the_file(place: Place,
     assert "is silent for" in ended.err
     assert len(place.rows("select n from charges where n > 'o-000009'")) == 3
     assert len(place.rows("select n from charges where n < 'o-000010'")) <= 1
+
+
+def test_a_handler_that_exits_ends_its_process_and_nothing_else(troubled: Place):
+    publish(troubled, 5)
+    publish(troubled, 1, "exit", start=10)
+    process = troubled.start("run", "shop:app")
+    troubled.await_rows("select n from charges", 6)
+    ended = end(process)
+    assert ended.status == 0
+    assert "a lane broke" in ended.err
+    assert "exited with status 1; another starts" in ended.err
+    assert troubled.rows("select count(*), count(distinct n) from charges") == [(6, 6)]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (BrokerUnavailable("locked for 30 s"), CUT_OFF),
+        (RuntimeError("in the lifespan"), CUT_OFF),
+        (BrokerUnusable("no database"), REFUSED),
+        (ConfigurationError("no such consumer"), REFUSED),
+    ],
+)
+def test_a_start_that_may_succeed_later_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+):
+    def fail(spec: str) -> None:
+        raise error
+
+    monkeypatch.setattr("duly.cli.worker.load_app", fail)
+    assert Process(Orders("shop:app", None, 1.0, "json", 1), None).work() == status
 
 
 def test_running_handlers_end_before_a_drained_worker_does(troubled: Place):

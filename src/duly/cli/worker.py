@@ -1,7 +1,7 @@
 """One worker process, as ``duly run`` starts it: ``python -m duly.cli.worker MODULE:APP ...``.
 
 It works until SIGTERM or until its supervisor is gone, then drains. Exit statuses: 0 drained,
-1 a lane broke or handlers still ran at the deadline, 2 it can never start.
+1 a lane broke, handlers still ran at the deadline, or it cannot start now, 2 it never can.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 
 from duly import logs
 from duly.cli.loading import load_app
-from duly.errors import BrokerUnusable, ConfigurationError
+from duly.errors import BrokerUnusable, ConfigurationError, DulyError
 from duly.supervisor import CUT_OFF, DRAINED, REFUSED, Lifeline
 from duly.worker import Worker
 
@@ -69,6 +69,13 @@ class Process:
             worker.start()
         except (ConfigurationError, BrokerUnusable) as error:
             return self._refuse(error)
+        except DulyError as error:
+            # For now, it may be: the supervisor starts another, after a while.
+            log.error("this worker cannot start: %s", error)  # noqa: TRY400 - it says enough
+            return CUT_OFF
+        except Exception:
+            log.exception("this worker could not start")
+            return CUT_OFF
         self.working = True
         if self.lifeline is not None:
             self.lifeline.ready(lambda: counts(worker))
@@ -99,14 +106,17 @@ class Process:
     def _drain(self, worker: Worker) -> int:
         try:
             clean = worker.drain(self.orders.drain_s)
-        except Exception:
+        except BaseException:  # what ended a lane may be a SystemExit of a handler's own
             log.exception("this worker ends: a lane broke")
             return CUT_OFF
         if not clean:
             log.warning(
                 "handlers still ran after %g s; their messages come again", self.orders.drain_s
             )
-        return DRAINED if clean else CUT_OFF
+            return CUT_OFF
+        # Handlers may have published at-most-once, which waits in a buffer.
+        worker.app.close()
+        return DRAINED
 
 
 def counts(worker: Worker) -> Mapping[str, Mapping[str, int]]:
