@@ -132,9 +132,12 @@ def test_a_process_death_that_loses_everything_is_said():
     assert "its death loses all of them" in note
 
 
-def test_a_store_without_outbox_is_said():
+def test_what_becomes_of_what_a_transaction_publishes():
     made = contract(consumer("exactly-once", AT_LEAST), broker=QUEUE, store=NO_OUTBOX)
     assert "tx.publish is refused" in limits(made)
+    made = contract(consumer("exactly-once", AT_LEAST), broker=QUEUE, store=OTHER_FILE)
+    assert "tx.publish goes through other SQL's outbox" in limits(made)
+    assert "tx.publish" not in limits(contract(consumer()))
 
 
 @pytest.mark.parametrize(

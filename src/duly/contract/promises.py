@@ -210,8 +210,13 @@ def _exactly_once_limits(
                 "positions, which a cursor lets pass"
             )
     store = setting.store
-    if store is not None and not setting.one_database and not store.outbox:
-        yield f"tx.publish is refused: {store.name} has no outbox"
+    if store is not None and not setting.one_database:
+        yield (
+            f"tx.publish goes through {store.name}'s outbox: sent after the commit, and again "
+            "under the same id after a crash in between"
+            if store.outbox
+            else f"tx.publish is refused: {store.name} has no outbox"
+        )
     if store is not None and store.one_writer and consumer.options.lanes > 1:
         yield f"lanes={consumer.options.lanes} take turns: {store.name} has one writer"
 
