@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
 from datetime import datetime
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from duly.backends import Backends
 from duly.broker import Broker
@@ -23,6 +29,7 @@ from duly.transactions import atransaction, transaction
 
 T = TypeVar("T")
 Lifespan = Callable[["App"], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
+AnyLifespan = Lifespan | Callable[["App"], Iterator[Any]] | Callable[["App"], AsyncIterator[Any]]
 
 _AT_MOST_ONCE = Guarantee.AT_MOST_ONCE
 
@@ -45,13 +52,13 @@ class App(Declarations):
         broker: Any = None,
         store: Any = None,
         *,
-        lifespan: Lifespan | None = None,
+        lifespan: AnyLifespan | None = None,
         watchers: Iterable[Watcher] = (),
     ) -> None:
         super().__init__()
         check_name("app", name)
         self.name = name
-        self.lifespan = lifespan
+        self.lifespan = _context_manager(lifespan)
         self.watchers: list[Watcher] = list(watchers)
         self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._backends = Backends(name, broker, store)
@@ -298,6 +305,22 @@ class App(Declarations):
         store = _store_of(self.name, await in_thread(self.backends))
         async with atransaction(store, self.name, in_thread) as tx:
             yield tx
+
+
+def _context_manager(lifespan: Any) -> Lifespan | None:
+    """A lifespan that forgot its decorator is meant all the same."""
+    if inspect.isgeneratorfunction(lifespan):
+        return contextmanager(lifespan)
+    if inspect.isasyncgenfunction(lifespan):
+        return asynccontextmanager(lifespan)
+    if lifespan is None:
+        return None
+    if callable(lifespan) and not inspect.iscoroutinefunction(lifespan):
+        return cast("Lifespan", lifespan)
+    raise ConfigurationError(
+        f"lifespan={lifespan!r}: give a function of the app with one yield in it: what comes "
+        "before runs when a worker starts, what follows when it ends"
+    )
 
 
 def _store_of(app: str, backends: tuple[Broker, Store | None]) -> Store:

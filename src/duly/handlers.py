@@ -9,13 +9,14 @@ from __future__ import annotations
 import ast
 import collections.abc
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NewType, TypeVar, Union, get_args, get_origin
 
 from duly.consumer import Handler
-from duly.dependencies import Use, check_colours, innermost
+from duly.dependencies import Use, check_colours, innermost, signature_of
 from duly.errors import ConfigurationError
 from duly.guarantees import Guarantee
 from duly.message import Message, Topic
@@ -75,7 +76,7 @@ def _is_async(function: Callable[..., Any], where: str) -> bool:
 
 def _signature(function: Callable[..., Any], where: str) -> inspect.Signature:
     try:
-        return inspect.signature(function)
+        return signature_of(function)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(
             f"{where} does not tell its parameters; wrap it in a def"
@@ -150,7 +151,7 @@ def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
     called = getattr(called, "__func__", called)
     scope = getattr(called, "__globals__", {})
     found: dict[str, Any] = {}
-    for name, hint in getattr(called, "__annotations__", {}).items():
+    for name, hint in _annotations(called).items():
         if isinstance(hint, str):
             try:
                 # typing's own way to resolve a postponed annotation; one name at a time, so
@@ -161,6 +162,14 @@ def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
         else:
             found[name] = hint
     return found
+
+
+def _annotations(function: Any) -> Mapping[str, Any]:
+    if sys.version_info >= (3, 14):  # evaluated when asked for, which may fail
+        import annotationlib
+
+        return annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF)
+    return getattr(function, "__annotations__", {})
 
 
 def _check_payload(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -357,6 +358,37 @@ class TestDeclaration:
         app.consumer(other, name="b", guarantee="at-least-once")(lambda ride: None)
         with pytest.raises(duly.ConfigurationError, match="two topics named 'rides'"):
             _ = app.topics
+
+    def test_a_lifespan_is_a_context_manager_of_the_app(self):
+        entered: list[duly.App] = []
+
+        def plain(app: duly.App) -> Iterator[None]:
+            entered.append(app)
+            yield
+
+        @contextlib.contextmanager
+        def managed(app: duly.App) -> Iterator[None]:
+            entered.append(app)
+            yield
+
+        async def asynchronous(app: duly.App) -> typing.AsyncIterator[None]:
+            yield
+
+        for lifespan in (plain, managed):
+            app = duly.App("test", lifespan=lifespan)
+            assert app.lifespan is not None
+            around = app.lifespan(app)
+            assert isinstance(around, contextlib.AbstractContextManager)
+            with around:
+                assert entered.pop() is app
+        app = duly.App("test", lifespan=asynchronous)
+        assert app.lifespan is not None
+        assert isinstance(app.lifespan(app), contextlib.AbstractAsyncContextManager)
+
+    @pytest.mark.parametrize("lifespan", [7, "setup", asession])
+    def test_what_is_no_lifespan(self, lifespan: Any):
+        with pytest.raises(duly.ConfigurationError, match="lifespan"):
+            duly.App("test", lifespan=lifespan)
 
     def test_from_env(self, monkeypatch):
         monkeypatch.delenv("DULY_BROKER", raising=False)

@@ -14,7 +14,7 @@ sees what the handler raised. It cannot turn that into a success: only the handl
 how a message ended.
 """
 
-from duly.dependencies.factories import Use, check_colours, innermost, use
+from duly.dependencies.factories import Use, check_colours, innermost, signature_of, use
 from duly.dependencies.resolver import Resolver
 
-__all__ = ["Resolver", "Use", "check_colours", "innermost", "use"]
+__all__ = ["Resolver", "Use", "check_colours", "innermost", "signature_of", "use"]

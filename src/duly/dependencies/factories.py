@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -88,7 +89,7 @@ def uses_of(factory: Factory, where: str) -> dict[str, Use]:
     Raises `ConfigurationError` for a parameter that nobody would fill.
     """
     try:
-        parameters = inspect.signature(factory).parameters.values()
+        parameters = signature_of(factory).parameters.values()
     except (TypeError, ValueError):  # a builtin without a signature: it takes nothing from here
         return {}
     found: dict[str, Use] = {}
@@ -108,6 +109,15 @@ def uses_of(factory: Factory, where: str) -> dict[str, Use]:
                 "default, duly.use(...) or a value"
             )
     return found
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """Its parameters, whatever their annotations are. Raises what `inspect.signature` raises."""
+    if sys.version_info >= (3, 14):  # annotations are evaluated when asked for, which may fail
+        import annotationlib
+
+        return inspect.signature(function, annotation_format=annotationlib.Format.FORWARDREF)
+    return inspect.signature(function)
 
 
 def check_colours(uses: Mapping[str, Use], where: str) -> None:
