@@ -23,7 +23,18 @@ from duly.broker import (
 )
 from duly.guarantees import Settlement
 from duly.message import Message, Topic
-from duly.store import Admitted, Scope, Session, Store, StoreCapabilities
+from duly.store import (
+    Admitted,
+    Backlog,
+    GivenUp,
+    Outbox,
+    Outgoing,
+    Refusal,
+    Scope,
+    Session,
+    Store,
+    StoreCapabilities,
+)
 
 Name = Literal[
     "publish",
@@ -40,6 +51,11 @@ Name = Literal[
     "settle in transaction",
     "commit",
     "rollback",
+    "hold",
+    "let go",
+    "unsent",
+    "sent",
+    "refused",
 ]
 
 
@@ -253,3 +269,50 @@ class WrappedSession:
     def rollback(self) -> None:
         """As `Session.rollback`."""
         self._call("rollback", None, lambda _: self.inner.rollback())
+
+
+class WrappedOutbox:
+    """An outbox as its relay sees it, through ``around``."""
+
+    def __init__(self, inner: Outbox, around: Around) -> None:
+        self.inner = inner
+        self._around = around
+
+    def _call(self, name: Name, given: Any, perform: Callable[[Any], Any]) -> Any:
+        return self._around(Call(name, given, inner=self.inner), perform)
+
+    def hold(self, relay: str, lease_s: float) -> bool:
+        """As `Outbox.hold`."""
+        held: bool = self._call("hold", relay, lambda given: self.inner.hold(given, lease_s))
+        return held
+
+    def let_go(self, relay: str) -> None:
+        """As `Outbox.let_go`."""
+        self._call("let go", relay, self.inner.let_go)
+
+    def unsent(self, limit: int, max_bytes: int, wait_s: float) -> Sequence[Outgoing]:
+        """As `Outbox.unsent`."""
+        found: Sequence[Outgoing] = self._call(
+            "unsent", limit, lambda given: self.inner.unsent(given, max_bytes, wait_s)
+        )
+        return found
+
+    def sent(self, positions: Sequence[int]) -> None:
+        """As `Outbox.sent`."""
+        self._call("sent", positions, self.inner.sent)
+
+    def refused(self, refusals: Sequence[Refusal]) -> None:
+        """As `Outbox.refused`."""
+        self._call("refused", refusals, self.inner.refused)
+
+    def given_up(self, limit: int = 100) -> Sequence[GivenUp]:
+        """As `Outbox.given_up`."""
+        return self.inner.given_up(limit)
+
+    def try_again(self, positions: Sequence[int]) -> None:
+        """As `Outbox.try_again`."""
+        self.inner.try_again(positions)
+
+    def backlog(self) -> Backlog:
+        """As `Outbox.backlog`."""
+        return self.inner.backlog()

@@ -18,7 +18,7 @@ def lost(case: Case) -> Iterator[str]:
     if not case.was_read:
         return
     returned = {r.start.message.identity for r in case.runs if r.how == "returned"}
-    ended = returned | case.dead()
+    ended = returned | case.dead() | case.held()
     for identity in case.must():
         if identity not in ended:
             yield f"{identity[0]}/{identity[2]} was neither handled nor dead-lettered"
@@ -92,7 +92,7 @@ def _has_cause(case: Case, first: Run, again: Run) -> bool:
         return True  # it failed, was cancelled or killed, or was overtaken after its lease
     settled = case.settled(first.start.token, "done")
     before = [fault for at, fault in case.faults if at < again.at]
-    lost = any(fault.kind == "lose" for fault in before)
+    lost = any(fault.kind == "lose" for fault in before) or not case.terms.confirms_settlement
     return bool(before) and (settled is None or settled > again.at or lost)
 
 
@@ -102,6 +102,8 @@ def poison_loop(case: Case) -> Iterator[str]:
     copies, most = case.copies(), case.terms.attempts
     for identity, runs in case.runs_by_identity().items():
         name = f"{identity[0]}/{identity[2]}"
+        # In the order claimed: a zombie starts late, and with the count it was given.
+        runs = sorted(runs, key=lambda run: case.claim_of.get(run.start.token, (run.at,))[0])
         attempts = [run.start.attempt for run in runs]
         if max(attempts) > most:
             yield f"{name} was started as attempt {max(attempts)}, the policy allows {most}"

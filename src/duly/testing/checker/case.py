@@ -43,6 +43,7 @@ class Terms:
     - ``confirms_settlement``: a message that was settled is not delivered again.
     - ``may_duplicate``: the broker may deliver a message twice by itself.
     - ``keeps_attempts``: the count of a message's starts survives whatever befalls a worker.
+    - ``holds_partition``: what holds a key holds all keys of its partition.
     - ``tables``: every run that commits writes one row to each; ``has_output``: and publishes
       one message.
     - ``crash_points``: those that the run must have reached.
@@ -61,6 +62,7 @@ class Terms:
     confirms_settlement: bool = True
     may_duplicate: bool = False
     keeps_attempts: bool = True
+    holds_partition: bool = False
     tables: tuple[str, ...] = ()
     has_output: bool = False
     crash_points: frozenset[str] = frozenset()
@@ -169,6 +171,21 @@ class Case:
         """What the subscription gave up on."""
         mine = self.terms.subscription
         return {d.message.identity for d in self.final.dead if d.subscription == mine}
+
+    def held(self) -> set[Identity]:
+        """What waits behind a dead letter that holds its key, as it was declared to."""
+        if not self.terms.hold_key_on_dead:
+            return set()
+        dead, mine = self.dead(), [m for m in self.final.log if m.topic in self.terms.topics]
+        held: set[Identity] = set()
+        held_keys: set[tuple[str, str | None]] = set()
+        for message in mine:
+            line = (message.topic, None if self.terms.holds_partition else message.key)
+            if line in held_keys and message.identity not in dead:
+                held.add(message.identity)
+            if message.identity in dead:
+                held_keys.add(line)
+        return held
 
     def runs_by_identity(self) -> dict[Identity, list[Run]]:
         """The runs of each message, in order."""

@@ -31,7 +31,8 @@ def lost_effect(case: Case) -> Iterator[str]:
     """A published message has no effect and is not dead."""
     if not case.was_read:
         return
-    ended = {row.message.identity for row in case.final.rows} | case.dead()
+    done = {row.message.identity for row in case.final.rows}
+    ended = done | case.dead() | case.held()
     for identity in case.must():
         if identity not in ended:
             yield f"{_name(identity)} has no effect and is not dead-lettered"

@@ -49,13 +49,23 @@ def _successes(case: Case) -> dict[Identity, Place]:
 
 def _success(case: Case, run: Run, there: set[str]) -> Place | None:
     if case.terms.guarantee is not Guarantee.EXACTLY_ONCE:
-        at = run.ended if run.how == "returned" else None
+        at = _handled(case, run)
     elif run.start.run not in there:
         return None
     else:
         tx = case.txs.get(run.start.tx)
         at = None if tx is None else tx.committing
     return None if at is None else (at, run.at)
+
+
+def _handled(case: Case, run: Run) -> int | None:
+    """Where a run that returned was settled, for what is settled together counts together."""
+    if run.how != "returned" or case.terms.guarantee is Guarantee.AT_MOST_ONCE:
+        return run.ended if run.how == "returned" else None
+    for at, settle in case.settles.get(run.start.token, ()):
+        if settle.kind == "done":
+            return at
+    return run.ended
 
 
 def _deaths(case: Case) -> dict[Identity, Place]:

@@ -1,0 +1,177 @@
+"""The brokers and stores that are simulated, each under a clock that passes when it is told to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from duly.broker import Broker, Subscription
+from duly.brokers.memory import MemoryDatabase, MemoryLog, MemoryQueue
+from duly.errors import BrokerUnavailable
+from duly.guarantees import Admission, Guarantee
+from duly.inspection import SubscriptionState
+from duly.store import Backlog, Outbox, Store, outbox_of
+from duly.stores.memory import MemoryStore
+from duly.testing.checker import Terms
+from duly.testing.history import About, Dead, Row, about
+from duly.testing.simulation.scenario import Scenario
+
+LEASE_S = 6.0
+ATTEMPTS = 3
+LONGEST_BACKOFF_S = 4.0
+HORIZON_S = 12.0
+TABLES = ("one", "two")
+# The simulation's time begins here, so that wall time and monotonic time can be one number.
+BEGIN_S = 1_700_000_000.0
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now = BEGIN_S
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wall_ms(self) -> int:
+        """The same in milliseconds."""
+        return int(self.now * 1000)
+
+
+Insert = Callable[[Any, str, str, About], None]
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a simulation takes place.
+
+    ``bury`` tells the broker at once that a lane's process died, where it can know. ``locks``:
+    an open transaction keeps everybody else out of the file. ``outbox`` is there where the
+    broker is another database.
+    """
+
+    broker: Broker
+    store: Store
+    admission: Admission
+    insert: Insert
+    rows: Callable[[], list[Row]]
+    states: Callable[[], Sequence[SubscriptionState]]
+    dead: Callable[[], list[Dead]]
+    bury: Callable[[Subscription], None]
+    locks: bool = False
+    outbox: Outbox | None = None
+
+    def leaks(self) -> list[str]:
+        """What is left open."""
+        try:
+            self.store.begin(None).rollback()
+        except BrokerUnavailable as error:
+            return [f"a transaction is still open: {error}"]
+        if self.outbox is not None and self.outbox.backlog() != Backlog(0, 0, None):
+            return [f"the outbox still holds {self.outbox.backlog()}"]
+        return []
+
+
+@contextmanager
+def place(scenario: Scenario, clock: Clock) -> Iterator[Place]:
+    """The place of a scenario, for as long as it lasts."""
+    match scenario.kind:
+        case "database":
+            database = MemoryDatabase(clock=clock, wall_ms=clock.wall_ms)
+            yield _in_memory(
+                database,
+                MemoryStore(database, clock=clock, wall_ms=clock.wall_ms, begin_s=0.0),
+                Admission.BY_CLAIM,
+            )
+        case "log":
+            log = MemoryLog(clock=clock, wall_ms=clock.wall_ms)
+            yield _in_memory(log, _apart(clock), Admission.BY_CURSOR)
+        case "log-inbox":
+            log = MemoryLog(clock=clock, wall_ms=clock.wall_ms)
+            yield _in_memory(log, _apart(clock), Admission.BY_INBOX)
+        case "queue":
+            queue = MemoryQueue(clock=clock, wall_ms=clock.wall_ms)
+            yield _in_memory(queue, _apart(clock), Admission.BY_INBOX)
+        case "sqlite" | "sqlite-inbox":
+            from duly.testing.simulation.sqlite import sqlite_place
+
+            with ExitStack() as stack:
+                folder = Path(stack.enter_context(TemporaryDirectory(prefix="duly-")))
+                yield stack.enter_context(
+                    sqlite_place(folder, clock, apart=scenario.kind == "sqlite-inbox")
+                )
+
+
+def _apart(clock: Clock) -> MemoryStore:
+    return MemoryStore(clock=clock, wall_ms=clock.wall_ms, begin_s=0.0)
+
+
+def _in_memory(
+    broker: MemoryDatabase | MemoryLog | MemoryQueue, store: MemoryStore, admission: Admission
+) -> Place:
+    return Place(
+        broker,
+        store,
+        admission,
+        insert=_insert,
+        rows=lambda: [
+            Row(table, About(*value), run)
+            for table in TABLES
+            for run, value in store.rows(table).items()
+            if isinstance(run, str)
+        ],
+        states=broker.subscriptions,
+        dead=lambda: [*_dead_of(broker), *_dead_in(store)],
+        bury=broker.crash,
+        outbox=outbox_of(store),
+    )
+
+
+def _insert(connection: Any, table: str, run: str, message: About) -> None:
+    connection.insert(
+        table, run, (message.topic, message.source, message.id, message.key, message.content)
+    )
+
+
+def _dead_of(broker: MemoryDatabase | MemoryLog | MemoryQueue) -> list[Dead]:
+    return [
+        Dead(letter.subscription, about(letter.message), letter.attempts, letter.error)
+        for letter in broker.dead_letters(limit=10_000)
+    ]
+
+
+def _dead_in(store: MemoryStore) -> list[Dead]:
+    return [
+        Dead(dead.subscription, about(dead.message), dead.attempts, dead.error)
+        for dead in store.dead_letters("c")
+    ]
+
+
+def terms_of(scenario: Scenario, place: Place) -> Terms:
+    """What is promised here, and what the broker's nature excepts."""
+    can = place.broker.capabilities
+    guarantee = Guarantee(scenario.guarantee)
+    exactly = guarantee is Guarantee.EXACTLY_ONCE
+    return Terms(
+        guarantee,
+        admission=place.admission if exactly else None,
+        order_by_key=scenario.ordered,
+        hold_key_on_dead=scenario.hold,
+        attempts=ATTEMPTS,
+        inbox_retention_s=HORIZON_S if scenario.horizon else 7 * 86400.0,
+        drops_repeats=can.identity_retention and exactly,
+        keeps_send_order=can.confirms_settlement,
+        # A log commits a prefix: what is done behind a gap comes again with a new owner, and
+        # the log itself counts no starts.
+        confirms_settlement=can.confirms_settlement and not can.is_log,
+        keeps_attempts=not can.is_log,
+        holds_partition=can.retries_in_place,
+        may_duplicate=not can.confirms_settlement,
+        tables=TABLES if exactly else (),
+        has_output=exactly,
+    )
