@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +38,21 @@ def in_a_child(call: Callable[[], Any]) -> Any:
         answer = pickle.loads(pipe.read())
     assert os.waitpid(pid, 0)[1] == 0
     return answer
+
+
+def test_importing_duly_imports_neither_brokers_nor_asyncio():
+    program = "import duly, sys; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.split()
+    for heavy in (
+        "asyncio",
+        "sqlite3",
+        "duly.connect",
+        "duly.brokers.sqlite",
+        "duly.stores.sqlite",
+    ):
+        assert heavy not in loaded
 
 
 def test_declaring_opens_nothing(tmp_path):
