@@ -13,9 +13,9 @@ from typing import Any
 from duly.broker import Start, SubscribeOptions
 from duly.errors import ConfigurationError
 from duly.message import Topic
-from duly.sql.claims import Claimed, Lane, Part, claim, is_ready
+from duly.sql.claims import Claimed, Lane, Part, claim, fetch, is_ready
 from duly.sql.publishing import Catalog, TopicRecord, publish
-from duly.sql.ranges import at
+from duly.sql.ranges import at, stream_of
 from duly.sql.retention import Broom, sweep
 from duly.sql.settling import LogReceipt, extend, fence, release_lane, settle, take_over
 from duly.sql.steps import Ask, Steps
@@ -32,12 +32,14 @@ __all__ = [
     "declare",
     "extend",
     "fence",
+    "fetch",
     "holders",
     "is_ready",
     "publish",
     "record_drops",
     "release_lane",
     "settle",
+    "stream_of",
     "subscribe",
     "sweep",
     "take_over",

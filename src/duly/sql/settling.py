@@ -76,7 +76,8 @@ def settle(
     refused: list[LogReceipt] = []
     ends: dict[LogReceipt, Settlement] | None = None
     if not set(map(type, settlements)) <= {Done}:
-        ends = dict(zip(receipts, settlements, strict=True))
+        # Backwards, so that of two for one receipt the first counts.
+        ends = dict(zip(receipts[::-1], settlements[::-1], strict=True))
     if sum(map(len, tokens.values())) < len(receipts):
         refused = [receipt for receipt, n in Counter(receipts).items() for _ in range(n - 1)]
     for token, positions in tokens.items():
