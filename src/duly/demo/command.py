@@ -61,7 +61,7 @@ def demo(
     from duly.demo.run import Settings, run
 
     console = Console(stderr=as_json)
-    with _interrupted_by_sigterm(), _folder(keep) as folder:
+    with _interruptible(), _folder(keep) as folder:
         with view.watching(console) as watch:
             result = run(folder, Settings(messages, kills, processes, seed), watch)
         if as_json:
@@ -103,14 +103,16 @@ def _folder(keep: str | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
+def _interruptible() -> Iterator[None]:
     """SIGTERM ends the run as Ctrl-C does: workers and files are cleaned up."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    # SIGINT too, which a shell's background jobs are started to ignore.
+    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)

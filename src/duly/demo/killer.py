@@ -31,7 +31,7 @@ from duly.guarantees import Guarantee
 # Between two kills: a worker takes about so long to start, and a crew of the dead does no work.
 GAP_S = 0.25
 # So long a victim is looked for that holds work of the consumer aimed at, then any work.
-AIM_S = 1.0
+AIM_S = 0.3
 # Nobody had any work for so long: this kill is left out, so that publishing goes on.
 GIVE_UP_S = 0.25
 # A claim is settled within some milliseconds, or it waits for its turn to write.
@@ -74,7 +74,7 @@ class Killer(threading.Thread):
         self._random = Random(plan.seed)
         self._stopping = threading.Event()
         self._guarantees = {each.name: each.guarantee for each in plan.consumers}
-        self._hits = dict.fromkeys(self._guarantees, 0)
+        self._aims = dict.fromkeys(self._guarantees, 0)
         self._dead: set[str] = set()
         self._started_at = time.monotonic()
 
@@ -86,9 +86,9 @@ class Killer(threading.Thread):
                     self._wait_for_turn(gauge, number)
                     if self._is_over(gauge):
                         break
-                    self._pace.begin_turn()
-                    if kill := self._next(gauge):
-                        self._note(number, kill)
+                    with self._pace.turn():
+                        if kill := self._next(gauge):
+                            self._note(number, kill)
                     self._stopping.wait(GAP_S)
         except Exception as error:  # noqa: BLE001 - raised again by whoever waits for this thread
             self.error = error
@@ -120,9 +120,11 @@ class Killer(threading.Thread):
         return None
 
     def _aim(self) -> str:
-        """A consumer that was struck least often so far."""
-        least = min(self._hits.values())
-        return self._random.choice([name for name, hits in self._hits.items() if hits == least])
+        """A consumer that was aimed at least often so far."""
+        least = min(self._aims.values())
+        aim = self._random.choice([name for name, aims in self._aims.items() if aims == least])
+        self._aims[aim] += 1
+        return aim
 
     def _living(self, gauge: Gauge, consumer: str | None) -> Sequence[Holder]:
         """Who holds work of this consumer, or of any."""
@@ -181,8 +183,6 @@ class Killer(threading.Thread):
 
     def _note(self, number: int, kill: Kill) -> None:
         self._dead.add(kill.worker)
-        if kill.struck is not None:
-            self._hits[kill.struck] += 1
         self._book.note_kill(number, kill)
         self.kills.append(kill)
 

@@ -2,13 +2,19 @@
 
 The run is cut into one slice more than there are kills. Before each kill the killer waits until
 as many slices have been handled as it has had turns; when it begins to aim, the next slice is
-published. So there is fresh work at every kill, and the kills are spread over the whole run.
+published, and while it aims, bit by bit. So there is fresh work at every kill, and the kills are
+spread over the whole run.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+
+# Between two bits of a slice while the killer aims.
+BIT_S = 0.03
 
 
 class Pace:
@@ -18,14 +24,23 @@ class Pace:
         self.kills = kills
         self._turns = 0
         self._waiting = False
+        self._aiming = False
         self._over = False
         self._changed = threading.Condition()
 
-    def begin_turn(self) -> None:
+    @contextmanager
+    def turn(self) -> Iterator[None]:
         """The killer looks for another victim: give it one more slice of work to look at."""
         with self._changed:
             self._turns += 1
+            self._aiming = True
             self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._aiming = False
+                self._changed.notify_all()
 
     def let_go(self) -> None:
         """There will be no more kills: publish the rest."""
@@ -39,6 +54,11 @@ class Pace:
             self._waiting = True
             self._changed.wait_for(lambda: self._over or number <= self._turns)
             self._waiting = False
+
+    def wait_a_bit(self) -> None:
+        """After a bit of a slice: while the killer aims, the rest is worth keeping."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._over or not self._aiming, BIT_S)
 
     @property
     def is_dry(self) -> bool:

@@ -25,7 +25,7 @@ STATUSES = ("requested", "accepted", "arriving", "riding", "arrived")
 # Messages of each topic by turns, as they would come in a shop; one commit each.
 CHUNK = 250
 # Small slices come in so many pieces, so that there is work for longer than a moment.
-PIECES = 10
+PIECES = 20
 # One chunk of payments in so many is published twice, as after a lost answer.
 TWICE_IN = 10
 
@@ -55,6 +55,7 @@ class Publisher(threading.Thread):
                     if self._stopping.is_set():
                         return
                     self._publish_chunk(range(start, min(start + step, part.stop)))
+                    self._pace.wait_a_bit()
         except Exception as error:  # noqa: BLE001 - raised again by whoever waits for this thread
             self.error = error
 
