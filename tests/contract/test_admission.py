@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from duly.broker import Delivery
+from duly.broker import Delivery, Published
 from duly.errors import BrokerUnavailable, DulyError, IdentityConflict, Superseded
 from duly.guarantees import Admission, Dead, Done, Guarantee, Release, Retry, Settlement
 from duly.message import Topic
@@ -320,6 +320,21 @@ def test_an_identity_conflict_is_found_inside(place: Place):
     assert isinstance(outcomes[1], IdentityConflict)
     session.commit()
     assert place.outputs(out) == ["a", "c"]
+
+
+@pytest.mark.parametrize("place", places("by-claim"), indirect=True)
+def test_an_id_that_was_undone_can_be_published_again(place: Place):
+    out = place.backend.topic("once", guarantee="exactly-once")
+    place.store.declare([out])
+    message = place.backend.message(out, "a", id="one")
+    session = place.store.begin(None)
+    session.savepoint()
+    session.publish([message])
+    session.rollback_to_savepoint()
+    [outcome] = session.publish([message])
+    assert outcome == Published("one")
+    session.commit()
+    assert place.outputs(out) == ["a"]
 
 
 def test_one_writer_at_a_time(place: Place):

@@ -83,6 +83,15 @@ def test_a_conflict_does_not_make_the_inbox_forget(place: Place, topic: Topic[An
     assert list(take_effect(place, first).repeated) == first
 
 
+def test_a_repeat_that_is_done_does_not_vouch_for_the_first(place: Place, topic: Topic[Any]):
+    batch = delivered(place, topic, ("a", "one"), ("a", "one"))
+    session = place.begin()
+    session.admit(batch)
+    session.settle([Retry(batch[0].receipt, 0.0, "failed"), Done(batch[1].receipt)], batch)
+    session.commit()
+    assert list(take_effect(place, batch[:1]).fresh) == batch[:1]
+
+
 def test_a_rollback_remembers_nothing(place: Place, topic: Topic[Any]):
     batch = delivered(place, topic, ("a", "one"))
     session = place.begin()

@@ -204,6 +204,19 @@ def test_only_a_prefix_is_committed(log: Backend):
     assert bodies(claim(log.lane(topic))) == ["b", "c", "d"]
 
 
+def test_a_partition_waits_behind_a_suspect(log: Backend):
+    topic = log.topic()
+    log.publish(topic, "a", "b")
+    lane = log.lane(topic)
+    claim(lane)
+    log.fall_silent()
+    [suspect] = claim(lane)
+    assert suspect.alone
+    assert list(claim(lane)) == []
+    settle_done(lane, [suspect])
+    assert bodies(claim(lane)) == ["b"]
+
+
 def test_a_lane_that_let_a_lease_end_comes_back(log: Backend):
     topic = log.topic(partitions=4)
     one, two = log.lane(topic), log.lane(topic)

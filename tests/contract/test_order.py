@@ -105,6 +105,17 @@ def test_a_retry_holds_its_key(backend: Backend, topic: Topic[Any]):
     assert drain(lane) == ["1", "2", "3", "4"]
 
 
+def test_a_key_waits_while_a_later_one_is_still_claimed(backend: Backend, topic: Topic[Any]):
+    """Else two handlers of one key would run at once."""
+    lane = ordered(backend, topic)
+    backend.publish(topic, "1", "2", "3", key="k")
+    first, second = claim(lane, limit=2)
+    lane.settle([Retry(first.receipt, 0.0, "at once")])
+    assert list(claim(lane)) == []
+    lane.settle([Release(second.receipt)])
+    assert drain(lane) == ["1", "2", "3"]
+
+
 def test_a_released_one_keeps_its_place(backend: Backend, topic: Topic[Any]):
     lane = ordered(backend, topic)
     backend.publish(topic, "1", "2", "3", key="k")

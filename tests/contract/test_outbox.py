@@ -136,6 +136,15 @@ def test_given_up_ones_can_be_tried_again(outboxed: Outboxed, topic: Topic[Any])
     assert list(outboxed.outbox.given_up()) == []
 
 
+def test_what_is_sent_after_all_leaves_nothing(outboxed: Outboxed, topic: Topic[Any]):
+    outboxed.put(topic, "a")
+    position = unsent(outboxed)[0].position
+    refuse(outboxed, position, None)
+    outboxed.outbox.sent([position])
+    backlog = outboxed.outbox.backlog()
+    assert (backlog.unsent, backlog.given_up) == (0, 0)
+
+
 def test_the_backlog_adds_up(outboxed: Outboxed, topic: Topic[Any]):
     empty = outboxed.outbox.backlog()
     assert (empty.unsent, empty.given_up, empty.oldest_ms) == (0, 0, None)
