@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import io
+import json
 import sqlite3
 import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 import duly
+from duly.broker import SubscribeOptions
 from duly.cli.worker import Orders
 from duly.demo import shop, view
 from duly.demo.book import BOOK, Book, Kill
 from duly.demo.crew import APP, PATIENCE, command, url
-from duly.demo.evidence import DATABASE, open_evidence
+from duly.demo.evidence import open_evidence
 from duly.demo.gauge import Gauge, Reach
 from duly.demo.journal import Journal, last_lines, read_journal
 from duly.demo.pace import Pace, slices
 from duly.demo.result import Deaths, weigh
 from duly.demo.run import Moment, Settings
 from duly.demo.verdict import judge
+from duly.guarantees import Done, Guarantee
 from tests.demo.honest import honest_run
 from tests.waiting import eventually
 
@@ -84,24 +87,16 @@ def test_the_book_has_what_was_asked_for_before_its_outcome(tmp_path: Path):
 
 def test_the_workers_are_those_of_duly_run():
     orders = Orders(APP, None, PATIENCE.drain_s / 2, "human", 4)
-    told = command(4)
-    assert list(told[:-1]) == list(orders.command()[:-1])
-    assert msgspec_equal(told[-1], orders.command()[-1])
-
-
-def msgspec_equal(one: str, other: str) -> bool:
-    import json
-
-    return bool(json.loads(one) == json.loads(other))
+    *program, told = command(4)
+    *duly_run, argument = orders.command()
+    assert program == duly_run
+    assert json.loads(told) == json.loads(argument)
 
 
 def test_the_gauge_sees_who_holds_what(tmp_path: Path):
     with duly.App("shop", url(tmp_path)) as app:
         broker, _ = app.backends()
         app.publish_many(shop.rides, [shop.RideUpdate(n, 0, "x") for n in range(5)])
-        from duly.broker import SubscribeOptions
-        from duly.guarantees import Guarantee
-
         options = SubscribeOptions(Guarantee.AT_LEAST_ONCE)
         lane = broker.subscribe([shop.rides], "board", options)
         with closing(Gauge(tmp_path)) as gauge:
@@ -113,8 +108,6 @@ def test_the_gauge_sees_who_holds_what(tmp_path: Path):
             last = gauge.claimed_until(holder.worker, "board")
             assert last is not None
             assert gauge.id_at(last) == first[-1].message.id
-            from duly.guarantees import Done
-
             lane.settle([Done(delivery.receipt) for delivery in first])
             assert gauge.reach() == {"board": Reach(5, 3)}
             assert gauge.held_by(holder.worker) == {}
@@ -124,16 +117,22 @@ def test_the_gauge_sees_who_holds_what(tmp_path: Path):
 def test_the_last_screen_fits_80_columns_and_tells_all(tmp_path: Path):
     honest_run(tmp_path)
     with open_evidence(tmp_path) as evidence:
-        judgements = judge(evidence)
-        result = weigh(judgements, Deaths.of(evidence), 10.0, {})
+        judgements, deaths = judge(evidence), Deaths.of(evidence)
+    honest = weigh(judgements, deaths, 10.0, {})
+    text = shown(view.verdict(honest), 80)
+    assert "…" not in text
+    assert all(flow.judgement.guarantee.value in text for flow in honest.flows)
+    assert "Every promise was kept." in text
     broken = replace(judgements[0], broken=("double start: 2 readings were recorded twice",))
-    for shown in (result, weigh([broken, *judgements[1:]], result.deaths, 10.0, {})):
-        text = io.StringIO()
-        Console(file=text, width=80).print(view.verdict(shown))
-        assert "…" not in text.getvalue()
-        assert all(flow.judgement.guarantee.value in text.getvalue() for flow in shown.flows)
-    assert "A promise was broken." in text.getvalue()
-    assert "double start" in text.getvalue()
+    text = shown(view.verdict(weigh([broken, *judgements[1:]], deaths, 10.0, {})), 80)
+    assert "A promise was broken." in text
+    assert "double start" in text
+
+
+def shown(what: RenderableType, width: int) -> str:
+    text = io.StringIO()
+    Console(file=text, width=width).print(what)
+    return text.getvalue()
 
 
 def test_progress_is_shown_from_the_first_moment_on():
@@ -144,9 +143,6 @@ def test_progress_is_shown_from_the_first_moment_on():
             [Kill(0.5, "12-ab", "billing", {"billing": 7}, True)], "publishing",
         ),
     ]  # fmt: skip
-    for moment in moments:
-        text = io.StringIO()
-        Console(file=text, width=100).print(view.progress(moment))
-        assert "billing" in text.getvalue()
-    assert "12 holding 7 of billing, inside its transaction" in text.getvalue()
-    assert DATABASE
+    screens = [shown(view.progress(moment), 100) for moment in moments]
+    assert all("billing" in screen for screen in screens)
+    assert "12 holding 7 of billing, inside its transaction" in screens[1]
