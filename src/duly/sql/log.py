@@ -33,6 +33,7 @@ __all__ = [
     "extend",
     "fence",
     "fetch",
+    "find",
     "holders",
     "is_ready",
     "publish",
@@ -54,6 +55,17 @@ def declare(topics: Iterable[Topic[Any]]) -> Steps[Catalog]:
     catalog = {}
     for topic in topics:
         catalog[topic.name] = yield from _declare(topic)
+    return catalog
+
+
+def find(names: Iterable[str]) -> Steps[Catalog]:
+    """The records of those of the named topics that somebody declared."""
+    catalog = {}
+    for name in names:
+        for topic_no, exactly_once, _ in (yield Ask("find_topic", (name,))):
+            streams = yield Ask("streams_of_topic", (topic_no,))
+            record = TopicRecord(topic_no, name, bool(exactly_once), tuple(s for (s,) in streams))
+            catalog[name] = record
     return catalog
 
 
