@@ -25,7 +25,7 @@ from duly.guarantees import Guarantee
 from duly.message import Topic, check_name, due_ms
 from duly.publishing import Accepted, Publisher, refuse_on_loop
 from duly.store import Store, Transaction
-from duly.transactions import atransaction, transaction
+from duly.transactions import Declare, atransaction, transaction
 
 T = TypeVar("T")
 Lifespan = Callable[["App"], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
@@ -293,7 +293,8 @@ class App(Declarations):
         where it was rolled back, `CommitUnknown` where nobody can say.
         """
         refuse_on_loop("app.transaction()", "async with app.atransaction() as tx")
-        return transaction(_store_of(self.name, self.backends()), self.name)
+        backends = self.backends()
+        return transaction(_store_of(self.name, backends), self.name, declare_at(*backends))
 
     @asynccontextmanager
     async def atransaction(self) -> AsyncIterator[Transaction[Any]]:
@@ -302,8 +303,9 @@ class App(Declarations):
         The connection is the driver's: its calls are as blocking as it is.
         """
         in_thread = self._publisher.in_thread
-        store = _store_of(self.name, await in_thread(self.backends))
-        async with atransaction(store, self.name, in_thread) as tx:
+        backends = await in_thread(self.backends)
+        store = _store_of(self.name, backends)
+        async with atransaction(store, self.name, declare_at(*backends), in_thread) as tx:
             yield tx
 
 
@@ -321,6 +323,22 @@ def _context_manager(lifespan: Any) -> Lifespan | None:
         f"lifespan={lifespan!r}: give a function of the app with one yield in it: what comes "
         "before runs when a worker starts, what follows when it ends"
     )
+
+
+def declare_at(broker: Broker, store: Store | None) -> Declare | None:
+    """How the topics that a transaction publishes to become known to the broker; None: the
+    transaction does it, for the broker is in the same database.
+    """
+    if store is None or store.capabilities.database == broker.capabilities.database:
+        return None
+    known: set[str] = set()
+
+    def declare(topics: Iterable[Topic[Any]]) -> None:
+        if new := [topic for topic in topics if topic.name not in known]:
+            broker.declare(new)
+            known.update(topic.name for topic in new)
+
+    return declare
 
 
 def _store_of(app: str, backends: tuple[Broker, Store | None]) -> Store:

@@ -350,14 +350,23 @@ def forget_since(tx: Transaction[Any], point: Mark) -> None:
     del tx._after_commit[point.calls :]
 
 
-def flush(tx: Transaction[Any], session: Session[Any]) -> int:
+def flush(
+    tx: Transaction[Any],
+    session: Session[Any],
+    declare: Callable[[Iterable[Topic[Any]]], None] | None = None,
+) -> int:
     """Move buffered messages into the session; returns how many were stored.
 
-    Raises the `IdentityConflict` of a message whose id was taken by another body. A repeat
-    is dropped silently: the event is published already.
+    ``declare`` makes their topics known to the broker, where that is another database: whoever
+    relays the outbox later may know nothing but a topic's name.
+
+    Raises the `IdentityConflict` of a message whose id was taken by another body. A repeat is
+    dropped silently: the event is published already.
     """
     if not tx._messages:
         return 0
+    if declare is not None:
+        declare(tx._topics.values())
     session.declare(tx._topics.values())
     outcomes = session.publish(tx._messages)
     count = len(tx._messages)

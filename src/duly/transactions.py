@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from duly.errors import ConfigurationError
+from duly.message import Topic
 from duly.publishing import IN_TRANSACTION
 from duly.store import Session, Store, Transaction, end, flush, take_after_commit
 
 log = logging.getLogger("duly")
 
+Declare = Callable[[Iterable[Topic[Any]]], None]
+
 
 @contextlib.contextmanager
-def transaction(store: Store, source: str) -> Iterator[Transaction[Any]]:
-    """A transaction of the store around a block.
+def transaction(store: Store, source: str, declare: Declare | None) -> Iterator[Transaction[Any]]:
+    """A transaction of the store around a block. ``declare``: see `flush`.
 
     Commits at the end of the block; rolls back if the block raises. Raises what
     `Session.commit` raises, and the `PublishFailed` of a message that was refused.
@@ -27,7 +30,7 @@ def transaction(store: Store, source: str) -> Iterator[Transaction[Any]]:
         tx: Transaction[Any] = Transaction(session.connection, source)
         try:
             yield tx
-            _commit(tx, session)
+            _commit(tx, session, declare)
         except BaseException:
             session.rollback()
             raise
@@ -38,7 +41,10 @@ def transaction(store: Store, source: str) -> Iterator[Transaction[Any]]:
 
 @contextlib.asynccontextmanager
 async def atransaction(
-    store: Store, source: str, in_thread: Callable[..., Awaitable[Any]]
+    store: Store,
+    source: str,
+    declare: Declare | None,
+    in_thread: Callable[..., Awaitable[Any]],
 ) -> AsyncIterator[Transaction[Any]]:
     """The same for ``async with``: begins and commits by ``in_thread(function, *args)``."""
     _refuse_nested(store, "app.atransaction()")
@@ -47,7 +53,7 @@ async def atransaction(
         tx: Transaction[Any] = Transaction(session.connection, source)
         try:
             yield tx
-            await in_thread(_commit, tx, session)
+            await in_thread(_commit, tx, session, declare)
         except BaseException:
             session.rollback()
             raise
@@ -75,8 +81,8 @@ def _entered(store: Store) -> Iterator[None]:
         IN_TRANSACTION.set(before)
 
 
-def _commit(tx: Transaction[Any], session: Session[Any]) -> None:
-    flush(tx, session)
+def _commit(tx: Transaction[Any], session: Session[Any], declare: Declare | None) -> None:
+    flush(tx, session, declare)
     session.commit()
 
 

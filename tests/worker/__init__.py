@@ -1,0 +1,1 @@
+"""The worker: rounds, lanes, threads."""

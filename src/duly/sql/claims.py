@@ -351,10 +351,9 @@ def _park_behind(lane: Lane, reach: Range, history: tuple[int, int, int]) -> Ste
 
 def fetch(first: int, last: int, *, bodies_only: bool) -> Steps[list[Row]]:
     """The rows of a range, in order."""
-    if bodies_only:
-        return (yield Ask("fetch_bodies", (first, last)))
+    rows: list[Row]
     try:
-        return (yield Ask("fetch", (first, last)))
+        rows = yield Ask("fetch_bodies" if bodies_only else "fetch", (first, last))
     except Exception:  # noqa: BLE001 - a column may hold what is no text; else this fails again
         rows = yield Ask("fetch_raw", (first, last))
-        return [tuple(row) for row in rows]
+    return rows

@@ -11,14 +11,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
-from duly.app import App
+from duly.app import App, declare_at
 from duly.broker import Broker, SubscribeOptions
 from duly.consumer import Consumer
 from duly.contract import Contract, Run, contract_of
 from duly.dependencies import Resolver
 from duly.errors import ConfigurationError
 from duly.guarantees import Admission, Guarantee
-from duly.store import Store
+from duly.relay import Relay
+from duly.store import Store, outbox_of
 from duly.worker.concurrent import ConcurrentLane
 from duly.worker.keeper import Keeper
 from duly.worker.lane import Lane
@@ -84,6 +85,7 @@ class Worker:
                 self._lanes.append(driven)
                 self._keeper.watch(_lane(driven), driven)
         self._keeper.start()
+        self._start_relay(broker, store)
         for driven in self._lanes:
             thread = threading.Thread(
                 target=self._drive, args=(driven,), name=f"duly-{_lane(driven).consumer.name}"
@@ -150,6 +152,7 @@ class Worker:
             watchers=self.app.watchers,
             permits=permits,
             on_loop=self._own_loop().run if is_async else None,
+            declare=declare_at(broker, store),
         )
         exactly = consumer.guarantee is Guarantee.EXACTLY_ONCE
         call = self._resolver.bind(consumer.handler)
@@ -169,6 +172,19 @@ class Worker:
             concurrent = is_async and options.concurrency > 1
             lanes.append(ConcurrentLane(lane, self._own_loop().loop) if concurrent else lane)
         return lanes
+
+    def _start_relay(self, broker: Broker, store: Store | None) -> None:
+        """Where effects live beside the broker, somebody has to bring it what they publish."""
+        outbox = None if store is None else outbox_of(store)
+        if store is None or outbox is None:
+            return
+        if store.capabilities.database != broker.capabilities.database:
+            relay = Relay(outbox, broker, watchers=self.app.watchers)
+            thread = threading.Thread(
+                target=relay.run, args=(self._stopping,), name="duly-relay", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
 
     def _own_loop(self) -> LoopThread:
         if self._loop is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from duly.broker import Delivery
 from duly.guarantees import Dead, Done, Release, Settlement
-from duly.store import Admitted, Session, Transaction, flush, forget_since, mark
+from duly.store import Admitted, Session, Transaction, end, flush, forget_since, mark
 from duly.worker.steps import (
     Blocked,
     Calls,
@@ -63,14 +63,16 @@ def exactly_once(lane: Lane) -> Round:
         yield None
         ended = yield from call_within(lane, fresh_of(work, admitted), tx, session)
         yield None
-        published = flush(tx, session)
+        published = flush(tx, session, lane.around.declare)
         session.settle(*lane.told_to_store(admitted, ended))
         yield None
         session.commit()
     except BaseException as error:  # noqa: BLE001 - rolled_back raises what is no failure
         session.rollback()
+        end(tx)
         yield from lane.rolled_back(work, error)
         return
+    end(tx)
     yield None
     lane.committed(tx, ended, published, admitted)
     yield None
@@ -183,7 +185,7 @@ def call_with_savepoints(
             session.savepoint()
             try:
                 yield Calls([(delivery, argument)], (tx,), until)
-                flush(tx, session)
+                flush(tx, session, lane.around.declare)
             except Exception as error:  # noqa: BLE001 - whatever the handler raises
                 lane.pass_on_lost(delivery, error, session.rollback_to_savepoint)
                 forget_since(tx, before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Generator, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from random import random
 from typing import Any
@@ -13,6 +13,7 @@ import msgspec
 from duly import events
 from duly.broker import Delivery
 from duly.guarantees import Dead, Retry, Settlement
+from duly.message import Topic
 from duly.worker.permits import Permits
 
 
@@ -88,6 +89,7 @@ class Surroundings:
     ``permits``: the rate limit on handler starts, where there is one.
     ``on_loop``: run a coroutine on the worker's loop and wait for it. ``one_call_a_step``: let
     each call of a handler be a step of its own, so that a simulation can come between two.
+    ``declare``: see `duly.store.flush`.
     """
 
     source: str
@@ -98,6 +100,7 @@ class Surroundings:
     permits: Permits | None = None
     on_loop: Callable[[Awaitable[Any]], Any] | None = None
     one_call_a_step: bool = False
+    declare: Callable[[Iterable[Topic[Any]]], None] | None = None
 
 
 class Blocked:

@@ -11,7 +11,7 @@ from duly.broker import Delivery, SubscribeOptions
 from duly.brokers.memory.history import History
 from duly.brokers.memory.partition import Entry, Partition
 from duly.brokers.memory.share import Flight, LogReceipt, Share
-from duly.guarantees import Dead, Done, Release, Retry, Settlement
+from duly.guarantees import Dead, Done, Guarantee, Release, Retry, Settlement
 from duly.inspection import DeadLetter, SubscriptionState
 
 
@@ -141,14 +141,24 @@ class LogGroup:
         start = self._turn % len(mine) if mine else 0
         return mine[start:] + mine[:start]
 
+    @property
+    def _in_turns(self) -> bool:
+        """Whether a partition waits behind anything in flight.
+
+        Also where only what stands before has taken effect, or was settled, for certain: a
+        cursor that moved past a message in flight would pass that over, and what was settled
+        behind one comes again when the partition moves.
+        """
+        return self.ordered or self.guarantee is not Guarantee.AT_LEAST_ONCE
+
     def _suspect(self, share: Share, now: float) -> Entry | None:
-        for entry, past in share.offers(now, ordered=self.ordered):
+        for entry, past in share.offers(now, ordered=self._in_turns):
             return entry if past is not None and past.suspect else None
         return None
 
     def _offers(self, mine: Sequence[Share], now: float) -> Iterator[tuple[Share, Entry]]:
         for share in mine:
-            for entry, past in share.offers(now, ordered=self.ordered):
+            for entry, past in share.offers(now, ordered=self._in_turns):
                 if past is not None and past.suspect:
                     break  # it comes alone, when it is the first
                 yield share, entry

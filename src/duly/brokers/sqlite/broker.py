@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from duly.broker import Capabilities, Outcome, SubscribeOptions
@@ -77,11 +77,17 @@ class SQLiteBroker:
             return self._publish_the_fitting(messages)
         now_ms = self._clock.wall_ms()
         try:
+            self._find({message.topic for message in messages})
             return self._file.write(lambda: log.publish(self._topics, messages, now_ms))
         except BrokerError as error:
             return [_failed(message, error) for message in messages]
         except CommitUnknown as error:
             return [_unknown(message, error) for message in messages]
+
+    def _find(self, names: Set[str]) -> None:
+        """Look up topics that another process declared: a relay knows only their names."""
+        if unknown := names - self._topics.keys():
+            self._topics |= self._file.read(lambda: log.find(unknown))
 
     def _publish_the_fitting(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
         fitting = [m for m in messages if len(m.body) <= MAX_MESSAGE_BYTES]
