@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from duly.broker import Capabilities, Outcome, SubscribeOptions
@@ -84,7 +85,7 @@ class SQLiteBroker:
         except CommitUnknown as error:
             return [_unknown(message, error) for message in messages]
 
-    def _find(self, names: Set[str]) -> None:
+    def _find(self, names: AbstractSet[str]) -> None:
         """Look up topics that another process declared: a relay knows only their names."""
         if unknown := names - self._topics.keys():
             self._topics |= self._file.read(lambda: log.find(unknown))
