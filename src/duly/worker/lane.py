@@ -31,6 +31,7 @@ from duly.worker.steps import (
     Surroundings,
     Unfit,
     Work,
+    blocking,
     by_key,
     by_partition,
     describe,
@@ -79,6 +80,9 @@ class Lane:
         # Claimed and unsettled: what a round is working on, and what it left for later.
         self.in_round: Work = []
         self.pending: Work = []
+        # What waits behind a failure, for as long as the messages claimed with it are worked on:
+        # what one round left unstarted must not overtake in the next. None: no order to keep.
+        self.order: Blocked | None = None
         # Rounds to go with a savepoint per message, and messages to go one per transaction.
         self.careful = 0
         self.singly = 0
@@ -129,6 +133,7 @@ class Lane:
             log.warning("consumer %s: the handler was cancelled", self.consumer.name)
             self._round.close()
             self._kept = []
+            self._hold_behind(self.in_round)
             self.end_round()
             return 0.0
         except BaseException:
@@ -199,6 +204,7 @@ class Lane:
         if permits is not None:
             permits.give_back(limit - len(claimed))
         if claimed:
+            self.order = self.blocked()
             self.counts.claimed += len(claimed)
             self.tell(events.Claimed(self.consumer.name, claimed))
             self.in_round = self._decoder.work(claimed)
@@ -215,6 +221,21 @@ class Lane:
         if self._group is None:
             return None
         return Blocked(self._group, self.consumer.options.hold_key_on_dead)
+
+    def order_of(self, work: Work) -> Blocked | None:
+        """The order to keep within ``work`` where all of it goes well: None, unless something
+        waits already, or part of it cannot be handled at all.
+        """
+        order = self.order
+        if order is None or order.holds_any():
+            return order
+        return order if any(argument.__class__ is Unfit for _, argument in work) else None
+
+    def _hold_behind(self, work: Work) -> None:
+        """What was claimed with these and comes after them must wait until they come again."""
+        if self.order is not None:
+            for delivery, _ in work:
+                self.order.hold_behind(delivery)
 
     def keep(self, rest: Work) -> None:
         """What was not started stays claimed, for the next round."""
@@ -387,10 +408,12 @@ class Lane:
         elif isinstance(error, errors.Superseded | errors.CommitUnknown):
             # Lost to another, or perhaps committed: redelivery finds out through admission.
             log.warning("consumer %s: %s", self.consumer.name, error)
+            self._hold_behind(work)
             yield from self.give_back(work)
         elif len(work) == 1 and (self.careful or self.singly):
             self.singly = max(0, self.singly - 1)
-            yield from self.settle([self.failure(work[0][0], error)])
+            delivery = work[0][0]
+            yield from self.settle([blocking(self.order, delivery, self.failure(delivery, error))])
         else:
             # The commit itself, the flush or a lost transaction: it has no culprit to name.
             log.info("consumer %s goes one by one after %s", self.consumer.name, error)

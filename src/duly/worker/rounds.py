@@ -101,7 +101,7 @@ def call_while_time(lane: Lane, work: Work) -> Generator[Step, None, list[Settle
     A batch handler's failure names no culprit: its messages come again, one call each.
     """
     if lane.consumer.handler.is_batch:
-        if not lane.careful:
+        if not lane.careful and lane.order_of(work) is None:
             try:
                 return (yield from call_batch(lane, work, ()))
             except Exception as error:  # noqa: BLE001 - whatever the handler raises
@@ -109,7 +109,7 @@ def call_while_time(lane: Lane, work: Work) -> Generator[Step, None, list[Settle
                 lane.keep(work)
                 return []
         work = in_single_calls(work)
-    return (yield from call_in_turn(lane, work, (), lane.failure, lane.blocked()))
+    return (yield from call_in_turn(lane, work, (), lane.failure, lane.order))
 
 
 def call_within(
@@ -122,12 +122,15 @@ def call_within(
     """
     if lane.careful:
         return (yield from call_with_savepoints(lane, work, tx, session))
+    order = lane.order_of(work)
     if lane.consumer.handler.is_batch:
-        try:
-            return (yield from call_batch(lane, work, (tx,)))
-        except Exception as error:
-            raise HandlerFailed(str(error)) from error
-    return (yield from call_in_turn(lane, work, (tx,), raise_it, None))
+        if order is None:
+            try:
+                return (yield from call_batch(lane, work, (tx,)))
+            except Exception as error:
+                raise HandlerFailed(str(error)) from error
+        work = in_single_calls(work)
+    return (yield from call_in_turn(lane, work, (tx,), raise_it, order))
 
 
 def call_in_turn(
@@ -142,11 +145,11 @@ def call_in_turn(
     ended: list[Settlement] = []
     while calls.done < len(work):
         delivery, argument = work[calls.done]
-        if argument.__class__ is Unfit:
-            ended.append(Dead(delivery.receipt, argument.why))
-            calls.done += 1
-        elif blocked is not None and blocked.holds(delivery):
+        if blocked is not None and blocked.holds(delivery):
             ended.append(Release(delivery.receipt))
+            calls.done += 1
+        elif argument.__class__ is Unfit:
+            ended.append(blocking(blocked, delivery, Dead(delivery.receipt, argument.why)))
             calls.done += 1
         elif lane.stopping or (ended and lane.caller.moment >= until):
             break
@@ -171,13 +174,13 @@ def call_with_savepoints(
     """Call the handler with a savepoint around each message: only the culprit is rolled back."""
     if lane.consumer.handler.is_batch:
         work = in_single_calls(work)
-    until, blocked = lane.until(), lane.blocked()
+    until, blocked = lane.until(), lane.order
     ended: list[Settlement] = []
     for delivery, argument in work:
-        if argument.__class__ is Unfit:
-            ended.append(Dead(delivery.receipt, argument.why))
-        elif blocked is not None and blocked.holds(delivery):
+        if blocked is not None and blocked.holds(delivery):
             ended.append(Release(delivery.receipt))
+        elif argument.__class__ is Unfit:
+            ended.append(blocking(blocked, delivery, Dead(delivery.receipt, argument.why)))
         elif lane.stopping or (ended and lane.caller.moment >= until):
             break
         else:

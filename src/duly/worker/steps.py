@@ -121,13 +121,19 @@ class Blocked:
         """Whether this delivery must not start now."""
         return bool(self._groups) and self._by(delivery) in self._groups
 
+    def holds_any(self) -> bool:
+        """Whether anything must not start now."""
+        return bool(self._groups)
+
+    def hold_behind(self, delivery: Delivery) -> None:
+        """What follows a delivery in its group must not start now."""
+        if (group := self._by(delivery)) is not None:
+            self._groups.add(group)
+
     def after(self, delivery: Delivery, settlement: Settlement) -> None:
         """Note how a delivery ended."""
-        waits = isinstance(settlement, Retry) or (
-            self._hold_on_dead and isinstance(settlement, Dead)
-        )
-        if waits and (group := self._by(delivery)) is not None:
-            self._groups.add(group)
+        if isinstance(settlement, Retry) or (self._hold_on_dead and isinstance(settlement, Dead)):
+            self.hold_behind(delivery)
 
 
 def blocking(blocked: Blocked | None, delivery: Delivery, settlement: Settlement) -> Settlement:
