@@ -12,6 +12,9 @@ _MESSAGES = 5_000
 _IDENTITIES = 2_000
 _INCIDENTS = 1_000
 
+# Going through the identities costs as much as storing a tenth of them; they are kept for days.
+_ROUND_EVERY_MS = 60_000
+
 INCIDENTS_KEPT_S = 30 * 86_400
 INCIDENTS_KEPT = 200_000
 
@@ -25,6 +28,7 @@ class Broom:
 
     reached: dict[int, int] = field(default_factory=dict)
     identity: _Identity = _START
+    next_round_ms: int = 0
 
 
 def sweep(broom: Broom, now_ms: int) -> Steps[int]:
@@ -54,12 +58,21 @@ def _sweep_stream(broom: Broom, stream: int, horizon_ms: int) -> Steps[int]:
         broom.reached.pop(stream, None)
         return 0
     last = min(first + _MESSAGES, end) - 1
-    deleted: int = yield Many("trim", [(first, last, horizon_ms, stream)])
+    deleted: int
+    [(parked,)] = yield Ask("any_parked", (first, last, stream))
+    if parked:
+        deleted = yield Many("trim", [(first, last, horizon_ms, stream)])
+    else:  # nearly always, and twice as fast
+        deleted = yield Many("trim_all", [(first, last, horizon_ms)])
     broom.reached[stream] = last + 1
     return deleted
 
 
 def _sweep_identities(broom: Broom, now_ms: int) -> Steps[None]:
+    if broom.identity == _START:
+        if now_ms < broom.next_round_ms:
+            return
+        broom.next_round_ms = now_ms + _ROUND_EVERY_MS
     after = broom.identity
     rows = yield Ask("identities_after", (*after, _IDENTITIES))
     # Beyond every topic there is none: the last stretch reaches to the end of the table.

@@ -510,6 +510,16 @@ select min(at) from (
 -- name: first_kept
 select min(position) from duly_messages where position >= ? and position < ?;
 
+-- name: any_parked
+select exists (
+    select 1 from duly_parked p join duly_cursors c
+        on p.subscription_no = c.subscription_no and c.stream = ?3
+    where p.position between ?1 and ?2
+);
+
+-- name: trim_all
+delete from duly_messages where position between ? and ? and time_ms <= ?;
+
 -- name: trim
 -- Parked ones stay: a message that waits for long does not keep those around it.
 delete from duly_messages where position between ?1 and ?2 and time_ms <= ?3
