@@ -56,13 +56,15 @@ _POSSIBLE: Mapping[Name, tuple[Kind, ...]] = {
     "refused": ("unavailable", "cut before", "cut after", "pause"),
 }
 
+_UNCONFIRMED: tuple[Kind, ...] = ("lose", "duplicate", "reorder")
+
 
 def possible(call: Call, can: Capabilities) -> tuple[Kind, ...]:
     """The faults that this call may meet on a broker that promises what ``can`` says."""
     kinds = _POSSIBLE.get(call.name, ())
     if can.confirms_settlement:
         # Such a broker neither loses a settlement nor delivers twice or out of order.
-        return tuple(k for k in kinds if k not in ("lose", "duplicate", "reorder"))
+        return tuple(kind for kind in kinds if kind not in _UNCONFIRMED)
     return kinds
 
 

@@ -132,7 +132,10 @@ class Reported(Record, frozen=True, gc=False, omit_defaults=True, tag="reported"
 
 
 class Admit(Record, frozen=True, gc=False, omit_defaults=True, tag="admit"):
-    """A transaction admitted deliveries: tokens of those that may run, and of the others."""
+    """A transaction admitted deliveries: tokens of those that may run, and of the others.
+
+    ``began`` is when it was begun; from then on nobody else writes where there is one writer.
+    """
 
     tx: str
     subscription: str
@@ -140,6 +143,7 @@ class Admit(Record, frozen=True, gc=False, omit_defaults=True, tag="admit"):
     fresh: tuple[str, ...] = ()
     repeated: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    began: float | None = None
 
 
 class Commit(Record, frozen=True, gc=False, omit_defaults=True, tag="commit"):

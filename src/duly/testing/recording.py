@@ -56,6 +56,7 @@ class Recording:
         self._since_savepoint: list[About] = []
         self._committing: set[str] = set()
         self._tx = ""
+        self._began = 0.0
 
     def __call__(self, call: Call, perform: Perform) -> Any:
         record = _BY_NAME.get(call.name)
@@ -156,6 +157,7 @@ class Recording:
     # --- transactions
 
     def _begin(self, call: Call, perform: Perform) -> Any:
+        self._began = self._clock()
         session = perform(call.given)
         self._tx = call.tx
         self._since_savepoint = []
@@ -171,6 +173,7 @@ class Recording:
             tuple(repr(each.receipt) for each in admitted.fresh),
             tuple(repr(each.receipt) for each in admitted.repeated),
             tuple(repr(e.receipt) for e in [*admitted.conflicting, *admitted.too_old]),
+            self._began,
         )
         return admitted
 

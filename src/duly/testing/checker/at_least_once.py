@@ -18,7 +18,7 @@ def lost(case: Case) -> Iterator[str]:
     if not case.was_read:
         return
     returned = {r.start.message.identity for r in case.runs if r.how == "returned"}
-    ended = returned | case.dead() | case.held()
+    ended = returned | case.dead() | set(case.held())
     for identity in case.must():
         if identity not in ended:
             yield f"{identity[0]}/{identity[2]} was neither handled nor dead-lettered"
@@ -90,6 +90,9 @@ def unexplained_duplicate(case: Case) -> Iterator[str]:
 def _has_cause(case: Case, first: Run, again: Run) -> bool:
     if first.how != "returned" or (first.ended or 0) > again.at:
         return True  # it failed, was cancelled or killed, or was overtaken after its lease
+    taken = case.superseded(again.start.token)
+    if taken is not None and taken < again.at:
+        return True  # a zombie starts, whose lease was over
     settled = case.settled(first.start.token, "done")
     before = [fault for at, fault in case.faults if at < again.at]
     lost = any(fault.kind == "lose" for fault in before) or not case.terms.confirms_settlement

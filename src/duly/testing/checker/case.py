@@ -172,18 +172,18 @@ class Case:
         mine = self.terms.subscription
         return {d.message.identity for d in self.final.dead if d.subscription == mine}
 
-    def held(self) -> set[Identity]:
-        """What waits behind a dead letter that holds its key, as it was declared to."""
+    def held(self) -> list[Identity]:
+        """Each copy that waits behind a dead letter that holds its key, as it was declared to."""
         if not self.terms.hold_key_on_dead:
-            return set()
+            return []
         dead, mine = self.dead(), [m for m in self.final.log if m.topic in self.terms.topics]
-        held: set[Identity] = set()
+        held: list[Identity] = []
         held_keys: set[tuple[str, str | None]] = set()
         for message in mine:
             line = (message.topic, None if self.terms.holds_partition else message.key)
-            if line in held_keys and message.identity not in dead:
-                held.add(message.identity)
-            if message.identity in dead:
+            if line in held_keys:
+                held.append(message.identity)
+            elif message.identity in dead:
                 held_keys.add(line)
         return held
 

@@ -155,5 +155,17 @@ def _overlapping(case: Case, runs: list[Run]) -> Iterator[tuple[Run, Run]]:
 
 
 def _is_zombie(case: Case, first: Run, second: Run) -> bool:
-    taken = case.superseded(first.start.token)
-    return taken is not None and taken < second.at
+    """Whether one of two had lost its lease: another took something it held of this key."""
+    return _fenced(case, first, second.at) or _fenced(case, second, second.at)
+
+
+def _fenced(case: Case, run: Run, at: int) -> bool:
+    message = run.start.message
+    for claimed, claim in case.claims:
+        if claimed >= at or claim.who != run.start.who or claim.message is None:
+            continue
+        if (claim.message.topic, claim.message.key) == (message.topic, message.key):
+            taken = case.superseded(claim.token)
+            if taken is not None and taken < at and case.settled(claim.token, "done") is None:
+                return True
+    return False

@@ -145,7 +145,7 @@ def _play(setting: Setting) -> None:
     for number in range(TICKS_WITH_FAULTS):
         world.tick()
         _replace_the_dead(setting)
-        if number % 8 == 7 and _is_done(setting):
+        if number % 8 == 7 and _is_done(setting, but_held=True):
             break
     world.faulty, world.preempt = False, 0.0
     world.events.append(Heal(world.clock.now, "world"))
@@ -183,13 +183,15 @@ def _replace_the_dead(setting: Setting) -> None:
         spawn_publisher(setting)
 
 
-def _is_done(setting: Setting) -> bool:
+def _is_done(setting: Setting, *, but_held: bool = False) -> bool:
     if setting.to_publish or any(p.name.startswith("p") for p in setting.world.processes):
+        return False
+    if any(process.sessions for process in setting.world.processes):
         return False
     outbox = setting.place.outbox
     if outbox is not None and outbox.backlog().unsent:
         return False
-    held = setting.scenario.hold and bool(setting.place.dead())
+    held = but_held and setting.scenario.hold and bool(setting.place.dead())
     for state in setting.place.states():
         if state.name == "c" and (state.in_flight or (not state.is_drained and not held)):
             return False

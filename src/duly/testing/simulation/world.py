@@ -210,11 +210,15 @@ class World:
         if self._depth >= DEEPEST or self._is_locked():
             return
         self._depth += 1
+        before = self.clock.now
         try:
             for _ in range(steps):
                 self.tick()
         finally:
             self._depth -= 1
+        if not process.paused and self.clock.now - before > LEASE_S / 3:
+            # So long that a lease may have ended which nothing could renew: inside a claim.
+            self.record_fault(process, "overtaken", "")
         if not process.alive:
             raise Crash
 
