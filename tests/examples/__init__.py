@@ -1,0 +1,1 @@
+"""Every example runs, and does what it says."""
