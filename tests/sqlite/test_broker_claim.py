@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from duly.broker import Delivery
 from duly.errors import ConfigurationError
 from duly.guarantees import Done, Guarantee, Release, Retry
 from duly.message import Topic
+from duly.sql import log
 from tests.sqlite.brokers import (
     KEYED,
     ONCE,
@@ -25,6 +27,7 @@ from tests.sqlite.brokers import (
     drain,
     execute,
     leftovers,
+    messages,
     opened,
     options,
     publish,
@@ -255,6 +258,22 @@ def test_a_waiting_claim_wakes_for_a_retry_that_comes_due(db_path: Path):
     waiting = Waiting(lane)
     assert bodies(waiting.result()) == ["x"]
     assert 0.1 < waiting.took_s < 10
+
+
+def test_a_claim_made_and_lost_while_others_wait_is_noticed(db_path: Path):
+    broker = opened(db_path)
+    lane = broker.subscribe([PLAIN], "s", options())
+    waiting = Waiting(lane)
+
+    def publish_claim_and_die() -> Any:
+        gone = replace(lane._lane, worker="who is dead")
+        yield from log.publish(broker._topics, messages(PLAIN, ["x"]), 1)
+        yield from log.claim(gone, 10, 1 << 30, 1, 1, 1 << 60)
+
+    broker.file.write(publish_claim_and_die)
+    [x] = waiting.result()
+    assert (x.message.body, x.alone) == (b"x", True)
+    assert waiting.took_s < 10
 
 
 def test_a_waiting_claim_ends_on_close(db_path: Path):
