@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 TEMPORARY = "-"
 
@@ -69,20 +70,20 @@ def demo(
         else:
             console.print(view.verdict(result))
         if picture is not None:
-            _draw(result, picture)
+            _draw(view.verdict(result), picture)
         if keep is not None:
             console.print(f"Kept: {folder}", highlight=False, soft_wrap=True)
     return result.exit_status
 
 
-def _draw(result: object, picture: Path) -> None:
-    from duly.demo import view
-    from duly.demo.result import Result
-
-    assert isinstance(result, Result)
+def _draw(screen: RenderableType, picture: Path) -> None:
     console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
-    console.print(view.verdict(result))
-    console.save_svg(str(picture), title="duly demo")
+    console.print(screen)
+    # Without the fonts it would fetch from elsewhere: any monospaced one does.
+    svg = re.sub(
+        r"@font-face \{.*?\}\s*", "", console.export_svg(title="duly demo"), flags=re.DOTALL
+    )
+    picture.write_text(svg, encoding="utf-8")
 
 
 @contextmanager
