@@ -82,6 +82,21 @@ def test_a_retry_comes_again_later_and_counts(db_path: Path):
     assert broker.incident_counts() == {("s", "retry"): 2}
 
 
+@pytest.mark.parametrize("hour", [-3_600_000, 3_600_000])
+def test_a_step_of_the_wall_clock_changes_no_retrys_wait(db_path: Path, hour: int):
+    hands = Hands()
+    broker = opened(db_path, hands=hands)
+    publish(broker, PLAIN, ["x"])
+    lane = lane_of(broker)
+    lane.settle([Retry(r, 2.0, "boo") for r in receipts(claim(lane))])
+    hands.wall += hour
+    assert claim(lane) == []
+    hands.advance(1.9)
+    assert claim(lane) == []
+    hands.advance(0.2)
+    assert bodies(claim(lane)) == ["x"]
+
+
 def test_a_retry_survives_the_process(db_path: Path):
     broker = opened(db_path)
     publish(broker, PLAIN, ["x"])

@@ -143,17 +143,19 @@ def _fresh(lane: Lane, room: _Room, turn: int) -> Steps[None]:
     """The next messages after the cursors, of as many streams as there is room for."""
     streams = yield from _backlog(lane)
     start = turn % len(streams) if streams else 0
-    for stream, cursor_seq, head in streams[start:] + streams[:start]:
+    for stream, cursor_seq, head, largest, latest_due_ms in streams[start:] + streams[:start]:
         next_seq = cursor_seq
         for _ in range(_ROUNDS):
             if room.is_full or next_seq >= head:
                 break
             first, end = at(stream, next_seq), at(stream, head)
-            last, latest_due_ms = yield from _fitting(first, end - 1, room)
+            last = min(end, first + room.messages) - 1
+            if (last - first + 1) * largest > room.bytes:
+                last = yield from _fitting(first, last, room)
             if last < first:
                 break
             held: set[int] = set()
-            if latest_due_ms is not None and latest_due_ms > room.now_ms:
+            if latest_due_ms > room.now_ms:
                 held = yield from _park_not_due(lane, first, last, room)
             yield from _take(lane, room, (first, last), (1, NOT_ALONE, 0), held)
             next_seq += last - first + 1
@@ -161,13 +163,11 @@ def _fresh(lane: Lane, room: _Room, turn: int) -> Steps[None]:
             room.moved = True
 
 
-def _fitting(first: int, last: int, room: _Room) -> Steps[tuple[int, int | None]]:
-    """How far a range may reach, and the latest due time in it. Before ``first``: no room."""
+def _fitting(first: int, last: int, room: _Room) -> Steps[int]:
+    """How far a range may reach. Before ``first``: no room."""
     last = min(last, first + room.messages - 1)
-    [(_, size, latest_due_ms)] = yield Ask("measure", (first, last))
-    if size > room.bytes:
-        last = yield from _shrunk(first, last, room)
-    return last, latest_due_ms
+    [(size,)] = yield Ask("measure", (first, last))
+    return (yield from _shrunk(first, last, room)) if size > room.bytes else last
 
 
 def _shrunk(first: int, last: int, room: _Room) -> Steps[int]:
@@ -200,7 +200,7 @@ def _free(lane: Lane, room: _Room, turn: int) -> Steps[None]:  # noqa: ARG001 - 
             return
         reach = last if not alone else first
         if not alone:
-            reach, _ = yield from _fitting(first, last, room)
+            reach = yield from _fitting(first, last, room)
             if reach < first:
                 return
         yield from _take(lane, room, (first, reach), (attempt, alone, repeated), set())
@@ -335,7 +335,8 @@ def _take(
         )
     room.parts.append(Part(stream_of(first), rows, attempt, alone == SUSPECT, bool(repeated)))
     room.messages -= len(rows)
-    room.bytes -= sum([len(row[-1]) for row in rows])
+    if room.messages:  # else there is nothing more to take
+        room.bytes -= sum([len(row[-1]) for row in rows])
 
 
 def _park_behind(lane: Lane, reach: Range, history: tuple[int, int, int]) -> Steps[set[int]]:

@@ -17,7 +17,15 @@ from duly.sql.claims import Claimed, Lane, Part, claim, fetch, is_ready
 from duly.sql.publishing import Catalog, TopicRecord, publish
 from duly.sql.ranges import at, stream_of
 from duly.sql.retention import Broom, sweep
-from duly.sql.settling import LogReceipt, extend, fence, release_lane, settle, take_over
+from duly.sql.settling import (
+    LogReceipt,
+    extend,
+    fence,
+    follow_clock,
+    release_lane,
+    settle,
+    take_over,
+)
 from duly.sql.steps import Ask, Steps
 
 __all__ = [
@@ -34,6 +42,7 @@ __all__ = [
     "fence",
     "fetch",
     "find",
+    "follow_clock",
     "holders",
     "is_ready",
     "publish",

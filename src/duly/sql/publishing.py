@@ -74,19 +74,23 @@ def _take_positions(topic: TopicRecord, messages: Messages) -> Steps[Sequence[in
     """A position for each message, ascending within each stream."""
     streams = topic.streams
     if len(streams) == 1:
-        return (yield from _next_positions(streams[0], len(messages)))
+        return (yield from _next_positions(streams[0], messages))
     # crc32 because it is the same in every process and version, which hash() is not.
     chosen = [
         streams[crc32((m.id if m.key is None else m.key).encode()) % len(streams)] for m in messages
     ]
     free = {}
     for stream in sorted(set(chosen)):
-        free[stream] = iter((yield from _next_positions(stream, chosen.count(stream))))
+        mine = [m for m, of in zip(messages, chosen, strict=True) if of == stream]
+        free[stream] = iter((yield from _next_positions(stream, mine)))
     return [next(free[stream]) for stream in chosen]
 
 
-def _next_positions(stream: int, count: int) -> Steps[range]:
-    [(end,)] = yield Ask("take_positions", (count, stream))
+def _next_positions(stream: int, messages: Messages) -> Steps[range]:
+    count = len(messages)
+    largest = max([len(m.body) for m in messages])
+    latest_due_ms = max([m.due_ms for m in messages if m.due_ms is not None], default=0)
+    [(end,)] = yield Ask("take_positions", (count, largest, latest_due_ms, stream))
     return range(at(stream, end - count), at(stream, end))
 
 
@@ -125,7 +129,7 @@ def _publish_once(topic: TopicRecord, messages: Messages, now_ms: int) -> Steps[
         "forget", [(topic_no, source, id, position) for _, source, id, _, position, _ in mine]
     )
     for stream in {position >> 40 for position in positions}:
-        yield Ask("take_positions", (-sum(p >> 40 == stream for p in positions), stream))
+        yield Ask("take_positions", (-sum(p >> 40 == stream for p in positions), 0, 0, stream))
     return (yield from _publish_new(topic, messages, now_ms))
 
 

@@ -274,6 +274,17 @@ def take_over(
     return freed
 
 
+def follow_clock(boot_id: str, offset_ms: int) -> Steps[None]:
+    """Keep retries waiting as long as they were meant to when the wall clock was stepped.
+
+    ``offset_ms`` is by how much it is ahead of the time since boot.
+    """
+    known = yield Ask("known_offset")
+    if known and known[0][0] == boot_id:
+        yield Ask("shift_retries", (offset_ms - known[0][1],))
+    yield Ask("put_offset", (boot_id, offset_ms))
+
+
 def release_lane(subscription_no: int, worker: str, lane: int) -> Steps[None]:
     """Free what a closing lane holds, charging nothing."""
     yield Ask("free_lane", (subscription_no, worker, lane))

@@ -14,6 +14,13 @@ create table if not exists duly_token (
 );
 insert or ignore into duly_token values (1, 0);
 
+-- By how much the wall clock was ahead of the time since boot when a lane last looked.
+create table if not exists duly_clock (
+    only_row integer primary key check (only_row = 1),
+    boot_id text not null,
+    offset_ms integer not null
+);
+
 -- partitions 0: no order, one stream.
 create table if not exists duly_topics (
     topic_no integer primary key,
@@ -29,6 +36,9 @@ create table if not exists duly_streams (
     topic_no integer not null,
     partition integer not null,
     next_seq integer not null,
+    -- The largest body and the latest due time there ever were: what spares claims to measure.
+    largest integer not null default 0,
+    latest_due_ms integer not null default 0,
     unique (topic_no, partition)
 );
 
@@ -168,7 +178,9 @@ select stream from duly_streams where topic_no = ? order by partition;
 
 -- name: take_positions
 -- Take as many positions of the stream; returns the first sequence number after them.
-update duly_streams set next_seq = next_seq + ? where stream = ? returning next_seq;
+update duly_streams set next_seq = next_seq + ?, largest = max(largest, ?),
+    latest_due_ms = max(latest_due_ms, ?)
+where stream = ? returning next_seq;
 
 -- name: append
 insert into duly_messages (position, source, id, key, time_ms, headers, due_ms, body)
@@ -247,12 +259,12 @@ select
 
 -- name: backlog
 -- The streams with messages that were never given out.
-select c.stream, c.next_seq, s.next_seq
+select c.stream, c.next_seq, s.next_seq, s.largest, s.latest_due_ms
 from duly_cursors c join duly_streams s on s.stream = c.stream
 where c.subscription_no = ? and c.next_seq < s.next_seq;
 
 -- name: backlog_ordered
-select c.stream, c.next_seq, s.next_seq
+select c.stream, c.next_seq, s.next_seq, s.largest, s.latest_due_ms
 from duly_cursors c join duly_streams s on s.stream = c.stream
 where c.subscription_no = ?1 and c.next_seq < s.next_seq
 and not exists (
@@ -261,8 +273,7 @@ and not exists (
 );
 
 -- name: measure
-select count(*), coalesce(sum(length(body)), 0), max(due_ms)
-from duly_messages where position between ? and ?;
+select coalesce(sum(length(body)), 0) from duly_messages where position between ? and ?;
 
 -- name: sizes
 select position, length(body) from duly_messages where position between ? and ?
@@ -428,6 +439,18 @@ from duly_claims where claim_id = ?1;
 
 -- name: resize_claim
 update duly_claims set first = ?, last = ? where claim_id = ?;
+
+
+-- name: known_offset
+select boot_id, offset_ms from duly_clock;
+
+-- name: put_offset
+insert into duly_clock values (1, ?, ?)
+on conflict do update set boot_id = excluded.boot_id, offset_ms = excluded.offset_ms;
+
+-- name: shift_retries
+-- Retries wait for a time to pass, wherever the wall clock was put; due times of messages do not.
+update duly_parked set due_ms = due_ms + ? where due_ms is not null and error is not null;
 
 
 -- ===== settling ===============================================================================

@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from duly.broker import Capabilities, Outcome, SubscribeOptions
-from duly.brokers.sqlite.clock import Clock
+from duly.brokers.sqlite.clock import Clock, StepWatch
 from duly.brokers.sqlite.lane import Lane
 from duly.brokers.sqlite.sweeper import Sweeper
 from duly.errors import (
@@ -46,6 +46,7 @@ class SQLiteBroker:
         self._lanes: set[Lane] = set()
         self._lane_numbers = itertools.count(1)
         self._sweeper = Sweeper(self._file, self._clock)
+        self._steps = StepWatch(self._file, self._clock)
         self._closed = False
         self._capabilities = Capabilities(
             name="SQLite",
@@ -114,6 +115,7 @@ class SQLiteBroker:
             self._file,
             self._clock,
             self._sweeper,
+            self._steps,
             log.Lane(
                 number,
                 self._file.worker.id,

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from time import monotonic
 
 from duly.message import now_ms
-from duly.sql.sqlite import boot_id, boot_ms
+from duly.sql import log
+from duly.sql.sqlite import DatabaseFile, boot_id, boot_ms
+
+# What a clock may be corrected by before it counts as a step.
+_STEP_MS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +24,20 @@ class Clock:
     boot_ms: Callable[[], int] = boot_ms
     boot_id: Callable[[], str] = boot_id
     monotonic_s: Callable[[], float] = monotonic
+
+
+class StepWatch:
+    """Notices steps of the wall clock, by which retries would wait too long or not at all."""
+
+    def __init__(self, file: DatabaseFile, clock: Clock) -> None:
+        self._file = file
+        self._clock = clock
+        self._offset_ms: int | None = None
+
+    def look(self) -> None:
+        """Compare the clocks; costs two readings as long as nothing was stepped."""
+        offset_ms = self._clock.wall_ms() - self._clock.boot_ms()
+        if self._offset_ms is None or abs(offset_ms - self._offset_ms) > _STEP_MS:
+            boot_id = self._clock.boot_id()
+            self._file.write(lambda: log.follow_clock(boot_id, offset_ms), durable=False)
+            self._offset_ms = offset_ms

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from duly.broker import Delivery, Receipt
-from duly.brokers.sqlite.clock import Clock
+from duly.brokers.sqlite.clock import Clock, StepWatch
 from duly.brokers.sqlite.rows import deliveries_of, message_of
 from duly.brokers.sqlite.sweeper import Sweeper
 from duly.guarantees import Settlement
@@ -28,6 +28,7 @@ class Lane:
         file: DatabaseFile,
         clock: Clock,
         sweeper: Sweeper,
+        steps: StepWatch,
         lane: log.Lane,
         topics: Mapping[int, str],
         lease_s: float,
@@ -36,6 +37,7 @@ class Lane:
         self._file = file
         self._clock = clock
         self._sweeper = sweeper
+        self._steps = steps
         self._lane = lane
         self._topics = topics
         self._lease_ms = int(lease_s * 1000)
@@ -54,6 +56,7 @@ class Lane:
         until_s = self._clock.monotonic_s() + wait_s
         while not self._closed:
             seen = self._file.changes()
+            self._steps.look()
             self._look_after_the_dead(seen)
             due_ms: int | None = None
             if not self._has_work:
@@ -72,6 +75,7 @@ class Lane:
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Receipt]:
         """Settle durably; returns the refused."""
+        self._steps.look()  # a retry's time is reckoned from the clock as it is now
         now_ms = self._clock.wall_ms()
         number = self._lane.subscription_no
         return self._file.write(lambda: log.settle(settlements, now_ms, subscription_no=number))
