@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from duly.broker import Delivery
-from duly.errors import ConfigurationError
+from duly.errors import BrokerUnavailable, ConfigurationError
 from duly.guarantees import Done, Guarantee, Release, Retry
 from duly.message import Topic
 from duly.sql import log
@@ -103,6 +103,22 @@ def test_a_busy_topic_does_not_starve_another(db_path: Path):
     lane = broker.subscribe([PLAIN, ONCE], "s", options())
     taken = [bodies(claim(lane, 5)) for _ in range(2)]
     assert ["once" in some for some in taken].count(True) == 1
+
+
+def test_a_lane_sees_only_the_topics_it_asks_for(db_path: Path):
+    """Another version of the application had, or still has, more topics under this name."""
+    broker = opened(db_path)
+    publish(broker, ONCE, range(4))
+    both = broker.subscribe([PLAIN, ONCE], "s", options())
+    got = receipts(claim(both))
+    both.settle([Retry(got[0], 0, "boo"), Release(got[1])])
+    lane = broker.subscribe([PLAIN], "s", options())
+    assert claim(lane) == []
+    publish(broker, PLAIN, ["p"])
+    assert bodies(claim(lane)) == ["p"]
+    assert claim(lane) == []
+    both.settle([Done(r) for r in got[2:]])
+    assert sorted(drain(both)) == ["0", "1"]
 
 
 def test_a_topic_that_joins_later_has_its_own_start(db_path: Path):
@@ -266,9 +282,9 @@ def test_a_claim_made_and_lost_while_others_wait_is_noticed(db_path: Path):
     waiting = Waiting(lane)
 
     def publish_claim_and_die() -> Any:
-        gone = replace(lane._lane, worker="who is dead")
+        gone = replace(lane._lanes[0], worker="who is dead")
         yield from log.publish(broker._topics, messages(PLAIN, ["x"]), 1)
-        yield from log.claim(gone, 10, 1 << 30, 1, 1, 1 << 60)
+        yield from log.claim([gone], 10, 1 << 30, 1, 1, 1 << 60)
 
     broker.file.write(publish_claim_and_die)
     [x] = waiting.result()
@@ -314,6 +330,22 @@ def test_closing_gives_back_uncharged(db_path: Path):
     [again] = [claim(broker.subscribe([PLAIN], "s", options()))]
     assert bodies(again) == ["0", "2", "3"]
     assert {(d.attempt, d.repeated, d.alone) for d in again} == {(1, True, False)}
+
+
+def test_a_lane_that_cannot_give_back_keeps_nothing_open(
+    db_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    broker = opened(db_path)
+    lanes = [broker.subscribe([PLAIN], name, options()) for name in ("a", "b")]
+
+    def locked(*_: object, **__: object) -> None:
+        raise BrokerUnavailable("locked")
+
+    monkeypatch.setattr(broker.file, "write", locked)
+    with pytest.raises(BrokerUnavailable):
+        broker.close()
+    assert [claim(lane) for lane in lanes] == [[], []]
+    assert broker.file._users == 0
 
 
 def test_closing_one_lane_leaves_the_others_claims(db_path: Path):

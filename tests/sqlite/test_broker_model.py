@@ -177,7 +177,7 @@ class Queue(RuleBasedStateMachine):
     @precondition(lambda self: self.receipts)
     @rule(lane=st.integers(0, 1))
     def close_and_open_a_lane(self, lane: int) -> None:
-        number = self.lanes[lane]._lane.lane
+        number = self.lanes[lane]._lanes[0].lane
         rows = execute(
             self.broker, "select token, first, last from duly_claims where lane = ?", number
         )

@@ -254,7 +254,7 @@ class World:
 
     def restart_lane(self) -> None:
         i = self.chance.randrange(3)
-        gone = self.lanes[i]._lane.lane
+        gone = self.lanes[i]._lanes[0].lane
         rows = execute(self.broker, "select token from duly_claims where lane = ?", gone)
         tokens = {token for (token,) in rows}
         self.lanes[i].close()

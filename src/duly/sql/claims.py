@@ -27,7 +27,7 @@ NOT_ALONE, SUSPECT, ASKED_FOR_ONE = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Who claims: one lane of a worker, for one subscription."""
+    """Who claims: one lane of a worker, for one topic of a subscription."""
 
     subscription_no: int
     worker: str
@@ -87,7 +87,7 @@ class _Candidate(NamedTuple):
 
 
 def claim(
-    lane: Lane,
+    lanes: Sequence[Lane],
     limit: int,
     max_bytes: int,
     turn: int,
@@ -96,38 +96,55 @@ def claim(
 ) -> Steps[Claimed]:
     """Claim up to ``limit`` messages with bodies of up to ``max_bytes`` (at least one message).
 
-    ``turn`` grows from call to call: it says which source and stream come first.
+    ``lanes`` is one for each topic of the subscription. ``turn`` grows from call to call: it
+    says which topic, source and stream come first.
     """
     room = _Room(limit, max_bytes, limit, now_ms, lease_until_boot_ms)
-    free, due_ms = yield from outlook(lane)
-    sources = [_fresh]
-    if free:
-        sources.append(_free)
-    if due_ms is not None and due_ms <= now_ms:
-        sources.append(_parked)
-    for step in range(len(sources)):
-        yield from sources[(turn + step) % len(sources)](lane, room, turn)
+    start = turn % len(lanes)
+    for lane in (*lanes[start:], *lanes[:start]):
         if room.parts:
+            yield from _fresh(lane, room, turn)
+        else:
+            yield from _first_source(lane, room, turn)
+        if room.is_full or (room.parts and room.parts[-1].alone):
             break
     return Claimed(room.token, room.parts, again=room.moved and not room.parts)
 
 
-def outlook(lane: Lane) -> Steps[tuple[bool, int | None]]:
+def _first_source(lane: Lane, room: _Room, turn: int) -> Steps[None]:
+    """Claim from the first source that has something, beginning with another one each turn."""
+    free, due_ms = yield from _outlook(lane)
+    sources = [_fresh]
+    if free:
+        sources.append(_free)
+    if due_ms is not None and due_ms <= room.now_ms:
+        sources.append(_parked)
+    for step in range(len(sources)):
+        yield from sources[(turn + step) % len(sources)](lane, room, turn)
+        if room.parts:
+            return
+
+
+def _outlook(lane: Lane) -> Steps[tuple[bool, int | None]]:
     """Whether a range is free to claim, and when the next parked message is due."""
     name = "waiting_ordered" if lane.order_by_key else "waiting"
     [(free, due_ms)] = yield Ask(name, (lane.subscription_no,))
     return bool(free), due_ms
 
 
-def is_ready(lane: Lane, now_ms: int) -> Steps[tuple[bool, int | None]]:
+def is_ready(lanes: Sequence[Lane], now_ms: int) -> Steps[tuple[bool, int | None]]:
     """Whether a claim would get anywhere, and when the next parked message is due.
 
     Only reads: idle lanes ask this, and leave the writers' turn to others.
     """
-    free, due_ms = yield from outlook(lane)
-    if free or (due_ms is not None and due_ms <= now_ms):
-        return True, due_ms
-    return bool((yield from _backlog(lane))), due_ms
+    earliest_ms: int | None = None
+    for lane in lanes:
+        free, due_ms = yield from _outlook(lane)
+        if due_ms is not None:
+            earliest_ms = due_ms if earliest_ms is None else min(due_ms, earliest_ms)
+        if free or (due_ms is not None and due_ms <= now_ms) or (yield from _backlog(lane)):
+            return True, due_ms
+    return False, earliest_ms
 
 
 def _backlog(lane: Lane) -> Steps[list[Row]]:

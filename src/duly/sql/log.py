@@ -22,7 +22,7 @@ from duly.sql.settling import (
     extend,
     fence,
     follow_clock,
-    release_lane,
+    release_lanes,
     settle,
     take_over,
 )
@@ -47,7 +47,7 @@ __all__ = [
     "is_ready",
     "publish",
     "record_drops",
-    "release_lane",
+    "release_lanes",
     "settle",
     "stream_of",
     "subscribe",
@@ -114,34 +114,45 @@ def _refuse_other(topic: Topic[Any], was_exactly_once: bool, partitions: int) ->
 
 def subscribe(
     catalog: Catalog, topics: Sequence[Topic[Any]], name: str, options: SubscribeOptions
-) -> Steps[int]:
-    """Make or find a subscription; returns its number.
+) -> Steps[list[int]]:
+    """Make or find a subscription; returns its numbers, one for each topic.
 
-    Raises `ConfigurationError` where it is recorded with another guarantee, or order by key
-    is asked of a topic that has none.
+    Order by key counts as it was asked for last. Raises `ConfigurationError` where the
+    subscription is recorded with another guarantee, or order by key is asked of a topic that
+    has none.
     """
     if options.order_by_key:
         _refuse_unordered(topics, name)
-    flags = (options.order_by_key, options.hold_key_on_dead)
-    found = yield Ask("find_subscription", (name,))
-    if found:
-        [(number, guarantee, *_)] = found
+    numbers: dict[int, int] = {}
+    for topic_no, number, guarantee in (yield Ask("find_subscription", (name,))):
+        numbers[topic_no] = number
         if guarantee != options.guarantee:
             raise ConfigurationError(
                 f"subscription {name!r} is recorded as {guarantee} and is asked for as "
                 f"{options.guarantee}. What was handled so far kept the first promise, not the "
                 "second. Give the consumer another name, or its guarantee back."
             )
+    found: list[int] = []
+    for topic_no in dict.fromkeys(catalog[topic.name].topic_no for topic in topics):
+        number = yield from _subscribe(name, topic_no, numbers.get(topic_no), options)
+        found.append(number)
+    return found
+
+
+def _subscribe(
+    name: str, topic_no: int, number: int | None, options: SubscribeOptions
+) -> Steps[int]:
+    flags = (options.order_by_key, options.hold_key_on_dead)
+    if number is None:
+        made = yield Ask("add_subscription", (name, topic_no, options.guarantee.value, *flags))
+        number = int(made[0][0])
+    else:
         yield Ask("update_subscription", (*flags, number))
         yield Ask("unpark_behind", (number,))
-    else:
-        [(number,)] = yield Ask("add_subscription", (name, options.guarantee.value, *flags))
-    for topic in topics:
-        rows = yield Ask("streams_without_cursor", (number, catalog[topic.name].topic_no))
-        for stream, next_seq in rows:
-            seq = yield from _start(stream, next_seq, options.start)
-            yield Ask("add_cursor", (number, stream, seq))
-    return int(number)
+    for stream, next_seq in (yield Ask("streams_without_cursor", (number, topic_no))):
+        seq = yield from _start(stream, next_seq, options.start)
+        yield Ask("add_cursor", (number, stream, seq))
+    return number
 
 
 def _refuse_unordered(topics: Sequence[Topic[Any]], name: str) -> None:
@@ -164,10 +175,12 @@ def _start(stream: int, next_seq: int, start: Start) -> Steps[int]:
     return found[0][0] - bounds[0] if found else next_seq
 
 
-def holders(subscription_no: int) -> Steps[list[tuple[str, str, int]]]:
+def holders(lanes: Sequence[Lane]) -> Steps[list[tuple[str, str, int]]]:
     """Who holds claims: worker, boot id, and the boot time at which the first lease ends."""
-    rows: list[tuple[str, str, int]] = yield Ask("holders", (subscription_no,))
-    return rows
+    found: list[tuple[str, str, int]] = []
+    for lane in lanes:
+        found += yield Ask("holders", (lane.subscription_no,))
+    return found
 
 
 def record_drops(topic: str, count: int, now_ms: int) -> Steps[None]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, assert_never
 
 from duly.errors import TransactionLost
 from duly.guarantees import Dead, Done, Release, Retry, Settlement
-from duly.sql.claims import ASKED_FOR_ONE, SUSPECT
+from duly.sql.claims import ASKED_FOR_ONE, SUSPECT, Lane
 from duly.sql.ranges import at, runs, stream_of, within, without
 from duly.sql.steps import Ask, Many, Steps
 
@@ -242,7 +242,7 @@ def _renew(piece: _Piece, mine: Sequence[int], lease_until_boot_ms: int) -> Step
 
 
 def take_over(
-    subscription_no: int,
+    lanes: Sequence[Lane],
     dead: Collection[str],
     boot_id: str,
     boot_ms: int,
@@ -255,11 +255,14 @@ def take_over(
     Returns how many messages became free.
     """
     freed = 0
-    claims = yield Ask("held", (subscription_no,))
+    claims: list[tuple[Any, ...]] = []
+    for lane in lanes:
+        rows = yield Ask("held", (lane.subscription_no,))
+        claims += [(lane.subscription_no, *row) for row in rows]
     burden: dict[str, int] = {}
-    for _, first, last, _, _, worker, _, _ in claims:
+    for _, _, first, last, _, _, worker, _, _ in claims:
         burden[worker] = burden.get(worker, 0) + last - first + 1
-    for claim_id, first, last, attempt, alone, worker, boot, lease_until_boot_ms in claims:
+    for number, claim_id, first, last, attempt, alone, worker, boot, lease_until_boot_ms in claims:
         died = worker in dead or boot != boot_id
         if not died and lease_until_boot_ms > boot_ms:
             continue
@@ -268,7 +271,7 @@ def take_over(
         count = last - first + 1
         cause = "its worker died" if died else "its lease ended"
         detail = f"attempt {attempt}: {cause}{', charged' if charged else ''}"
-        note = (now_ms, "redelivery", subscription_no, first, count, worker, detail)
+        note = (now_ms, "redelivery", number, first, count, worker, detail)
         yield Ask("note_position", note)
         freed += count
     return freed
@@ -285,9 +288,10 @@ def follow_clock(boot_id: str, offset_ms: int) -> Steps[None]:
     yield Ask("put_offset", (boot_id, offset_ms))
 
 
-def release_lane(subscription_no: int, worker: str, lane: int) -> Steps[None]:
+def release_lanes(lanes: Sequence[Lane]) -> Steps[None]:
     """Free what a closing lane holds, charging nothing."""
-    yield Ask("free_lane", (subscription_no, worker, lane))
+    for lane in lanes:
+        yield Ask("free_lane", (lane.subscription_no, lane.worker, lane.lane))
 
 
 def _by_token(receipts: Sequence[LogReceipt]) -> dict[int, list[int]]:

@@ -65,12 +65,15 @@ create table if not exists duly_identities (
     primary key (topic_no, source, id)
 ) without rowid;
 
+-- One row a topic: a lane sees only the topics it asks for, whatever else the name once had.
 create table if not exists duly_subscriptions (
     subscription_no integer primary key,
-    name text not null unique,
+    name text not null,
+    topic_no integer not null,
     guarantee text not null,
     order_by_key integer not null,
-    hold_key_on_dead integer not null
+    hold_key_on_dead integer not null,
+    unique (name, topic_no)
 );
 
 -- Everything of the stream before next_seq was given out, parked or settled once.
@@ -201,12 +204,11 @@ select hash from duly_identities where topic_no = ? and source = ? and id = ?;
 -- ===== subscribing ============================================================================
 
 -- name: find_subscription
-select subscription_no, guarantee, order_by_key, hold_key_on_dead
-from duly_subscriptions where name = ?;
+select topic_no, subscription_no, guarantee from duly_subscriptions where name = ?;
 
 -- name: add_subscription
-insert into duly_subscriptions (name, guarantee, order_by_key, hold_key_on_dead)
-values (?, ?, ?, ?) returning subscription_no;
+insert into duly_subscriptions (name, topic_no, guarantee, order_by_key, hold_key_on_dead)
+values (?, ?, ?, ?, ?) returning subscription_no;
 
 -- name: update_subscription
 update duly_subscriptions set order_by_key = ?, hold_key_on_dead = ? where subscription_no = ?;
@@ -591,13 +593,12 @@ select u.name, t.name,
         select count(*) from duly_parked p where p.subscription_no = u.subscription_no
         and p.position >= (s.stream << 40) and p.position < ((s.stream + 1) << 40)
     )), 0),
-    (select count(*) from duly_dead d where d.subscription_no = u.subscription_no
-        and d.topic = t.name)
+    (select count(*) from duly_dead d where d.subscription_no = u.subscription_no)
 from duly_subscriptions u
     join duly_cursors c on c.subscription_no = u.subscription_no
     join duly_streams s on s.stream = c.stream
     join duly_topics t on t.topic_no = s.topic_no
-group by u.subscription_no, t.topic_no order by u.name, t.name;
+group by u.subscription_no order by u.name, t.name;
 
 -- name: dead_letters
 select u.name, d.topic, cast(d.source as blob), cast(d.id as blob), cast(d.key as blob),

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import ExitStack
 from typing import Any
 
 from duly.broker import Capabilities, Outcome, SubscribeOptions
@@ -108,23 +109,27 @@ class SQLiteBroker:
                 f"subscription {subscription!r}: topics {', '.join(missing)} are not declared "
                 "at this broker; call declare first"
             )
-        number = self._file.write(
+        numbers = self._file.write(
             lambda: log.subscribe(self._topics, topics, subscription, options)
         )
+        lane_no = next(self._lane_numbers)
         lane = Lane(
             self._file,
             self._clock,
             self._sweeper,
             self._steps,
-            log.Lane(
-                number,
-                self._file.worker.id,
-                next(self._lane_numbers),
-                self._clock.boot_id(),
-                options.order_by_key,
-                options.hold_key_on_dead,
-                options.bodies_only,
-            ),
+            [
+                log.Lane(
+                    number,
+                    self._file.worker.id,
+                    lane_no,
+                    self._clock.boot_id(),
+                    options.order_by_key,
+                    options.hold_key_on_dead,
+                    options.bodies_only,
+                )
+                for number in numbers
+            ],
             {s: topic.name for topic in topics for s in self._topics[topic.name].streams},
             options.lease_s,
             self._lanes.discard,
@@ -142,9 +147,10 @@ class SQLiteBroker:
         if self._closed:
             return
         self._closed = True
-        for lane in list(self._lanes):
-            lane.close()
-        self._file.close()
+        with ExitStack() as closing:  # a lane that cannot give back does not keep the others open
+            closing.callback(self._file.close)
+            for lane in list(self._lanes):
+                closing.callback(lane.close)
 
     # --- looking inside: `duly.inspection.Inspection`
 

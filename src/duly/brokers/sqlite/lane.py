@@ -29,7 +29,7 @@ class Lane:
         clock: Clock,
         sweeper: Sweeper,
         steps: StepWatch,
-        lane: log.Lane,
+        lanes: Sequence[log.Lane],
         topics: Mapping[int, str],
         lease_s: float,
         closed: Callable[[Lane], None],
@@ -38,7 +38,8 @@ class Lane:
         self._clock = clock
         self._sweeper = sweeper
         self._steps = steps
-        self._lane = lane
+        self._lanes = lanes
+        self._me = lanes[0].worker
         self._topics = topics
         self._lease_ms = int(lease_s * 1000)
         self._when_closed = closed
@@ -77,7 +78,7 @@ class Lane:
         """Settle durably; returns the refused."""
         self._steps.look()  # a retry's time is reckoned from the clock as it is now
         now_ms = self._clock.wall_ms()
-        number = self._lane.subscription_no
+        number = self._lanes[0].subscription_no
         return self._file.write(lambda: log.settle(settlements, now_ms, subscription_no=number))
 
     def extend(self, receipts: Iterable[Receipt], lease_s: float) -> Sequence[Receipt]:
@@ -92,17 +93,13 @@ class Lane:
             return
         self._closed = True
         self._file.notify()
-        lane = self._lane
         with self._claiming:  # a claim that is being made must not outlive its lane
-            self._file.write(
-                lambda: log.release_lane(lane.subscription_no, lane.worker, lane.lane),
-                durable=False,
-            )
+            self._file.write(lambda: log.release_lanes(self._lanes), durable=False)
         self._when_closed(self)
 
     def _is_ready(self) -> tuple[bool, int | None]:
         now_ms = self._clock.wall_ms()
-        return self._file.read(lambda: log.is_ready(self._lane, now_ms))
+        return self._file.read(lambda: log.is_ready(self._lanes, now_ms))
 
     def _claim_now(self, limit: int, max_bytes: int) -> Sequence[Delivery]:
         self._turn += 1
@@ -112,7 +109,7 @@ class Lane:
             if self._closed:
                 return []
             claimed = self._file.write(
-                lambda: log.claim(self._lane, limit, max_bytes, self._turn, now_ms, lease_until),
+                lambda: log.claim(self._lanes, limit, max_bytes, self._turn, now_ms, lease_until),
                 durable=False,
             )
         self._has_work = bool(claimed.parts) or claimed.again
@@ -149,26 +146,24 @@ class Lane:
         if now_s - self._looked_s < (self._look_in_s if seen == self._looked_at else _LOOK_S):
             return
         self._looked_s, self._looked_at = now_s, seen
-        holders = self._file.read(lambda: log.holders(self._lane.subscription_no))
+        holders = self._file.read(lambda: log.holders(self._lanes))
         boot_id, boot_ms = self._clock.boot_id(), self._clock.boot_ms()
-        me = self._lane.worker
         dead = {
             worker
             for worker in {worker for worker, _, _ in holders}
-            if worker != me and not is_alive(self._file.folder, worker)
+            if worker != self._me and not is_alive(self._file.folder, worker)
         }
         over = any(boot != boot_id or until <= boot_ms for _, boot, until in holders)
         if dead or over:
             now_ms = self._clock.wall_ms()
-            number = self._lane.subscription_no
             self._file.write(
-                lambda: log.take_over(number, dead, boot_id, boot_ms, now_ms), durable=False
+                lambda: log.take_over(self._lanes, dead, boot_id, boot_ms, now_ms), durable=False
             )
             self._has_work = True
         self._look_in_s = self._next_look_s(holders, boot_ms)
 
     def _next_look_s(self, holders: Sequence[tuple[str, str, int]], boot_ms: int) -> float:
-        if any(worker != self._lane.worker for worker, _, _ in holders):
+        if any(worker != self._me for worker, _, _ in holders):
             return _LOOK_S
         # My own claims can only be lost by their lease.
         ends_ms = min((until for _, _, until in holders), default=boot_ms + 3_600_000)
