@@ -39,12 +39,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import cast
 
 import landing_fees_app
 from landing_fees_app import COUNTERS, TABLE, Flight, fee_cents
 
 import duly
 from duly.contract import Run, contract_of
+from duly.inspection import Inspection
 
 # ===== the data ===================================================================================
 
@@ -202,7 +204,7 @@ def look_back(folder: Path, processes: int) -> Found:
     """Read what is there: fees by carrier, the two counts, and the incidents."""
     with duly.App("landing-fees", url(folder)) as app:
         broker, store = app.backends()
-        incidents = broker.incident_counts()  # type: ignore[attr-defined]
+        incidents = cast("Inspection", broker).incident_counts()
         contract = contract_of(
             broker.capabilities,
             None if store is None else store.capabilities,

@@ -6,13 +6,17 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import duly
+from duly.broker import SubscribeOptions
 from duly.demo import shop
 from duly.demo.book import BOOK, Book, Kill
 from duly.demo.crew import url
 from duly.demo.evidence import DATABASE, NOTICES, READINGS
 from duly.demo.journal import Journal
+from duly.guarantees import Dead, Done
+from duly.message import Topic
 
 ORDERS = 20
 KILLED = "4711-feed"
@@ -96,6 +100,18 @@ def redelivered(db: sqlite3.Connection, consumer: str, id: str, count: int) -> N
         """,
         (consumer, count, KILLED, id),
     )
+
+
+def bury(folder: Path, topic: Topic[Any], consumer: str, id: str) -> None:
+    """Let a consumer handle a topic's messages, and give up on one of them."""
+    with duly.App("shop", url(folder)) as app:
+        broker, _ = app.backends()
+        broker.declare([topic])
+        lane = broker.subscribe([topic], consumer, SubscribeOptions(topic.promise))
+        for delivery in lane.claim(ORDERS, 1_000_000, 5.0):
+            dead = delivery.message.id == id
+            receipt = delivery.receipt
+            lane.settle([Dead(receipt, "given up on") if dead else Done(receipt)])
 
 
 def falsify(folder: Path, statement: str) -> None:

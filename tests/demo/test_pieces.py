@@ -143,6 +143,11 @@ def test_progress_is_shown_from_the_first_moment_on():
             [Kill(0.5, "12-ab", "billing", {"billing": 7}, True)], "publishing",
         ),
     ]  # fmt: skip
-    screens = [shown(view.progress(moment), 100) for moment in moments]
-    assert all("billing" in screen for screen in screens)
-    assert "12 holding 7 of billing, inside its transaction" in screens[1]
+    speed = view.Speed()
+    screens = []
+    for moment in moments:
+        speed.note(moment)
+        screens.append(shown(view.progress(moment, speed), 80))
+    assert all("billing" in screen and "…" not in screen for screen in screens)
+    assert speed.of("billing") == 30
+    assert "12, inside a transaction, holding 7 of billing" in screens[1]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from duly.demo import shop
 from duly.demo.evidence import NOTICES, READINGS, open_evidence
 from duly.demo.verdict import Judgement, judge
 from tests.demo.honest import (
@@ -14,6 +15,7 @@ from tests.demo.honest import (
     LOST_READINGS,
     ORDERS,
     append,
+    bury,
     drop,
     falsify,
     falsify_book,
@@ -149,28 +151,16 @@ def test_a_planted_violation_is_found(
 
 
 def test_a_charge_of_a_dead_letter_is_found(folder: Path):
-    falsify(
-        folder,
-        "insert into duly_subscriptions values (77, 'billing', 'exactly-once', 0, 0)",
-    )
-    falsify(
-        folder,
-        "insert into duly_dead (subscription_no, position, topic, id, error, attempts, dead_ms) "
-        "values (77, 1, 'checkout', 'o-3', '', 1, 0)",
-    )
-    assert any("dead letter" in sentence for sentence in judged(folder)["payments"].broken)
+    bury(folder, shop.checkout, "billing", "o-3")
+    broken = judged(folder)["payments"].broken
+    assert "effect of a dead letter" in {sentence.partition(":")[0] for sentence in broken}
 
 
 def test_a_dead_letter_without_effect_is_not_lost(folder: Path):
-    falsify(folder, "insert into duly_subscriptions values (77, 'notify', 'at-least-once', 0, 0)")
-    falsify(
-        folder,
-        "insert into duly_dead (subscription_no, position, topic, id, error, attempts, dead_ms) "
-        "values (77, 1, 'rides', '3-0', '', 1, 0)",
-    )
+    bury(folder, shop.rides, "notify", "3-0")
     drop(folder / NOTICES, "3-0")
     found = judged(folder)["rides-not-idempotent"]
-    assert (found.lost, found.broken) == (0, ())
+    assert (found.handled, found.lost, found.broken) == (ORDERS - 1, 0, ())
 
 
 def test_a_publish_of_unknown_outcome_counts_only_when_it_is_in_the_log(folder: Path):

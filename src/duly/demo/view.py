@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,6 +21,8 @@ from duly.demo.verdict import Verdict
 
 # Between two lines where no terminal shows a live table.
 LINE_S = 2.0
+# Speeds are those of so long: shorter ones flicker, longer ones lag.
+SPEED_S = 2.0
 
 _COLOURS: dict[Verdict, str] = {"valid": "bold green", "invalid": "bold red", "unknown": "yellow"}
 _GUARANTEE = {consumer.name: consumer.guarantee.value for consumer in shop.app.consumers}
@@ -34,8 +37,14 @@ _SAYS: dict[Verdict, str] = {
 def watching(console: Console) -> Iterator[Watch]:
     """A live table on a terminal, a line now and then elsewhere."""
     if console.is_terminal:
+        speed = Speed()
         with Live(console=console, refresh_per_second=10, transient=True) as live:
-            yield lambda moment: live.update(progress(moment))
+
+            def show(moment: Moment) -> None:
+                speed.note(moment)
+                live.update(progress(moment, speed))
+
+            yield show
     else:
         yield _lines(console)
 
@@ -59,36 +68,66 @@ def _lines(console: Console) -> Callable[[Moment], None]:
     return tell
 
 
-def progress(moment: Moment) -> RenderableType:
+class Speed:
+    """Messages a second of each consumer over the last moments."""
+
+    def __init__(self) -> None:
+        self._moments: deque[Moment] = deque()
+
+    def note(self, moment: Moment) -> None:
+        """Take in how far everybody is now."""
+        self._moments.append(moment)
+        while moment.seconds - self._moments[0].seconds > SPEED_S:
+            self._moments.popleft()
+
+    def of(self, consumer: str) -> float:
+        """Messages a second."""
+        if not self._moments:
+            return 0.0
+        first, last = self._moments[0], self._moments[-1]
+        done = _settled(last, consumer) - _settled(first, consumer)
+        return done / (last.seconds - first.seconds) if last.seconds > first.seconds else 0.0
+
+
+def progress(moment: Moment, speed: Speed) -> RenderableType:
     """The run as it stands."""
     total = moment.settings.messages
-    table = Table(box=box.SIMPLE, pad_edge=False, expand=True)
-    for name, justify in (("consumer", "left"), ("guarantee", "left"), ("handled", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, expand=True)
+    for name in ("consumer", "guarantee"):
+        table.add_column(name, no_wrap=True)
+    for name in ("published", "handled", "kills"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", ratio=1)
-    table.add_column("messages/s", justify="right")
+    table.add_column("per s", justify="right", min_width=6)
     for consumer, guarantee in _GUARANTEE.items():
-        reach = moment.reach.get(consumer)
-        settled = reach.settled if reach else 0
-        rate = settled / moment.seconds if moment.seconds else 0.0
+        settled = _settled(moment, consumer)
+        hits = sum(consumer in kill.held or consumer == kill.struck for kill in moment.kills)
         table.add_row(
             consumer,
             guarantee,
-            f"{settled:,} of {total:,}",
+            f"{moment.published:,}",
+            f"{settled:,}",
+            Text(f"{hits}", style="red" if hits else "dim"),
             ProgressBar(total=max(total, 1), completed=settled),
-            f"{rate:,.0f}",
+            f"{speed.of(consumer):,.0f}",
         )
     return Group(_deaths_so_far(moment), table)
 
 
+def _settled(moment: Moment, consumer: str) -> int:
+    reach = moment.reach.get(consumer)
+    return reach.settled if reach else 0
+
+
 def _deaths_so_far(moment: Moment) -> Text:
-    text = Text(f"{moment.seconds:5.1f} s  {moment.phase}, {moment.settings.processes} workers, ")
-    text.append(f"{len(moment.kills)} of {moment.settings.kills} killed", style="bold red")
+    text = Text(no_wrap=True, overflow="ellipsis")
+    text.append(f"{moment.seconds:5.1f} s  {moment.phase}, {moment.settings.processes} workers, ")
+    text.append(f"{len(moment.kills)} of {moment.settings.kills} killed\n", style="bold red")
     if moment.kills:
         last = moment.kills[-1]
         held = ", ".join(f"{count} of {name}" for name, count in last.held.items())
-        writing = ", inside its transaction" if last.in_transaction else ""
-        text.append(f"  last: {last.worker.partition('-')[0]} holding {held}{writing}")
+        where = "inside a transaction, " if last.in_transaction else ""
+        text.append(f"         last: {last.worker.partition('-')[0]}, {where}holding {held}")
     return text
 
 
