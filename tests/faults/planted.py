@@ -1,0 +1,122 @@
+"""Planted bugs: what the checks of this folder must catch. Patched into a process under test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from duly.guarantees import Guarantee
+from duly.store import Transaction, flush
+from duly.worker import lane, rounds
+
+
+def _settle_before_the_handler(process: Any) -> None:
+    lane.ROUNDS[Guarantee.AT_LEAST_ONCE] = rounds.at_most_once
+
+
+def _settle_after_the_handler(process: Any) -> None:
+    lane.ROUNDS[Guarantee.AT_MOST_ONCE] = rounds.at_least_once
+
+
+def _settle_in_a_second_commit(process: Any) -> None:
+    def exactly_once(self: lane.Lane) -> Generator[Any, None, None]:
+        work = self.share_for_transaction((yield from self.take()))
+        if not work:
+            return
+        session = self.begin()
+        tx: Transaction[Any] = Transaction(session.connection, self.around.source)
+        try:
+            session.admit([delivery for delivery, _ in work])
+            ended = yield from rounds.call_within(self, work, tx, session)
+            flush(tx, session)
+            session.commit()
+        except BaseException as error:
+            session.rollback()
+            yield from self.rolled_back(work, error)
+            return
+        yield from self.settle(ended)
+
+    lane.ROUNDS[Guarantee.EXACTLY_ONCE] = exactly_once
+
+
+def _settle_before_the_effects_commit(process: Any) -> None:
+    def exactly_once(self: lane.Lane) -> Generator[Any, None, None]:
+        work = self.share_for_transaction((yield from self.take()))
+        if not work:
+            return
+        self.settle_before(work)
+        session = self.begin()
+        tx: Transaction[Any] = Transaction(session.connection, self.around.source)
+        try:
+            yield from rounds.call_within(self, work, tx, session)
+            flush(tx, session)
+            session.commit()
+        except Exception:
+            session.rollback()
+
+    lane.ROUNDS[Guarantee.EXACTLY_ONCE] = exactly_once
+
+
+def _no_fence(process: Any) -> None:
+    from duly.store import Admitted
+    from duly.stores.sqlite.session import SqliteSession
+
+    def admit(self: SqliteSession, deliveries: Sequence[Any]) -> Admitted:
+        return Admitted(deliveries)
+
+    def settle(self: SqliteSession, settlements: Sequence[Any], deliveries: Sequence[Any]) -> None:
+        from duly.message import now_ms
+        from duly.sql import log
+
+        self._run(log.settle(settlements, now_ms()))
+
+    SqliteSession.admit = admit  # type: ignore[method-assign]
+    SqliteSession.settle = settle  # type: ignore[method-assign]
+
+
+def _publish_without_sync(process: Any) -> None:
+    from duly.sql.sqlite.file import DatabaseFile
+
+    write = DatabaseFile.write
+
+    def unsynced(self: DatabaseFile, make_steps: Any, *, durable: bool = True) -> Any:
+        return write(self, make_steps, durable=False)
+
+    DatabaseFile.write = unsynced  # type: ignore[method-assign]
+
+
+def _outputs_beside_the_transaction(process: Any) -> None:
+    from duly.stores.sqlite.session import SqliteSession
+
+    late: list[Any] = []
+    commit = SqliteSession.commit
+
+    def publish(self: SqliteSession, messages: Sequence[Any]) -> Sequence[Any]:
+        late.extend(messages)
+        return ()
+
+    def commit_then_publish(self: SqliteSession) -> None:
+        from duly.message import now_ms
+        from duly.sql import log
+
+        home: Any = self._home
+        commit(self)
+        messages = list(late)
+        late.clear()
+        process.points.at("planted: between the two")
+        if messages:
+            home.file.write(lambda: log.publish(home._catalog, messages, now_ms()))
+
+    SqliteSession.publish = publish  # type: ignore[method-assign]
+    SqliteSession.commit = commit_then_publish  # type: ignore[method-assign]
+
+
+BUGS: dict[str, Callable[[Any], None]] = {
+    "settle before the handler": _settle_before_the_handler,
+    "settle after the handler": _settle_after_the_handler,
+    "settle in a second commit": _settle_in_a_second_commit,
+    "settle before the effects commit": _settle_before_the_effects_commit,
+    "no fence": _no_fence,
+    "publish without sync": _publish_without_sync,
+    "outputs beside the transaction": _outputs_beside_the_transaction,
+}

@@ -1,0 +1,101 @@
+"""Starts the tests' processes in milliseconds: a process that has imported duly, and forks.
+
+It has one thread and opens no file of duly's, so that a child is as good as one newly started.
+One line of JSON on standard input starts a child; on standard output it tells who ended how.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import traceback
+from typing import Any
+
+from duly.sql.sqlite.driver import named_statements
+from tests.faults import misbehaviour, planted, program, surroundings
+
+IMPORTED = (misbehaviour, planted, surroundings)
+
+
+def main() -> None:
+    """Serve until standard input ends; then whoever is left is killed."""
+    named_statements()  # read once, for all children
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(woken, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)
+    running: set[int] = set()
+    asked = b""
+    while True:
+        ready, _, _ = select.select([0, woken], [], [])
+        if woken in ready:
+            _drain(woken)
+            _reap(running)
+        if 0 not in ready:
+            continue
+        data = os.read(0, 65536)
+        if not data:
+            break
+        *lines, asked = (asked + data).split(b"\n")
+        for line in lines:
+            _start(json.loads(line), running)
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _start(told: dict[str, Any], running: set[int]) -> None:
+    pid = os.fork()
+    if pid == 0:
+        _be_child(told["orders"])
+    running.add(pid)
+    _tell({"number": told["number"], "started": pid})
+
+
+def _be_child(orders: dict[str, Any]) -> None:
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        log = os.open(orders["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for fd, end in ((null, 0), (log, 1), (log, 2)):
+            os.dup2(fd, end)
+        os.setsid()
+        status = program.run(orders)
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _reap(running: set[int]) -> None:
+    while running:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        running.discard(pid)
+        _tell({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+
+
+def _drain(fd: int) -> None:
+    try:
+        while os.read(fd, 4096):
+            pass
+    except BlockingIOError:
+        pass
+
+
+def _tell(what: dict[str, Any]) -> None:
+    os.write(1, json.dumps(what).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
