@@ -209,13 +209,21 @@ def _check_tx(parameter: Parameter, hints: Mapping[str, Any], where: str) -> Non
         origin = get_origin(member) or member
         if origin in (Any, object) or isinstance(origin, TypeVar):
             return
-        if inspect.isclass(origin) and issubclass(Transaction, origin):
+        if inspect.isclass(origin) and _fits(Transaction, origin):
             return
     raise ConfigurationError(
         f"{where}: the second parameter of an exactly-once handler is the transaction; "
         f"{parameter.name!r} is annotated {_show(hint)}. Its driver's connection is "
         "tx.connection: write tx: duly.Transaction[C]."
     )
+
+
+def _fits(kind: type[Any], wanted: type[Any]) -> bool:
+    """Whether a value of ``kind`` is one of ``wanted``, as far as that can be told.
+
+    A protocol is for the type checkers to judge: at run time most say nothing about classes.
+    """
+    return getattr(wanted, "_is_protocol", False) or issubclass(kind, wanted)
 
 
 def _plain(hint: Any) -> Any:
@@ -244,7 +252,7 @@ def _element(hint: Any, where: str, name: str) -> Any:
     if hint in (Any, object, Parameter.empty) or isinstance(hint, TypeVar):
         return Any
     origin = get_origin(hint) or hint
-    if inspect.isclass(origin) and issubclass(list, origin):
+    if inspect.isclass(origin) and _fits(list, origin):
         return _plain((get_args(hint) or (Any,))[0])
     raise ConfigurationError(
         f"{where}: a batch handler takes list[...]; {name!r} is annotated {_show(hint)}"

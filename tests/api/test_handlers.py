@@ -7,7 +7,7 @@ import functools
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NewType
+from typing import Annotated, Any, NewType, Protocol
 
 import pytest
 
@@ -397,3 +397,16 @@ class TestDeclaration:
         monkeypatch.setenv("DULY_BROKER", "memory://")
         with duly.App.from_env("shop") as app:
             assert isinstance(app.publish(rides, Ride("r-1")), duly.Published)
+
+
+def test_a_protocol_of_ones_own_is_for_the_type_checkers_to_judge() -> None:
+    class HasConnection(Protocol):
+        @property
+        def connection(self) -> Any: ...
+
+    def handle(number: int, tx: HasConnection) -> None: ...
+
+    app = duly.App("shop")
+    numbers: duly.Topic[int] = duly.Topic("numbers", int, guarantee="exactly-once")
+    app.consumer(numbers, name="c", guarantee="exactly-once")(handle)
+    assert app.consumers[0].handler.wants_tx
