@@ -95,14 +95,13 @@ class Recording:
         published = [about(message) for message in call.given]
         for message in published:
             self.put(Publish, "invoke", message, call.tx)
+        self._since_savepoint += published
         outcomes: Sequence[Outcome] = perform(call.given)
         for message, outcome in zip(published, outcomes, strict=True):
             if isinstance(outcome, errors.PublishFailed):
                 self.put(Publish, "fail", message, call.tx, why=str(outcome))
             elif isinstance(outcome, RepeatDropped):
                 self.put(Publish, "ok", message, call.tx, repeat=True)
-            else:
-                self._since_savepoint.append(message)
         return outcomes
 
     # --- claims

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from duly.guarantees import Guarantee
 from duly.testing.checker.case import Case, Run
@@ -99,6 +99,10 @@ def _has_cause(case: Case, first: Run, again: Run) -> bool:
     return bool(before) and (settled is None or settled > again.at or lost)
 
 
+def _claimed(case: Case) -> Callable[[Run], int]:
+    return lambda run: case.claim_of.get(run.start.token, (run.at,))[0]
+
+
 @forbids("poison loop", AT_LEAST_ONCE, EXACTLY_ONCE)
 def poison_loop(case: Case) -> Iterator[str]:
     """Attempts exceed the policy, or the count of a started message falls."""
@@ -106,8 +110,7 @@ def poison_loop(case: Case) -> Iterator[str]:
     for identity, runs in case.runs_by_identity().items():
         name = f"{identity[0]}/{identity[2]}"
         # In the order claimed: a zombie starts late, and with the count it was given.
-        runs = sorted(runs, key=lambda run: case.claim_of.get(run.start.token, (run.at,))[0])
-        attempts = [run.start.attempt for run in runs]
+        attempts = [run.start.attempt for run in sorted(runs, key=_claimed(case))]
         if max(attempts) > most:
             yield f"{name} was started as attempt {max(attempts)}, the policy allows {most}"
         if copies[identity] > 1:

@@ -45,10 +45,20 @@ def effect_of_a_dead_letter(case: Case) -> Iterator[str]:
     copies = case.copies()
     done = {row.message.identity for row in case.final.rows}
     # Older than the inbox remembers, nobody can tell; the letter says so, and is no anomaly.
+    # By inbox a claim that was lost may still take effect after its successor gave up: the
+    # inbox remembers what is done only, and a replay of the letter will be dropped by it.
     unsure = {d.message.identity for d in case.final.dead if d.error == OLDER_THAN_INBOX}
     for identity in sorted((case.dead() & done) - unsure):
-        if copies[identity] <= 1:
+        if copies[identity] <= 1 and not _late_by_inbox(case, identity):
             yield f"{_name(identity)} is dead-lettered and its effect is committed"
+
+
+def _late_by_inbox(case: Case, identity: Identity) -> bool:
+    if case.terms.admission is not Admission.BY_INBOX:
+        return False
+    written = {row.run for row in case.final.rows if row.message.identity == identity}
+    lost = (case.superseded(case.run_of[run].start.token) for run in written if run in case.run_of)
+    return any(at is not None for at in lost)
 
 
 @forbids("identity conflict", EXACTLY_ONCE)

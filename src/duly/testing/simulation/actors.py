@@ -153,6 +153,11 @@ class Worker:
             return max(pause_s, 0.25)  # nothing to do
         return pause_s
 
+    def idle(self) -> bool:
+        """Whether nothing is left to run of what was claimed."""
+        waiting = self._process.last == "claim" and not self.lane.receipts()
+        return waiting or self.lane.idle()
+
     def look(self) -> None:
         """Renew the leases that are due."""
         self._keeper.look()
@@ -282,6 +287,7 @@ class Publisher:
 
     def died(self, kind: str) -> None:
         """Another process takes over what it had not finished."""
+        del kind  # to a publisher both are the same
         if self._at_hand is not None:
             self._again(self._at_hand, self._at_hand.messages)
 

@@ -16,7 +16,14 @@ from duly.guarantees import Done, Guarantee, GuaranteeName
 from duly.message import Message, Topic
 from duly.testing.checker import Judgement, judge
 from duly.testing.history import Event, Final, Heal, Output, Read, Waiting, about
-from duly.testing.simulation.actors import Item, Setting, spawn_publisher, spawn_relay, spawn_worker
+from duly.testing.simulation.actors import (
+    Item,
+    Setting,
+    Worker,
+    spawn_publisher,
+    spawn_relay,
+    spawn_worker,
+)
 from duly.testing.simulation.kinds import (
     ATTEMPTS,
     LEASE_S,
@@ -40,7 +47,9 @@ _A_LOT = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a schedule. ``trace`` is equal for equal faults and interleavings."""
+    """What became of a schedule. ``trace`` is equal for equal faults and interleavings;
+    ``points`` counts those that each process passed while there were faults.
+    """
 
     scenario: Scenario
     seed: int
@@ -49,6 +58,7 @@ class Outcome:
     trace: int
     reached: Counter[str]
     crashed: Counter[str]
+    points: dict[str, int]
     events: list[Event]
 
 
@@ -98,6 +108,7 @@ def run(scenario: Scenario, seed: int, plan: Plan) -> Outcome:
             world.trace,
             world.reached,
             world.crashed,
+            dict(world.points),
             world.events,
         )
 
@@ -186,8 +197,9 @@ def _replace_the_dead(setting: Setting) -> None:
 def _is_done(setting: Setting, *, but_held: bool = False) -> bool:
     if setting.to_publish or any(p.name.startswith("p") for p in setting.world.processes):
         return False
-    if any(process.sessions for process in setting.world.processes):
-        return False
+    for process in setting.world.processes:
+        if process.sessions or (isinstance(process.actor, Worker) and not process.actor.idle()):
+            return False
     outbox = setting.place.outbox
     if outbox is not None and outbox.backlog().unsent:
         return False

@@ -157,6 +157,7 @@ class World:
         self.hits: list[Hit] = []
         self.reached: Counter[str] = Counter()
         self.crashed: Counter[str] = Counter()
+        self.points: Counter[str] = Counter()
         self.trace = 0
         self.faulty = True
         # Lanes of processes that fell silent, and when that is noticed by those who look.
@@ -171,6 +172,7 @@ class World:
         self.reached[name] += 1
         self.trace = hash((self.trace, process.number, _number_of(name)))
         if self.faulty:
+            self.points[process.name] = process.points
             kinds = ANYWHERE + more
             kind = self.plan.fault(process.name, process.points, kinds)
             if kind is not None:
