@@ -117,7 +117,8 @@ def _level(process: Any, tx: Any) -> None:
 
 
 def _unguarded_level(process: Any, tx: Any) -> None:
-    sqlite3.Connection.isolation_level.__set__(tx.connection, None)  # type: ignore[attr-defined]
+    level: Any = sqlite3.Connection.__dict__["isolation_level"]
+    level.__set__(tx.connection, None)
 
 
 def _execute(sql: str) -> Callable[[Any, Any], None]:

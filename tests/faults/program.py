@@ -154,6 +154,7 @@ def work(process: Process) -> int:
     clean = worker.drain(orders.get("drain_s", 20.0))
     process.points.at("after drain")
     process.app.close()
+    process.store.close()
     process.broker.close()
     return 0 if clean else 1
 
@@ -299,6 +300,7 @@ def publish(process: Process) -> int:
         at("after publishing")
     _wait_for(process.folder, orders.get("gates", {}).get("close"))
     app.close()
+    process.store.close()
     process.broker.close()
     process.points.at("after closing")
     for topic, count in app.drops.items():
@@ -359,7 +361,71 @@ PUBLISHING: dict[str, Callable[[Process, duly.App, int], None]] = {
 }
 
 
-ROLES: dict[str, Callable[[Process], int]] = {"worker": work, "publisher": publish}
+# --- a publisher and a worker in one process, to be recorded; and who opens what is left of it
+
+
+def _powered(process: Process) -> tuple[duly.App, Worker]:
+    from duly.sql.sqlite.wal import Checkpoints
+
+    # As in a long run: the log is moved into the database and starts anew again and again.
+    Checkpoints.__init__.__kwdefaults__["pages"] = 20
+    app = process.open()
+    options: dict[str, Any] = {"batch": 4, "retry": RetryPolicy(attempts=1)}
+    app.consumer(process.inputs, name="consumer", guarantee="exactly-once", **options)(
+        _effects(process)
+    )
+
+    def once(message: Message[int]) -> None:
+        process.journal.note(f"once {message.payload}")
+
+    app.consumer(process.inputs, name="once", guarantee="at-most-once", **options)(once)
+    return app, Worker(app)
+
+
+def record(process: Process) -> int:
+    """Publish and work at the same time, to be recorded."""
+    connection = sqlite3.connect(process.path, isolation_level=None)
+    connection.execute("pragma journal_mode = wal")
+    connection.executescript(EFFECTS)
+    connection.close()
+    app, worker = _powered(process)
+    worker.start()
+    for n in range(0, process.orders["messages"], 3):
+        numbers = [n, n + 1, n + 2]
+        app.publish_many(process.inputs, numbers, ids=[str(each) for each in numbers])
+        for each in numbers:
+            process.journal.note(f"acked {each}")
+    eventually(process.is_drained, "everything is handled")
+    worker.drain()
+    app.close()
+    process.store.close()
+    process.broker.close()
+    return 0
+
+
+def recover(process: Process) -> int:
+    """After the power loss: look what is there, then handle what is left."""
+    connection = sqlite3.connect(process.path, isolation_level=None)
+    for (line,) in connection.execute("pragma integrity_check"):
+        process.journal.note(f"integrity {line}")
+    connection.execute("pragma journal_mode = wal")
+    connection.executescript(EFFECTS)
+    for (n,) in connection.execute("select n from ledger").fetchall():
+        process.journal.note(f"effect {n}")
+    connection.close()
+    _, worker = _powered(process)
+    worker.start()
+    eventually(process.is_drained, "everything is handled")
+    worker.drain()
+    return 0
+
+
+ROLES: dict[str, Callable[[Process], int]] = {
+    "worker": work,
+    "publisher": publish,
+    "record": record,
+    "recover": recover,
+}
 
 
 def run(orders: dict[str, Any]) -> int:

@@ -25,6 +25,8 @@ ROOT = Path(__file__).parent.parent.parent
 DEADLINE_S = 30.0
 KILLED = -signal.SIGKILL
 
+SLOWEST = "select stream, min(next_seq) from duly_cursors group by stream"
+
 
 class Child:
     """A process of a scene."""
@@ -247,7 +249,7 @@ class Scene:
             state.why_dead[int(id)] = why
         claims = connection.execute("select first, last from duly_claims").fetchall()
         parked = {p for (p,) in connection.execute("select position from duly_parked")}
-        cursors = dict(connection.execute("select stream, next_seq from duly_cursors"))
+        cursors = dict(connection.execute(SLOWEST))
         for position, id in positions.items():
             ahead = position & ((1 << 40) - 1) >= cursors.get(position >> 40, 0)
             held = any(first <= position <= last for first, last in claims)
