@@ -9,6 +9,7 @@ import pytest
 from duly.testing.history import Fault
 from duly.testing.simulation.campaign import Tally, crashes, random_schedule, random_schedules
 from duly.testing.simulation.plan import Given, Hit, hits_of
+from duly.testing.simulation.points import covered
 from duly.testing.simulation.run import Outcome, run
 from duly.testing.simulation.scenario import GUARANTEES, Scenario, scenario_of
 from duly.testing.simulation.shrink import command, shrink
@@ -35,12 +36,11 @@ def told(outcomes: list[Outcome]) -> str:
 @pytest.mark.parametrize("scenario", SMALL, ids=lambda s: f"{s.kind}, {s.guarantee}")
 def test_every_single_crash(scenario: Scenario, kind: str) -> None:
     tally = Tally()
-    for outcome in crashes(scenario, kind, pairs=False):
+    outcomes = list(crashes(scenario, kind, pairs=False))
+    for outcome in outcomes:
         tally.add(outcome)
     assert not tally.failures, told(tally.failures)
-    # Passed only after somebody died, so that nobody dies there first.
-    only_after = {p for p in tally.not_crashed() if "suspect" in p or "Release" in p}
-    assert set(tally.not_crashed()) <= only_after
+    assert set(outcomes[0].reached) <= set(tally.crashes), "each point of the plain run"
 
 
 @pytest.mark.parametrize("kind", ["database", "log", "queue"])
@@ -59,6 +59,7 @@ def test_random_schedules() -> None:
     assert not tally.failures, told(tally.failures)
     assert len(tally.traces) > 1_150, "nearly every one is another"
     assert tally.verdicts["valid"] > 900
+    assert not [point for point, count in covered(tally.crashes).items() if not count]
 
 
 def test_a_seed_is_one_schedule() -> None:

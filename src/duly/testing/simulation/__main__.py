@@ -22,6 +22,7 @@ from duly.testing.simulation.campaign import (
     random_schedules,
 )
 from duly.testing.simulation.plan import Given, hits_of
+from duly.testing.simulation.points import covered
 from duly.testing.simulation.run import Outcome, run
 from duly.testing.simulation.scenario import MEMORY_KINDS, Kind, scenario_of
 from duly.testing.simulation.shrink import command, shrink
@@ -127,8 +128,8 @@ def report(tally: Tally, seconds: float) -> None:
     for kind, count in tally.faults.most_common():
         click.echo(f"  {count:8,}  {kind}")
     click.echo("\ncrashes, by crash point:")
-    for point in sorted(tally.reached):
-        click.echo(f"  {tally.crashes[point]:8,}  {point}")
+    for point, count in covered(tally.crashes).items():
+        click.echo(f"  {count:8,}  {point}")
     click.echo("\nanomalies:" if tally.anomalies else "\n0 anomalies")
     for name, count in tally.anomalies.most_common():
         click.echo(f"  {count:8,}  {name}")

@@ -169,10 +169,10 @@ class World:
     def point(self, process: Process, name: str, more: tuple[str, ...]) -> str | None:
         """A process passes a point."""
         process.points += 1
-        self.reached[name] += 1
         self.trace = hash((self.trace, process.number, _number_of(name)))
         if self.faulty:
             self.points[process.name] = process.points
+            self.reached[name] += 1
             kinds = ANYWHERE + more
             kind = self.plan.fault(process.name, process.points, kinds)
             if kind is not None:
