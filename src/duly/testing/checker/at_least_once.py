@@ -118,6 +118,7 @@ def poison_loop(case: Case) -> Iterator[str]:
         if case.terms.keeps_attempts and sorted(attempts) != attempts:
             yield f"the count of {name} fell: its starts were attempts {attempts}"
         # A death charges nobody that was not alone, so each fault may cost one more start.
-        allowed = (most + len(case.faults) + 1) * copies[identity]
+        each = 2 if case.terms.batch_handler else 1
+        allowed = (most * each + len(case.faults) + 1) * copies[identity]
         if case.terms.guarantee is AT_LEAST_ONCE and len(runs) > max(allowed, most):
             yield f"{name} was started {len(runs)} times, the policy allows {most}"

@@ -46,6 +46,7 @@ class Terms:
     - ``holds_partition``: what holds a key holds all keys of its partition.
     - ``tables``: every run that commits writes one row to each; ``has_output``: and publishes
       one message.
+    - ``batch_handler``: a failed call of many is followed by one call each, in one attempt.
     - ``crash_points``: those that the run must have reached.
     """
 
@@ -65,6 +66,7 @@ class Terms:
     holds_partition: bool = False
     tables: tuple[str, ...] = ()
     has_output: bool = False
+    batch_handler: bool = False
     crash_points: frozenset[str] = frozenset()
 
 

@@ -71,6 +71,10 @@ def _handled(case: Case, run: Run) -> int | None:
 def _deaths(case: Case) -> dict[Identity, Place]:
     found: dict[Identity, Place] = {}
     dead = case.dead()
+    # What admission refuses is dead with the transaction that it was refused by.
+    refused = {
+        token: tx for tx in case.txs.values() if tx.admit is not None for token in tx.admit.refused
+    }
     for token, settles in case.settles.items():
         _, claim = case.claim_of.get(token, (0, None))
         if claim is None or claim.message is None or claim.message.identity not in dead:
@@ -78,7 +82,7 @@ def _deaths(case: Case) -> dict[Identity, Place]:
         for at, settle in settles:
             if settle.kind == "dead":
                 identity = claim.message.identity
-                tx = case.txs.get(settle.tx)
+                tx = case.txs.get(settle.tx) or refused.get(token)
                 if tx is not None and tx.outcome == "fail":
                     continue
                 # In a transaction the dead and the done become true at its commit, together.

@@ -176,4 +176,5 @@ def terms_of(scenario: Scenario, place: Place) -> Terms:
         may_duplicate=not can.confirms_settlement,
         tables=TABLES if exactly else (),
         has_output=exactly,
+        batch_handler=scenario.batch_handler,
     )

@@ -51,6 +51,4 @@ cleaning of inbox and outbox, which no call of the seam shows."""
 
 def covered(crashes: Counter[str]) -> Mapping[str, int]:
     """How often a process died at each crash point of the specification."""
-    return {
-        name: sum(crashes[point] for point in points) for name, points in CRASH_POINTS.items()
-    }
+    return {name: sum(crashes[point] for point in points) for name, points in CRASH_POINTS.items()}

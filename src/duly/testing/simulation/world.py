@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextvars import copy_context
 from random import Random
 from typing import Any, NoReturn, Protocol
 from zlib import crc32
@@ -65,6 +66,8 @@ class Process:
         self.last = "start"
         self.sessions: dict[str, Any] = {}
         self.actor: Actor
+        # Its own, as a process's is: the lanes say in a context variable what they run.
+        self._context = copy_context()
         self.recording = Recording(world.events.append, world.clock, name, lambda: not self.alive)
         self.around = inside(self.recording, self._around)
         # A claim is recorded when the broker makes it, whether or not its answer arrives.
@@ -113,7 +116,7 @@ class Process:
         """Let it do a little."""
         self.busy = True
         try:
-            self.wake = self.world.clock.now + self.actor.step()
+            self.wake = self.world.clock.now + self._context.run(self.actor.step)
         except Crash:
             self.alive = False
         finally:
@@ -216,6 +219,8 @@ class World:
         try:
             for _ in range(steps):
                 self.tick()
+            while self._is_locked():
+                self.tick()  # whoever was overtaken would wait for the file, for real
         finally:
             self._depth -= 1
         if not process.paused and self.clock.now - before > LEASE_S / 3:
@@ -238,6 +243,8 @@ class World:
                     process.look()
         now = self.clock.now
         free = [p for p in self.processes if p.alive and not (p.busy or p.ended)]
+        if self._is_locked():
+            free = [process for process in free if process.sessions]  # the others would wait
         ready = [process for process in free if process.wake <= now]
         if not ready and free and self._depth == 0:
             first = min(free, key=lambda process: process.wake)
