@@ -5,7 +5,8 @@ of its death. One that turns out to stand elsewhere than aimed at is let go on.
 
 The aim is where a crash costs most: an at-least-once consumer with claims in hand, an
 at-most-once one just after it settled them, before its handler has run, and an exactly-once one
-inside its transaction.
+by turns inside its transaction and with claims outside of it, where effects that are committed
+before their settlement would be caught.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from random import Random
 
@@ -30,7 +32,8 @@ from duly.guarantees import Guarantee
 
 # Between two kills: a worker takes about so long to start, and a crew of the dead does no work.
 GAP_S = 0.25
-# So long a victim is looked for that holds work of the consumer aimed at, then any work.
+# So long a victim is looked for that stands where aimed at; as long again, one with claims of
+# the consumer aimed at; then one with any.
 AIM_S = 0.3
 # Nobody had any work for so long: this kill is left out, so that publishing goes on.
 GIVE_UP_S = 0.25
@@ -40,6 +43,17 @@ SETTLE_S = 0.05
 LOOK_S = 0.001
 # A stopped process is at rest within microseconds, unless it waits for the disk.
 REST_S = 0.05
+
+
+class Content(Enum):
+    """With what the killer is content, the longer it looks the less."""
+
+    EXACT = auto()
+    CLAIM_OF_THE_AIMED = auto()
+    ANY_CLAIM = auto()
+
+
+_CONTENT = tuple(Content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +89,7 @@ class Killer(threading.Thread):
         self._stopping = threading.Event()
         self._guarantees = {each.name: each.guarantee for each in plan.consumers}
         self._aims = dict.fromkeys(self._guarantees, 0)
+        self._inside = True
         self._dead: set[str] = set()
         self._started_at = time.monotonic()
 
@@ -112,9 +127,10 @@ class Killer(threading.Thread):
         while not self._is_over(gauge) and time.monotonic() < worked_at + GIVE_UP_S:
             if not (self._pace.is_dry and gauge.is_drained()):
                 worked_at = time.monotonic()
-            late = time.monotonic() >= started_at + AIM_S
-            wanted = self._living(gauge, None if late else aim)
-            if wanted and (kill := self._strike(gauge, self._random.choice(wanted), aim, late)):
+            aimed_for = int((time.monotonic() - started_at) / AIM_S)
+            content = _CONTENT[min(aimed_for, len(_CONTENT) - 1)]
+            wanted = self._living(gauge, None if content is Content.ANY_CLAIM else aim)
+            if wanted and (kill := self._strike(gauge, self._random.choice(wanted), aim, content)):
                 return kill
             self._stopping.wait(LOOK_S)
         return None
@@ -124,6 +140,7 @@ class Killer(threading.Thread):
         least = min(self._aims.values())
         aim = self._random.choice([name for name, aims in self._aims.items() if aims == least])
         self._aims[aim] += 1
+        self._inside = self._aims[aim] % 2 == 1
         return aim
 
     def _living(self, gauge: Gauge, consumer: str | None) -> Sequence[Holder]:
@@ -134,10 +151,11 @@ class Killer(threading.Thread):
             if holder.worker not in self._dead and (consumer is None or consumer in holder.held)
         ]
 
-    def _strike(self, gauge: Gauge, victim: Holder, aim: str, late: bool) -> Kill | None:
+    def _strike(self, gauge: Gauge, victim: Holder, aim: str, content: Content) -> Kill | None:
         """Stop the victim, look where it stands, and kill it or let it go on."""
         last: int | None = None
-        if self._guarantees[aim] is Guarantee.AT_MOST_ONCE and not late:
+        exact = content is Content.EXACT
+        if self._guarantees[aim] is Guarantee.AT_MOST_ONCE and exact:
             last = self._await_settlement(gauge, victim, aim)
             if last is None:
                 return None
@@ -147,7 +165,8 @@ class Killer(threading.Thread):
         held = gauge.held_by(victim.worker)
         writing = gauge.is_writing(victim.pid)
         struck = self._stands(gauge, aim, held, last, writing)
-        if not held or not (struck or late):
+        enough = struck or (not exact and (aim in held or content is Content.ANY_CLAIM))
+        if not held or not enough:
             _send(victim.pid, signal.SIGCONT)
             return None
         at_s = time.monotonic() - self._started_at
@@ -170,7 +189,7 @@ class Killer(threading.Thread):
             case Guarantee.AT_LEAST_ONCE:
                 return aim in held
             case Guarantee.EXACTLY_ONCE:
-                return aim in held and writing is not False
+                return aim in held and writing is not (not self._inside)
 
     def _await_settlement(self, gauge: Gauge, victim: Holder, consumer: str) -> int | None:
         """The position of the last message of a claim that was just settled; None: not yet."""
