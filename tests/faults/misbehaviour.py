@@ -77,7 +77,7 @@ def _suppress_all(process: Any, tx: Any) -> None:
 
 def _file_full(process: Any, tx: Any) -> None:
     """Take all room there is, once."""
-    filler = process.folder / "filler"
+    filler = process.path.with_name("filler")
     if not filler.exists():
         fill(filler)
 

@@ -75,7 +75,7 @@ class Process:
     def __init__(self, orders: dict[str, Any]) -> None:
         self.orders = orders
         self.folder = Path(orders["folder"])
-        self.path = self.folder / "duly.db"
+        self.path = Path(orders.get("database", self.folder / "duly.db"))
         self.points = Points(orders.get("crash"), orders.get("trace"), orders.get("stop"))
         self.journal = Journal(self.folder)
         self.told_to_end = threading.Event()
@@ -83,9 +83,8 @@ class Process:
     def open(self) -> duly.App:
         """The app, on a broker and store with crash points around them."""
         broker = SQLiteBroker(self.path)
-        path = self.folder / self.orders.get("store", "duly.db")
         store = SqliteStore(
-            path,
+            self.folder / self.orders["store"] if "store" in self.orders else self.path,
             broker_database=broker.capabilities.database,
             **self.orders.get("store_options", {}),
         )
@@ -289,6 +288,9 @@ def publish(process: Process) -> int:
     at = process.points.at
     for n in orders["numbers"]:
         at("before publishing")
+        if drops := orders.get("drops", {}).get(str(n)):
+            eventually(lambda: sum(app.drops.values()) >= drops, "they are dropped")
+            process.journal.note(f"dropped {drops}")
         _wait_for(process.folder, orders.get("gates", {}).get(str(n)))
         try:
             how(process, app, n)
@@ -368,7 +370,8 @@ def _powered(process: Process) -> tuple[duly.App, Worker]:
     from duly.sql.sqlite.wal import Checkpoints
 
     # As in a long run: the log is moved into the database and starts anew again and again.
-    Checkpoints.__init__.__kwdefaults__["pages"] = 20
+    defaults: Any = Checkpoints.__init__.__kwdefaults__
+    defaults["pages"] = 20
     app = process.open()
     options: dict[str, Any] = {"batch": 4, "retry": RetryPolicy(attempts=1)}
     app.consumer(process.inputs, name="consumer", guarantee="exactly-once", **options)(

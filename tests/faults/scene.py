@@ -152,10 +152,15 @@ class Scene:
     def __init__(self, nursery: Nursery, folder: Path, **orders: Any) -> None:
         self.nursery = nursery
         self.folder = folder
-        self.path = folder / "duly.db"
+        self.path = Path(orders.get("database", folder / "duly.db"))
         self.orders = {"guarantee": "exactly-once", **orders}
         self.children: list[Child] = []
         folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def store(self) -> Path:
+        """Where the effects are."""
+        return self.folder / self.orders["store"] if "store" in self.orders else self.path
 
     def told(self, **orders: Any) -> dict[str, Any]:
         """The orders of a process of this scene."""
@@ -189,7 +194,7 @@ class Scene:
         broker_url = f"sqlite:///{self.path}"
         topic = inputs(self.orders["guarantee"], partitions=self.orders.get("partitions", 0))
         with App("faults", broker_url) as app:
-            connection = sqlite3.connect(self.folder / self.orders.get("store", "duly.db"))
+            connection = sqlite3.connect(self.store)
             connection.executescript(EFFECTS)
             connection.close()
             broker, _ = app.backends()
@@ -228,9 +233,8 @@ class Scene:
             if head is None:
                 return state
             self._read_log(connection, state)
-        store = self.folder / self.orders.get("store", "duly.db")
-        if store.exists():
-            with reading(store) as connection:
+        if self.store.exists():
+            with reading(self.store) as connection:
                 self._read_effects(connection, state)
         return state
 

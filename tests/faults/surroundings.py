@@ -67,9 +67,17 @@ def _few_pages(process: Any, spare: int) -> None:
     DatabaseFile.connect = limited  # type: ignore[method-assign]
 
 
+def _nobody(process: Any) -> None:
+    """Be a user who owns nothing."""
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+
+
 ALL: dict[str, Callable[..., None]] = {
     "impatient": _impatient,
     "clock": _clock,
     "small files": _small_files,
     "few pages": _few_pages,
+    "nobody": _nobody,
 }

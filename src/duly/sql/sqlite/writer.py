@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from duly.errors import CommitUnknown, ConfigurationError
 from duly.sql.sqlite.driver import StatementRunner, broker_error, commit, connect, roll_back
+from duly.sql.sqlite.place import Place
 from duly.sql.sqlite.turn import Turn, forked
 from duly.sql.steps import Steps
 
@@ -65,6 +66,7 @@ class GroupWriter:
         before_release: Callable[[], None],
     ) -> None:
         self._path = path
+        self._place = Place(path)
         self._turn = turn
         self._busy_s = busy_s
         self._committed = committed
@@ -231,6 +233,7 @@ class GroupWriter:
         self._before_release()
 
     def _begin(self, durable: bool) -> StatementRunner:
+        self._place.check()
         if self._connection is None or self._runner is None:
             self._connection = connect(self._path, sqlite3.Connection, busy_s=self._busy_s)
             self._runner = StatementRunner(self._connection)

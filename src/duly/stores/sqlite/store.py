@@ -17,6 +17,7 @@ from duly.sql import inbox, log, outbox
 from duly.sql.sqlite import DatabaseFile
 from duly.sql.sqlite.driver import broker_error, schema_blocks
 from duly.sql.sqlite.guard import Guard, GuardedConnection
+from duly.sql.sqlite.place import Place
 from duly.sql.steps import Steps
 from duly.store import Scope, StoreCapabilities
 from duly.stores.sqlite.outbox import SqliteOutbox
@@ -52,6 +53,7 @@ class SqliteStore:
         tx_s: float = _TX_S,
     ) -> None:
         self._file = DatabaseFile.open(path)
+        self._place = Place(self._file.path)
         self._log_here = broker_database == self._file.identity
         self._foreign_keys = foreign_keys
         self._begin_s = begin_s
@@ -104,7 +106,8 @@ class SqliteStore:
     def begin(self, scope: Scope | None) -> SqliteSession:
         """Open a transaction once it is this store's turn to write the file.
 
-        Raises `BrokerUnavailable`, naming who writes, when the turn does not come in time.
+        Raises `BrokerUnavailable`, naming who writes, when the turn does not come in time, and
+        when the file is no longer where it was opened.
         """
         if self._closed:
             raise ConfigurationError(f"{self.path}: this store is closed")
@@ -116,6 +119,7 @@ class SqliteStore:
             raise
         mark = new_mark()
         try:
+            self._place.check()
             self._begin(lane, mark)
         except sqlite3.Error as error:
             self.take_back(lane, in_doubt=True)
