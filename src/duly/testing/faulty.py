@@ -41,7 +41,7 @@ Kind = Literal[
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_POSSIBLE: Mapping[Name, tuple[Kind, ...]] = {
+_POSSIBLE: dict[Name, tuple[Kind, ...]] = {
     "publish": ("unavailable", "cut before", "cut after", "duplicate", "reorder", "pause"),
     "claim": ("unavailable", "cut after", "reorder", "expire", "pause"),
     "settle": ("unavailable", "cut before", "cut after", "lose", "pause"),
@@ -61,10 +61,10 @@ _UNCONFIRMED: tuple[Kind, ...] = ("lose", "duplicate", "reorder")
 
 def possible(call: Call, can: Capabilities) -> tuple[Kind, ...]:
     """The faults that this call may meet on a broker that promises what ``can`` says."""
-    kinds = _POSSIBLE.get(call.name, ())
+    kinds: tuple[Kind, ...] = _POSSIBLE.get(call.name, ())
     if can.confirms_settlement:
         # Such a broker neither loses a settlement nor delivers twice or out of order.
-        return tuple(kind for kind in kinds if kind not in _UNCONFIRMED)
+        kinds = tuple(kind for kind in kinds if kind not in _UNCONFIRMED)
     return kinds
 
 
@@ -176,7 +176,7 @@ class Faults:
         self.hits: list[tuple[int, Name, str]] = []
         self._random = Random(seed)
         self._rate = rate
-        self._kinds = [kind for kind in kinds if pause is not None or kind != "pause"]
+        self._kinds: set[Kind] = set(kinds) if pause is not None else set(kinds) - {"pause"}
         self._at = dict(at or {})
         self._pause = pause or (lambda: None)
         self._calls = 0
@@ -201,7 +201,7 @@ class Faults:
         if self._random.random() >= self._rate:
             return None
         can = self._can or Capabilities(name="unknown")
-        kinds = [kind for kind in possible(call, can) if kind in self._kinds]
+        kinds: list[Kind] = [kind for kind in possible(call, can) if kind in self._kinds]
         return self._random.choice(kinds) if kinds else None
 
 

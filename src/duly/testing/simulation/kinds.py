@@ -32,8 +32,8 @@ BEGIN_S = 1_700_000_000.0
 class Clock:
     """Seconds that pass only when told to."""
 
-    def __init__(self) -> None:
-        self.now = BEGIN_S
+    def __init__(self, begin_s: float = BEGIN_S) -> None:
+        self.now = begin_s
 
     def __call__(self) -> float:
         return self.now

@@ -93,7 +93,8 @@ def any_scenario(random: Random, kinds: tuple[Kind, ...] = MEMORY_KINDS) -> Scen
     ordered = kind != "queue" and random.random() < 0.4
     rough = random.random() < 0.6
     by_inbox = kind in ("log-inbox", "queue", "sqlite-inbox") and exactly
-    horizon = by_inbox and random.random() < 0.2
+    # The store on SQLite ages its inbox by the machine's clock, which does not pass here.
+    horizon = by_inbox and kind != "sqlite-inbox" and random.random() < 0.2
     return Scenario(
         kind=kind,
         guarantee=guarantee,

@@ -212,14 +212,14 @@ class World:
             raise Crash
 
     def _overtake(self, process: Process, steps: int) -> None:
-        if self._depth >= DEEPEST or self._is_locked():
+        if self._depth >= DEEPEST or self.is_locked():
             return
         self._depth += 1
         before = self.clock.now
         try:
             for _ in range(steps):
                 self.tick()
-            while self._is_locked():
+            while self.is_locked():
                 self.tick()  # whoever was overtaken would wait for the file, for real
         finally:
             self._depth -= 1
@@ -229,7 +229,8 @@ class World:
         if not process.alive:
             raise Crash
 
-    def _is_locked(self) -> bool:
+    def is_locked(self) -> bool:
+        """Whether a process is inside a transaction that keeps all others out."""
         return self.place.locks and any(process.sessions for process in self.processes)
 
     # --- time
@@ -237,13 +238,13 @@ class World:
     def tick(self) -> None:
         """A little time passes and one process takes a step."""
         self.clock.now += self.order.choice(TICKS_S)
-        if not self._is_locked():
+        if not self.is_locked():
             for process in self.processes:
                 if process.alive and not process.paused and not process.ended:
                     process.look()
         now = self.clock.now
         free = [p for p in self.processes if p.alive and not (p.busy or p.ended)]
-        if self._is_locked():
+        if self.is_locked():
             free = [process for process in free if process.sessions]  # the others would wait
         ready = [process for process in free if process.wake <= now]
         if not ready and free and self._depth == 0:
