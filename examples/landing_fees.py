@@ -80,6 +80,8 @@ def expected(path: Path) -> tuple[Counter[str], Counter[str]]:
 
 
 APP = "landing_fees_app:app"
+# Longer than a lease, after which what a dead worker held is given out again in any case.
+STUCK_S = 60.0
 
 
 def url(folder: Path) -> str:
@@ -162,7 +164,9 @@ def work(folder: Path, total: int, killer: Killer, processes: int) -> None:
     with (folder / "duly.log").open("wb") as log:
         workers = start(folder, log, "run", APP, "--processes", str(processes))
         publisher = start(folder, log, *publish)
-        outside, interrupted, told_at = Outside(folder), False, time.monotonic()
+        outside, interrupted = Outside(folder), False
+        told_at = moved_at = time.monotonic()
+        before: tuple[int, int] = (0, 0)
         try:
             while not (interrupted and publisher.poll() is not None and outside.is_drained()):
                 if not interrupted and outside.published() >= total // 2:
@@ -177,6 +181,10 @@ def work(folder: Path, total: int, killer: Killer, processes: int) -> None:
                         f"{len(killer.victims)} workers killed",
                         flush=True,
                     )
+                if (now := (outside.published(), outside.billed())) != before:
+                    before, moved_at = now, time.monotonic()
+                if time.monotonic() - moved_at > STUCK_S:
+                    raise SystemExit(f"nothing moves any more: {before}")
                 if workers.poll() is not None or publisher.poll() not in (None, 0):
                     raise SystemExit(f"duly ended:\n{(folder / 'duly.log').read_text()[-2000:]}")
                 time.sleep(0.005)
