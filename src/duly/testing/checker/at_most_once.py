@@ -57,7 +57,7 @@ def _explained(case: Case, identity: Identity) -> bool:
             continue
         settles = case.settles.get(token, [])
         ended = [settle for _, settle in settles if settle.phase != "invoke"]
-        if settles and not ended:
+        if settles and settles[-1][1].phase == "invoke":
             return True  # died in the middle of settling it
         if any(settle.phase == "info" or settle.refused for settle in ended):
             return True

@@ -149,21 +149,27 @@ class Case:
         for message in self.final.log:
             yield len(self.events), message
 
+    def seen_contents(self) -> set[tuple[Identity, str]]:
+        """What was seen; two bodies under one id are two."""
+        return {(message.identity, message.content) for _, message in self.seen()}
+
     def must(self) -> Iterator[Identity]:
         """Messages that certainly are published: the outcome says so, or they were seen."""
-        seen = {message.identity for _, message in self.seen()}
+        seen = self.seen_contents()
         seen_txs = {
             each.tx
-            for identity, tries in self.publishes.items()
-            if identity in seen
+            for tries in self.publishes.values()
             for each in tries
-            if each.tx
+            if each.tx and (each.message.identity, each.message.content) in seen
         }
         for identity, tries in self.inputs():
-            outcomes = {self.outcome(each) for each in tries}
-            together = any(each.tx in seen_txs for each in tries)
-            if "ok" in outcomes or ("info" in outcomes and (identity in seen or together)):
+            if any(self._stands(each, seen, seen_txs) for each in tries):
                 yield identity
+
+    def _stands(self, each: Published, seen: set[tuple[Identity, str]], seen_txs: set[str]) -> bool:
+        outcome = self.outcome(each)
+        mine = (each.message.identity, each.message.content) in seen
+        return outcome == "ok" or (outcome == "info" and (mine or each.tx in seen_txs))
 
     def copies(self) -> Counter[Identity]:
         """How often each message stands in the log."""

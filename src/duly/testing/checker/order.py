@@ -28,6 +28,8 @@ class _Line:
 def _lines(case: Case) -> Iterator[_Line]:
     by_key: dict[tuple[str, str], dict[Identity, About]] = defaultdict(dict)
     for message in case.final.log:
+        if len({each.message.content for each in case.publishes.get(message.identity, ())}) > 1:
+            continue  # two events under one id: which of them stands where is not to be told
         if message.key is not None and message.topic in case.terms.topics:
             by_key[message.topic, message.key].setdefault(message.identity, message)
     done, dead = _successes(case), _deaths(case)
@@ -59,13 +61,17 @@ def _success(case: Case, run: Run, there: set[str]) -> Place | None:
 
 
 def _handled(case: Case, run: Run) -> int | None:
-    """Where a run that returned was settled, for what is settled together counts together."""
-    if run.how != "returned" or case.terms.guarantee is Guarantee.AT_MOST_ONCE:
-        return run.ended if run.how == "returned" else None
+    """Where a run that returned was settled: that is its commit, and what is settled together
+    counts together. At most once it was settled before.
+    """
+    if run.how != "returned":
+        return None
+    if case.terms.guarantee is Guarantee.AT_MOST_ONCE:
+        return run.ended
     for at, settle in case.settles.get(run.start.token, ()):
         if settle.kind == "done":
             return at
-    return run.ended
+    return None
 
 
 def _deaths(case: Case) -> dict[Identity, Place]:

@@ -67,14 +67,16 @@ def _may_stand(case: Case, publish: Published, at: int) -> bool:
 @forbids("torn transaction")
 def torn_transaction(case: Case) -> Iterator[str]:
     """Part of an atomic publish was seen, the rest never."""
-    seen = {message.identity for _, message in case.seen()}
+    seen = case.seen_contents()
     together: dict[str, list[Published]] = defaultdict(list)
     for tries in case.publishes.values():
         for each in tries:
             if each.tx and each.outcome != "fail" and not each.repeat:
                 together[each.tx].append(each)
     for tx, parts in together.items():
-        missing = [each for each in parts if each.message.identity not in seen]
+        missing = [
+            each for each in parts if (each.message.identity, each.message.content) not in seen
+        ]
         if missing and len(missing) < len(parts):
             yield (
                 f"transaction {tx} published {len(parts)} messages, {named(missing[0].message)} "
