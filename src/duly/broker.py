@@ -6,10 +6,11 @@ nothing else: validation, counting, retry policy and running handlers are the wo
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, overload
 
 import msgspec
 
@@ -86,6 +87,31 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
         """The message; fetched now where only its body was."""
         carried = self.carried
         return carried if isinstance(carried, Message) else carried.look_up(self.receipt)
+
+
+class Span(Sequence[Delivery], ABC):
+    """Consecutive deliveries of one claim that share their history, by their bodies.
+
+    What `Subscription.claim` may give where only bodies were asked for: one object, instead of
+    four a message. It is a sequence of `Delivery`, each made when it is looked at; a slice is a
+    span too. ``receipt`` stands for all of it, in settlements and in `Subscription.extend`.
+    """
+
+    bodies: Sequence[bytes]
+    attempt: int
+
+    @property
+    @abstractmethod
+    def receipt(self) -> Receipt:
+        """One receipt for every message of the span; of what is refused, each has its own."""
+
+    @overload
+    def __getitem__(self, index: int) -> Delivery: ...
+    @overload
+    def __getitem__(self, index: slice) -> Span: ...
+    @abstractmethod
+    def __getitem__(self, index: int | slice) -> Delivery | Span:
+        """One delivery, or a span of some."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from duly.sql.ranges import Range, at, runs, stream_of
 from duly.sql.steps import Ask, Many, Steps
 
 Row = tuple[Any, ...]
-"""position, source, id, time_ms, key, headers, due_ms, body; or only position and body"""
+"""position, source, id, time_ms, key, headers, due_ms, body; or position and body; or, of a range
+without gaps, only the body"""
 
 # Ranges that yield nothing (all parked) are passed over so many times in one transaction.
 _ROUNDS = 8
@@ -39,9 +40,10 @@ class Lane:
 
 
 class Part(NamedTuple):
-    """Some of what was claimed: rows of one stream with the same history."""
+    """Some of what was claimed: rows of one stream with the same history, from ``first`` on."""
 
     stream: int
+    first: int
     rows: Sequence[Row]
     attempt: int
     alone: bool
@@ -323,7 +325,7 @@ def _take(
     attempt, alone, repeated = history
     if blocked and lane.order_by_key:
         held = held | (yield from _park_behind(lane, reach, history))
-    rows = yield from fetch(first, last, bodies_only=lane.bodies_only)
+    rows = yield from _fetch_for(lane, first, last, whole=not held)
     if held:
         rows = [row for row in rows if row[0] not in held]
     if not rows:
@@ -350,7 +352,9 @@ def _take(
                 room.lease_until_boot_ms,
             ),
         )
-    room.parts.append(Part(stream_of(first), rows, attempt, alone == SUSPECT, bool(repeated)))
+    room.parts.append(
+        Part(stream_of(first), first, rows, attempt, alone == SUSPECT, bool(repeated))
+    )
     room.messages -= len(rows)
     if room.messages:  # else there is nothing more to take
         room.bytes -= sum([len(row[-1]) for row in rows])
@@ -365,6 +369,14 @@ def _park_behind(lane: Lane, reach: Range, history: tuple[int, int, int]) -> Ste
     start = at(stream_of(first), 0)
     params = (lane.subscription_no, first, last, start, *history, hold)
     return {position for (position,) in (yield Ask("park_behind", params))}
+
+
+def _fetch_for(lane: Lane, first: int, last: int, *, whole: bool) -> Steps[list[Row]]:
+    if lane.bodies_only and whole:
+        rows: list[Row] = yield Ask("fetch_only_bodies", (first, last))
+        if len(rows) == last - first + 1:
+            return rows
+    return (yield from fetch(first, last, bodies_only=lane.bodies_only))
 
 
 def fetch(first: int, last: int, *, bodies_only: bool) -> Steps[list[Row]]:

@@ -52,11 +52,12 @@ def sweep(broom: Broom, now_ms: int) -> Steps[int]:
 def _sweep_stream(broom: Broom, stream: int, horizon_ms: int) -> Steps[int]:
     [(end,)] = yield Ask("low_water", (stream,))
     start = max(broom.reached.get(stream, 0), at(stream, 0))
-    [(first,)] = yield Ask("first_kept", (start, end))
-    if first is None:
+    kept = yield Ask("first_kept", (start, end))
+    if not kept or kept[0][1] > horizon_ms:
         # Round again: the parked ones that were passed over may be settled by now.
         broom.reached.pop(stream, None)
         return 0
+    first: int = kept[0][0]
     last = min(first + _MESSAGES, end) - 1
     deleted: int
     [(parked,)] = yield Ask("any_parked", (first, last, stream))

@@ -16,8 +16,8 @@ from duly.sql.claims import ASKED_FOR_ONE, SUSPECT, Lane
 from duly.sql.ranges import at, runs, stream_of, within, without
 from duly.sql.steps import Ask, Many, Steps
 
-LogReceipt = tuple[int, int]
-"""(token of the claim, position of the message)"""
+LogReceipt = tuple[int, int] | tuple[int, int, int]
+"""(token of the claim, position of the message), or for a span (token, first, last position)"""
 
 
 class _Piece(NamedTuple):
@@ -44,18 +44,16 @@ def fence(receipts: Sequence[LogReceipt], mark: int) -> Steps[list[LogReceipt]]:
     Stamps the claims with ``mark``, so that `settle` can tell whether it is still in the same
     transaction. Until that ends nobody else can take them over.
     """
-    held: list[LogReceipt] = []
+    lost: set[LogReceipt] = set()
     for token, positions in _by_token(receipts).items():
         pieces = yield Ask("stamp", (mark, token))
-        if sum([len(within(first, last, positions)) for first, last in pieces]) == len(positions):
-            held += [(token, p) for p in positions]
-            continue
-        found = {p for first, last in pieces for p in within(first, last, positions)}
-        held += [(token, p) for p in positions if p in found]
-    if len(held) == len(receipts):
+        held = [within(first, last, positions) for first, last in pieces]
+        if sum(map(len, held)) < len(positions):
+            found = {position for some in held for position in some}
+            lost.update((token, position) for position in positions if position not in found)
+    if not lost:
         return list(receipts)
-    still = set(held)
-    return [receipt for receipt in receipts if receipt in still]
+    return [receipt for receipt in receipts if lost.isdisjoint(_singles(receipt))]
 
 
 def settle(
@@ -72,14 +70,17 @@ def settle(
     `TransactionLost` when the stamp is gone, for then that transaction ended early.
     """
     receipts: list[LogReceipt] = [settlement.receipt for settlement in settlements]
-    tokens = _by_token(receipts)
     refused: list[LogReceipt] = []
     ends: dict[LogReceipt, Settlement] | None = None
     if not set(map(type, settlements)) <= {Done}:
-        # Backwards, so that of two for one receipt the first counts.
-        ends = dict(zip(receipts[::-1], settlements[::-1], strict=True))
-    if sum(map(len, tokens.values())) < len(receipts):
-        refused = [receipt for receipt, n in Counter(receipts).items() for _ in range(n - 1)]
+        ends = {}
+        for receipt, settlement in zip(receipts, settlements, strict=True):
+            for single in _singles(receipt):
+                ends.setdefault(single, settlement)  # of two for one receipt the first counts
+    tokens = _by_token(receipts)
+    if sum(map(len, tokens.values())) < sum([r[-1] - r[1] + 1 for r in receipts]):
+        counted = Counter(single for receipt in receipts for single in _singles(receipt))
+        refused = [single for single, n in counted.items() for _ in range(n - 1)]
     for token, positions in tokens.items():
         refused += yield from _settle_claim(token, positions, ends, now_ms, mark)
     if refused:
@@ -114,7 +115,7 @@ def _settle_claim(
             continue
         settled += len(mine)
         if ends is not None:
-            yield from _end_specially(piece, [ends[token, p] for p in mine], now_ms)
+            yield from _end_specially(piece, [(p, ends[token, p]) for p in mine], now_ms)
         # After what looks at the claim, and before what looks for others of its key.
         yield from _remove(piece, mine)
         yield from _promote(piece.subscription_no, mine)
@@ -144,12 +145,14 @@ def _promote(subscription_no: int, settled: Sequence[int]) -> Steps[None]:
     yield Many("promote", [(subscription_no, position) for (position,) in first])
 
 
-def _end_specially(piece: _Piece, ends: Sequence[Settlement], now_ms: int) -> Steps[None]:
+def _end_specially(
+    piece: _Piece, ends: Sequence[tuple[int, Settlement]], now_ms: int
+) -> Steps[None]:
     """What retried, dead and released messages become, beside leaving the claim."""
     retried: list[Retry] = []
     dead: list[Dead] = []
     released: list[int] = []
-    for end in ends:
+    for position, end in ends:
         match end:
             case Done():
                 pass
@@ -158,7 +161,7 @@ def _end_specially(piece: _Piece, ends: Sequence[Settlement], now_ms: int) -> St
             case Dead():
                 dead.append(end)
             case Release():
-                released.append(end.receipt[1])
+                released.append(position)
             case _:
                 assert_never(end)
     if retried:
@@ -203,8 +206,8 @@ def _note_refused(
 ) -> Steps[None]:
     detail = "settled after its claim was lost, or twice"
     rows = [
-        (now_ms, "stale-settle", subscription_no, position, 1, None, detail)
-        for _, position in refused
+        (now_ms, "stale-settle", subscription_no, receipt[1], 1, None, detail)
+        for receipt in refused
     ]
     yield Many("note_position", rows)
 
@@ -214,17 +217,18 @@ def _note_refused(
 
 def extend(receipts: Iterable[LogReceipt], lease_until_boot_ms: int) -> Steps[list[LogReceipt]]:
     """Hold the named messages until then, and no others; returns the lost."""
-    lost: list[LogReceipt] = []
-    for token, positions in _by_token(list(receipts)).items():
-        left = positions
+    asked = list(receipts)
+    lost: set[LogReceipt] = set()
+    for token, positions in _by_token(asked).items():
+        left = list(positions)
         for row in (yield Ask("pieces", (token,))):
             piece = _Piece(*row)
             mine = within(piece.first, piece.last, positions)
             if mine:
                 yield from _renew(piece, mine, lease_until_boot_ms)
                 left = [p for p in left if not piece.first <= p <= piece.last]
-        lost += [(token, p) for p in left]
-    return lost
+        lost.update((token, p) for p in left)
+    return [receipt for receipt in asked if lost and not lost.isdisjoint(_singles(receipt))]
 
 
 def _renew(piece: _Piece, mine: Sequence[int], lease_until_boot_ms: int) -> Steps[None]:
@@ -294,11 +298,17 @@ def release_lanes(lanes: Sequence[Lane]) -> Steps[None]:
         yield Ask("free_lane", (lane.subscription_no, lane.worker, lane.lane))
 
 
-def _by_token(receipts: Sequence[LogReceipt]) -> dict[int, list[int]]:
+def _singles(receipt: LogReceipt) -> Iterable[LogReceipt]:
+    """A receipt for each message."""
+    return [(receipt[0], position) for position in range(receipt[1], receipt[-1] + 1)]
+
+
+def _by_token(receipts: Sequence[LogReceipt]) -> dict[int, Sequence[int]]:
     """Ascending positions of each token, each once."""
-    if len({token for token, _ in receipts}) == 1:  # nearly always, and four times as fast
-        return {receipts[0][0]: sorted({position for _, position in receipts})}
+    if len(receipts) == 1:  # a span, nearly always
+        [receipt] = receipts
+        return {receipt[0]: range(receipt[1], receipt[-1] + 1)}
     tokens: dict[int, set[int]] = {}
-    for token, position in receipts:
-        tokens.setdefault(token, set()).add(position)
+    for receipt in receipts:
+        tokens.setdefault(receipt[0], set()).update(range(receipt[1], receipt[-1] + 1))
     return {token: sorted(positions) for token, positions in tokens.items()}

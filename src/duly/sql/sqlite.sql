@@ -285,8 +285,11 @@ order by position;
 select position, source, id, time_ms, key, headers, due_ms, body
 from duly_messages where position between ? and ? order by position;
 
+-- name: fetch_only_bodies
+-- For handlers that look at nothing else, where the range has no gaps.
+select body from duly_messages where position between ? and ? order by position;
+
 -- name: fetch_bodies
--- For handlers that look at nothing else: a third of the columns, a third of the time.
 select position, body from duly_messages where position between ? and ? order by position;
 
 -- name: fetch_raw
@@ -533,7 +536,9 @@ select min(at) from (
 );
 
 -- name: first_kept
-select min(position) from duly_messages where position >= ? and position < ?;
+-- And when it was made: the log is nearly in the order of time.
+select position, time_ms from duly_messages where position >= ? and position < ?
+order by position limit 1;
 
 -- name: any_parked
 select exists (

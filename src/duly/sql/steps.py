@@ -59,7 +59,7 @@ def run(executor: Executor, steps: Steps[R]) -> R:
                     answer: Any = executor.ask(step.name, step.params)
                 else:
                     answer = executor.many(step.name, step.rows)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - it belongs to the steps
                 step = steps.throw(error)
             else:
                 step = steps.send(answer)

@@ -63,7 +63,7 @@ class Caller:
 
     def _call(self, round_: Round, step: Step) -> Pause | None:
         # One list changed for each message: a third of the cost of setting the variable.
-        handling: list[Any] = [self._consumer.name, None]
+        handling: list[Any] = [self._consumer.name, (), 0]
         CURRENT.set(handling)
         IN_TRANSACTION.set(self._inside)
         self.moment, self._calling = self._around.clock(), True
@@ -90,11 +90,12 @@ class Caller:
         call, clock, extra, until = self.call, self._around.clock, calls.extra, calls.until
         most = 1 if self._around.one_call_a_step else calls.most
         done = calls.done
+        handling[1] = calls.work.deliveries
         try:
-            for about, argument in calls.work[done : done + most]:
+            for argument in calls.work.arguments[done : done + most]:
                 if argument.__class__ is Unfit:
                     break
-                handling[1] = about
+                handling[2] = done
                 call(argument, *extra)
                 done += 1
                 self.moment = now = clock()

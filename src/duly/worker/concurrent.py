@@ -11,6 +11,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Generator
+from typing import Any
 
 from duly import errors
 from duly.broker import Delivery, Receipt
@@ -18,12 +19,15 @@ from duly.guarantees import Dead, Done, Guarantee, Release, Settlement
 from duly.logs import CURRENT
 from duly.worker.lane import Lane
 from duly.worker.loop import within_limit
-from duly.worker.steps import Pause, Step, Unfit, Work, blocking
+from duly.worker.steps import NO_WORK, Pause, Step, Unfit, Work, blocking
 
 # While handlers are in flight a claim waits no longer than this, so that what ends is settled.
 SETTLE_EVERY_S = 0.02
 # With no place free, how long to wait for one before looking whether to stop.
 LOOK_EVERY_S = 0.25
+
+Sequential = list[tuple[Delivery, Any]]
+"""Messages that run one after the other."""
 
 
 class ConcurrentLane:
@@ -43,7 +47,7 @@ class ConcurrentLane:
         self._ended: deque[tuple[Receipt, Settlement | None]] = deque()
         self._something_ended = threading.Event()
         self._settling: Generator[Step, None, None] | None = None
-        self._alone: Work = []
+        self._alone = NO_WORK
         self._alone_runs = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: BaseException | None = None
@@ -56,7 +60,8 @@ class ConcurrentLane:
             raise self._broken
         try:
             if self._settling is None and self._ended:
-                self._settling = self.lane.settle(self._take_ended())
+                ended = self._take_ended()
+                self._settling = self.lane.settle(ended, len(ended))
             if self._settling is not None:
                 pause = next(self._settling, None)
                 if isinstance(pause, Pause):
@@ -107,7 +112,7 @@ class ConcurrentLane:
         work = self.lane.claim(limit, min(wait_s, SETTLE_EVERY_S) if self._in_flight else wait_s)
         if work and self._settles_first:
             work = self.lane.settle_before(work)
-        self.lane.in_round = []
+        self.lane.in_round = NO_WORK
         if work and work[0][0].alone:
             self._alone = work
             self._start_alone()
@@ -120,7 +125,7 @@ class ConcurrentLane:
         # A message whose last worker died runs with nothing beside it, or its neighbours
         # would be charged with the next death.
         if self._alone and not self._in_flight:
-            work, self._alone = self._alone, []
+            work, self._alone = self._alone, NO_WORK
             self._alone_runs = True
             self._start(work)
 
@@ -130,11 +135,11 @@ class ConcurrentLane:
         self._something_ended.clear()
         self._loop.call_soon_threadsafe(self._create_tasks, self._sequences(work))
 
-    def _sequences(self, work: Work) -> list[Work]:
+    def _sequences(self, work: Work) -> list[Sequential]:
         if not self._ordered:
             return [[item] for item in work]
-        by_key: dict[str | None, Work] = {}
-        sequences: list[Work] = []
+        by_key: dict[str | None, Sequential] = {}
+        sequences: list[Sequential] = []
         for item in work:
             key = item[0].message.key
             if key is None or key not in by_key:
@@ -151,13 +156,13 @@ class ConcurrentLane:
 
     # --- on the loop's thread
 
-    def _create_tasks(self, sequences: list[Work]) -> None:
+    def _create_tasks(self, sequences: list[Sequential]) -> None:
         for sequence in sequences:
             task = self._loop.create_task(self._run(sequence))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, sequence: Work) -> None:
+    async def _run(self, sequence: Sequential) -> None:
         blocked = self.lane.blocked()
         for delivery, argument in sequence:
             settlement: Settlement | None

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
-from duly.broker import Delivery
+from duly.broker import Delivery, Span
 from duly.consumer import Consumer
 from duly.message import Message
 from duly.worker.steps import Unfit, Work, describe
 
 _attempt = attrgetter("attempt")
+
+
+def _most_attempts(claimed: Sequence[Delivery]) -> int:
+    return claimed.attempt if isinstance(claimed, Span) else max(map(_attempt, claimed), default=1)
 
 
 class Decoder:
@@ -27,9 +31,12 @@ class Decoder:
     def work(self, claimed: Sequence[Delivery]) -> Work:
         """Deliveries with the arguments their handler takes, in order."""
         decode = self._only
-        if decode is not None and max(map(_attempt, claimed), default=1) <= self._attempts:
+        if decode is not None and _most_attempts(claimed) <= self._attempts:
             try:
-                payloads = [decode(d.carried.body) for d in claimed]
+                if isinstance(claimed, Span):
+                    payloads = [decode(body) for body in claimed.bodies]
+                else:
+                    payloads = [decode(d.carried.body) for d in claimed]
             except Exception:  # noqa: BLE001 - whatever a damaged body does
                 pass  # found, one by one, below
             else:
@@ -37,8 +44,8 @@ class Decoder:
                     payloads = [
                         with_payload(d.message, p) for d, p in zip(claimed, payloads, strict=True)
                     ]
-                return list(zip(claimed, payloads, strict=True))
-        return [(delivery, self._argument(delivery)) for delivery in claimed]
+                return Work(claimed, payloads, plain=True)
+        return Work(claimed, [self._argument(delivery) for delivery in claimed])
 
     def _argument(self, delivery: Delivery) -> Any:
         name = self._consumer.name

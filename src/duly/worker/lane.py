@@ -16,12 +16,13 @@ from typing import Any
 from duly import errors, events
 from duly.broker import Delivery, Receipt, Subscription
 from duly.consumer import Consumer
-from duly.guarantees import Admission, Dead, Done, Guarantee, Release, Retry, Settlement
+from duly.guarantees import Admission, Dead, Guarantee, Release, Retry, Settlement
 from duly.store import Admitted, Scope, Session, Store, Transaction, take_after_commit
 from duly.worker import rounds
 from duly.worker.calling import Caller
 from duly.worker.decoding import Decoder
 from duly.worker.steps import (
+    NO_WORK,
     Blocked,
     Counts,
     HandlerFailed,
@@ -78,8 +79,8 @@ class Lane:
         )
         self.counts = Counts()
         # Claimed and unsettled: what a round is working on, and what it left for later.
-        self.in_round: Work = []
-        self.pending: Work = []
+        self.in_round = NO_WORK
+        self.pending = NO_WORK
         # What waits behind a failure, for as long as the messages claimed with it are worked on:
         # what one round left unstarted must not overtake in the next. None: no order to keep.
         self.order: Blocked | None = None
@@ -100,7 +101,7 @@ class Lane:
         self._decoder = Decoder(consumer)
         self._round_of = ROUNDS[consumer.guarantee]
         self._round: Round | None = None
-        self._kept: Work = []
+        self._kept = NO_WORK
         self._pause_s = FIRST_PAUSE_S
 
     # --- driving
@@ -132,7 +133,7 @@ class Lane:
             # message: nothing is settled, the lease runs out and it comes again.
             log.warning("consumer %s: the handler was cancelled", self.consumer.name)
             self._round.close()
-            self._kept = []
+            self._kept = NO_WORK
             self._hold_behind(self.in_round)
             self.end_round()
             return 0.0
@@ -145,8 +146,8 @@ class Lane:
         """Forget the round; what it left unstarted stays claimed for the next."""
         self._round = None
         self.caller.forget()
-        self.pending = self._kept + self.pending
-        self._kept, self.in_round = [], []
+        self.pending = self._kept.then(self.pending)
+        self._kept = self.in_round = NO_WORK
 
     def pause_after(self, error: Exception) -> Pause:
         """How long to leave a broker or store alone that cannot be used; longer each time."""
@@ -178,7 +179,7 @@ class Lane:
 
     def receipts(self) -> list[Receipt]:
         """What is claimed and not settled, for whoever extends the leases."""
-        return [delivery.receipt for delivery, _ in [*self.in_round, *self.pending]]
+        return self.in_round.receipts() + self.pending.receipts()
 
     # --- verbs of a round: taking
 
@@ -191,15 +192,15 @@ class Lane:
     def claim(self, limit: int, wait_s: float) -> Work:
         """Up to ``limit`` messages: those left over, or new ones within ``wait_s`` seconds."""
         if self.stopping:
-            return []
+            return NO_WORK
         if self.pending:
-            self.in_round, self.pending = self.pending, []
+            self.in_round, self.pending = self.pending, NO_WORK
             return self.in_round
         permits, options = self.around.permits, self.consumer.options
         if permits is not None:
             limit = permits.take(limit)
         if not limit:
-            return []
+            return NO_WORK
         claimed = self.subscription.claim(limit, options.batch_bytes, wait_s)
         if permits is not None:
             permits.give_back(limit - len(claimed))
@@ -240,6 +241,10 @@ class Lane:
     def keep(self, rest: Work) -> None:
         """What was not started stays claimed, for the next round."""
         self._kept = rest
+
+    def left(self) -> int:
+        """How many messages this round keeps for the next."""
+        return len(self._kept)
 
     def be_careful(self, error: BaseException) -> None:
         """After a failure: savepoints, or single calls, for this and the next rounds."""
@@ -296,31 +301,28 @@ class Lane:
         A refused one belongs to another worker, and one whose settlement is unknown may have
         been settled before: neither starts.
         """
-        settlements: list[Settlement] = [
-            Dead(delivery.receipt, argument.why)
-            if argument.__class__ is Unfit
-            else Done(delivery.receipt)
-            for delivery, argument in work
-        ]
         if not work:
-            return []
+            return work
         try:
-            refused = set(self.subscription.settle(settlements))
+            refused = set(self.subscription.settle(work.ended()))
         except errors.BrokerUnavailable:
             self._kept = work  # certainly not settled: they may still start, later
             raise
         self._tell_refused(refused)
-        started = [
-            item
-            for item in work
-            if item[0].receipt not in refused and item[1].__class__ is not Unfit
-        ]
-        self.in_round = []
+        started = work.fit()
+        if refused:
+            started = started.only(lambda delivery, _: delivery.receipt not in refused)
+        self.in_round = NO_WORK
         self.counts.handled += len(started)
         return started
 
-    def settle(self, settlements: Sequence[Settlement]) -> Generator[Step, None, None]:
-        """Settle what ran, trying until the broker answers: running it again helps nobody."""
+    def settle(
+        self, settlements: Sequence[Settlement], handled: int
+    ) -> Generator[Step, None, None]:
+        """Settle what ran, trying until the broker answers: running it again helps nobody.
+
+        ``handled`` messages of it are counted.
+        """
         if not settlements:
             return
         while True:
@@ -331,13 +333,13 @@ class Lane:
                 # Settling twice is harmless: the receipt fences the second time.
                 yield self.pause_after(error)
         self._tell_refused(refused)
-        self.counts.handled += len(settlements)
+        self.counts.handled += handled
         if self.careful:
             self.careful -= 1
 
     def give_back(self, work: Work) -> Generator[Step, None, None]:
         """Release messages whose fate another claim must find out; uncharged, fenced."""
-        yield from self.settle([Release(delivery.receipt) for delivery, _ in work])
+        yield from self.settle([Release(receipt) for receipt in work.receipts()], 0)
 
     def _tell_refused(self, refused: Sequence[Receipt] | set[Receipt]) -> None:
         if refused:
@@ -395,7 +397,7 @@ class Lane:
 
     def rolled_back(self, work: Work, error: BaseException) -> Generator[Step, None, None]:
         """Decide what a rolled-back transaction means for its messages."""
-        self._kept = []
+        self._kept = NO_WORK
         if not isinstance(error, Exception):
             raise error  # not the handler's failure: this lane settles nothing any more
         self.tell(events.RolledBack(self.consumer.name, len(work), error))
@@ -413,7 +415,8 @@ class Lane:
         elif len(work) == 1 and (self.careful or self.singly):
             self.singly = max(0, self.singly - 1)
             delivery = work[0][0]
-            yield from self.settle([blocking(self.order, delivery, self.failure(delivery, error))])
+            ended = blocking(self.order, delivery, self.failure(delivery, error))
+            yield from self.settle([ended], 1)
         else:
             # The commit itself, the flush or a lost transaction: it has no culprit to name.
             log.info("consumer %s goes one by one after %s", self.consumer.name, error)
@@ -423,20 +426,20 @@ class Lane:
     def committed(
         self,
         tx: Transaction[Any],
-        ended: Sequence[Settlement],
         published: int,
         admitted: Admitted,
     ) -> None:
         """The transaction stands: count it, tell it, and make the calls that waited for it."""
+        count = len(admitted.fresh) - len(self._kept)
         self.counts.commits += 1
-        self.counts.handled += len(ended)
+        self.counts.handled += count
         self.counts.published += published
         self.counts.repeats += len(admitted.repeated)
         self.careful = max(0, self.careful - 1)
         self.singly = max(0, self.singly - 1)
         if admitted.repeated:
             self.tell(events.RepeatsSuppressed(self.consumer.name, admitted.repeated))
-        self.tell(events.Committed(self.consumer.name, len(ended), published))
+        self.tell(events.Committed(self.consumer.name, count, published))
         for call in take_after_commit(tx):
             try:
                 call()
@@ -446,9 +449,7 @@ class Lane:
     def settle_after_commit(self, settlements: Sequence[Settlement]) -> Generator[Step, None, None]:
         """Tell the broker how messages ended, where the transaction did not do that itself."""
         if self._admission is not Admission.BY_CLAIM:
-            handled = self.counts.handled
-            yield from self.settle(settlements)
-            self.counts.handled = handled
+            yield from self.settle(settlements, 0)
 
     def tell(self, event: events.Event) -> None:
         """Show an event to the watchers, if there are any."""

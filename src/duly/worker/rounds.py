@@ -44,7 +44,7 @@ def at_least_once(lane: Lane) -> Round:
     work = yield from lane.take()
     ended = yield from call_while_time(lane, work)
     yield None
-    yield from lane.settle(ended)
+    yield from lane.settle(ended, len(work) - lane.left())
 
 
 def exactly_once(lane: Lane) -> Round:
@@ -59,7 +59,7 @@ def exactly_once(lane: Lane) -> Round:
     session = lane.begin()
     tx: Transaction[Any] = Transaction(session.connection, lane.around.source)
     try:
-        admitted = session.admit([delivery for delivery, _ in work])
+        admitted = session.admit(work.deliveries)
         yield None
         ended = yield from call_within(lane, fresh_of(work, admitted), tx, session)
         yield None
@@ -74,7 +74,7 @@ def exactly_once(lane: Lane) -> Round:
         return
     end(tx)
     yield None
-    lane.committed(tx, ended, published, admitted)
+    lane.committed(tx, published, admitted)
     yield None
     yield from lane.settle_after_commit(of_all(ended, admitted))
 
@@ -85,7 +85,7 @@ def exactly_once(lane: Lane) -> Round:
 def call_all(lane: Lane, work: Work) -> Generator[Step, None, None]:
     """Call the handler for all of ``work``, whatever fails: nothing will bring it back."""
     if lane.consumer.handler.is_batch and work:
-        work = [in_one_call(work)]
+        work = in_one_call(work)
     calls = Calls(work, (), inf)
     while calls.done < len(work):
         try:
@@ -158,12 +158,12 @@ def call_in_turn(
             try:
                 yield calls
             except Exception as error:  # noqa: BLE001 - whatever the handler raises
-                ended += [Done(delivery.receipt) for delivery, _ in work[start : calls.done]]
-                delivery = work[calls.done][0]
-                ended.append(blocking(blocked, delivery, failed(delivery, error)))
+                ended += work.handled(start, calls.done)
+                culprit = work.deliveries[calls.done]
+                ended.append(blocking(blocked, culprit, failed(culprit, error)))
                 calls.done += 1
             else:
-                ended += [Done(delivery.receipt) for delivery, _ in work[start : calls.done]]
+                ended += work.handled(start, calls.done)
     lane.keep(work[calls.done :])
     return ended
 
@@ -187,7 +187,7 @@ def call_with_savepoints(
             before = mark(tx)
             session.savepoint()
             try:
-                yield Calls([(delivery, argument)], (tx,), until)
+                yield Calls(Work((delivery,), [argument]), (tx,), until)
                 flush(tx, session, lane.around.declare)
             except Exception as error:  # noqa: BLE001 - whatever the handler raises
                 lane.pass_on_lost(delivery, error, session.rollback_to_savepoint)
@@ -207,24 +207,20 @@ def call_batch(
     if lane.stopping:
         lane.keep(work)
         return []
-    if fit := [item for item in work if item[1].__class__ is not Unfit]:
-        yield Calls([in_one_call(fit)], extra, inf)
-    return [
-        Dead(delivery.receipt, argument.why)
-        if argument.__class__ is Unfit
-        else Done(delivery.receipt)
-        for delivery, argument in work
-    ]
+    if fit := work.fit():
+        yield Calls(in_one_call(fit), extra, inf)
+    return work.ended()
 
 
-def in_one_call(work: Work) -> tuple[Any, Any]:
+def in_one_call(work: Work) -> Work:
     """All of ``work`` as one call of a batch handler."""
-    return tuple([delivery for delivery, _ in work]), [argument for _, argument in work]
+    return Work((work.deliveries,), [work.arguments], plain=True)
 
 
 def in_single_calls(work: Work) -> Work:
     """Each of ``work`` as one call of a batch handler."""
-    return [(d, a if a.__class__ is Unfit else [a]) for d, a in work]
+    arguments = [a if a.__class__ is Unfit else [a] for a in work.arguments]
+    return Work(work.deliveries, arguments, plain=work.plain)
 
 
 def raise_it(_: Delivery, error: Exception) -> Settlement:
@@ -237,7 +233,7 @@ def fresh_of(work: Work, admitted: Admitted) -> Work:
     if len(admitted.fresh) == len(work):
         return work
     fresh = {delivery.receipt for delivery in admitted.fresh}
-    return [item for item in work if item[0].receipt in fresh]
+    return work.only(lambda delivery, _: delivery.receipt in fresh)
 
 
 def of_all(ended: Sequence[Settlement], admitted: Admitted) -> list[Settlement]:

@@ -6,13 +6,13 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from random import random
-from typing import Any
+from typing import Any, overload
 
 import msgspec
 
 from duly import events
-from duly.broker import Delivery
-from duly.guarantees import Dead, Retry, Settlement
+from duly.broker import Delivery, Receipt, Span
+from duly.guarantees import Dead, Done, Retry, Settlement
 from duly.message import Topic
 from duly.worker.permits import Permits
 
@@ -29,9 +29,79 @@ class Unfit(msgspec.Struct, frozen=True, gc=False):
     why: str
 
 
-Work = list[tuple[Any, Any]]
-"""Claimed messages, in order, with what their handler is called with (or `Unfit`). For a batch
-handler an item may stand for several deliveries, a tuple of them."""
+class Work(Sequence[tuple[Any, Any]]):
+    """Claimed messages in order, each with what its handler is called with (or `Unfit`).
+
+    Two sequences side by side, because ``deliveries`` may be a `Span`, of which no part is made
+    that nobody looks at. For a batch handler an item may stand for several deliveries.
+    ``plain``: there is no `Unfit` among the arguments.
+    """
+
+    __slots__ = ("arguments", "deliveries", "plain")
+
+    def __init__(
+        self, deliveries: Sequence[Any], arguments: list[Any], *, plain: bool = False
+    ) -> None:
+        self.deliveries = deliveries
+        self.arguments = arguments
+        self.plain = plain
+
+    def __len__(self) -> int:
+        return len(self.arguments)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Any, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Work: ...
+    def __getitem__(self, index: int | slice) -> tuple[Any, Any] | Work:
+        """One (delivery, argument), or some of them."""
+        if isinstance(index, slice):
+            return Work(self.deliveries[index], self.arguments[index], plain=self.plain)
+        return self.deliveries[index], self.arguments[index]
+
+    def then(self, later: Work) -> Work:
+        """This work and more behind it."""
+        if not later or not self:
+            return self or later
+        deliveries = [*self.deliveries, *later.deliveries]
+        arguments = self.arguments + later.arguments
+        return Work(deliveries, arguments, plain=self.plain and later.plain)
+
+    def receipts(self) -> list[Receipt]:
+        """The receipts that stand for all of it."""
+        if isinstance(self.deliveries, Span):
+            return [self.deliveries.receipt] if self.arguments else []
+        return [delivery.receipt for delivery in self.deliveries]
+
+    def only(self, wanted: Callable[[Any, Any], bool]) -> Work:
+        """Those (delivery, argument) that are wanted."""
+        kept = [item for item in self if wanted(*item)]
+        deliveries, arguments = [d for d, _ in kept], [a for _, a in kept]
+        return Work(deliveries, arguments, plain=self.plain)
+
+    def fit(self) -> Work:
+        """What a handler can be called with."""
+        return self if self.plain else self.only(lambda _, argument: type(argument) is not Unfit)
+
+    def handled(self, start: int, stop: int) -> list[Settlement]:
+        """The settlements of a part that was handled."""
+        if isinstance(self.deliveries, Span):
+            return [Done(self.deliveries[start:stop].receipt)] if stop > start else []
+        return [Done(delivery.receipt) for delivery in self.deliveries[start:stop]]
+
+    def ended(self) -> list[Settlement]:
+        """The settlements of all of it, handled or unfit."""
+        if self.plain:
+            return [Done(receipt) for receipt in self.receipts()]
+        return [
+            Dead(delivery.receipt, argument.why)
+            if argument.__class__ is Unfit
+            else Done(delivery.receipt)
+            for delivery, argument in self
+        ]
+
+
+NO_WORK = Work((), [], plain=True)
 
 
 class Calls:

@@ -3,46 +3,103 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import msgspec
 
-from duly.broker import Delivery, Receipt, Unread
+from duly.broker import Delivery, Receipt, Span, Unread
 from duly.guarantees import Dead, Settlement
 from duly.message import NO_HEADERS, Message
 from duly.sql import log
 
+LookUp = Callable[[Receipt], Message[Any]]
+
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 
 
+class LogSpan(Span):
+    """Some of the log, claimed under one token; ``first`` is its first position."""
+
+    __slots__ = ("_alone", "_first", "_look_up", "_repeated", "_token", "attempt", "bodies")
+
+    def __init__(
+        self,
+        bodies: list[bytes],
+        first: int,
+        token: int,
+        history: tuple[int, bool, bool],
+        look_up: LookUp,
+    ) -> None:
+        self.bodies: list[bytes] = bodies
+        self.attempt, self._repeated, self._alone = history
+        self._first = first
+        self._token = token
+        self._look_up = look_up
+
+    @property
+    def receipt(self) -> Receipt:
+        """(token, first position, last position)."""
+        return self._token, self._first, self._first + len(self.bodies) - 1
+
+    def __len__(self) -> int:
+        return len(self.bodies)
+
+    @overload
+    def __getitem__(self, index: int) -> Delivery: ...
+    @overload
+    def __getitem__(self, index: slice) -> LogSpan: ...
+    def __getitem__(self, index: int | slice) -> Delivery | LogSpan:
+        """One delivery, or a span of some (of every one: a span has no gaps)."""
+        history = (self.attempt, self._repeated, self._alone)
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self.bodies))
+            if step != 1:
+                raise ValueError("a span has no gaps: slice it without a step")
+            bodies = self.bodies[start:stop]
+            return LogSpan(bodies, self._first + start, self._token, history, self._look_up)
+        at = range(len(self.bodies))[index]  # counts from the end, and refuses what is outside
+        receipt = (self._token, self._first + at)
+        return Delivery(Unread(self.bodies[at], self._look_up), receipt, *history)
+
+
 def deliveries_of(
-    claimed: log.Claimed, topics: Mapping[int, str], look_up: Callable[[Receipt], Message[Any]]
+    claimed: log.Claimed, topics: Mapping[int, str], look_up: LookUp
 ) -> tuple[Sequence[Delivery], Sequence[Settlement]]:
     """The deliveries of a claim, and dead letters for the rows that are none."""
-    deliveries: list[Delivery] = []
+    deliveries: Sequence[Delivery] = ()
     damaged: list[Settlement] = []
     for part in claimed.parts:
-        topic = topics[part.stream]
-        try:
-            if len(part.rows[0]) == 2:
-                some = _bodies(part, claimed.token, look_up)
-            else:
-                some = _at_once(part, claimed.token, topic)
-        except (msgspec.MsgspecError, TypeError, ValueError):
-            some, dead = _one_by_one(part, claimed.token, topic)
+        some: Sequence[Delivery]
+        if len(part.rows[0]) == 1:
+            some = _span(part, claimed.token, look_up)
+        elif len(part.rows[0]) == 2:
+            some = _bodies(part, claimed.token, look_up)
+        else:
+            some, dead = _whole(part, claimed.token, topics[part.stream])
             damaged += dead
-        deliveries = deliveries + some if deliveries else some
+        deliveries = [*deliveries, *some] if deliveries else some
     return deliveries, damaged
 
 
-def _bodies(
-    part: log.Part, token: int, look_up: Callable[[Receipt], Message[Any]]
-) -> list[Delivery]:
-    _, rows, attempt, alone, repeated = part
+def _span(part: log.Part, token: int, look_up: LookUp) -> LogSpan:
+    history = (part.attempt, part.repeated, part.alone)
+    return LogSpan([body for (body,) in part.rows], part.first, token, history, look_up)
+
+
+def _bodies(part: log.Part, token: int, look_up: LookUp) -> list[Delivery]:
+    history = (part.attempt, part.repeated, part.alone)
     return [
-        Delivery(Unread(body, look_up), (token, position), attempt, repeated, alone)
-        for position, body in rows
+        Delivery(Unread(body, look_up), (token, position), *history) for position, body in part.rows
     ]
+
+
+def _whole(
+    part: log.Part, token: int, topic: str
+) -> tuple[Sequence[Delivery], Sequence[Settlement]]:
+    try:
+        return _at_once(part, token, topic), ()
+    except (msgspec.MsgspecError, TypeError, ValueError):
+        return _one_by_one(part, token, topic)
 
 
 def message_of(topic: str, row: Sequence[object]) -> Message[object]:
@@ -52,7 +109,7 @@ def message_of(topic: str, row: Sequence[object]) -> Message[object]:
 
 def _at_once(part: log.Part, token: int, topic: str) -> list[Delivery]:
     """The hot path: everything a row costs is here."""
-    _, rows, attempt, alone, repeated = part
+    _, _, rows, attempt, alone, repeated = part
     if not isinstance(rows[0][1], str):
         raise TypeError("rows fetched raw")
     return [

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, assert_never
 
-from duly.broker import Delivery, Outcome
+from duly.broker import Delivery, Outcome, Span
 from duly.errors import CommitUnknown, Superseded, TransactionFailed, TransactionLost
 from duly.guarantees import Admission, Settlement
 from duly.message import Message, Topic, now_ms
@@ -183,12 +183,17 @@ class SqliteSession:
             raise broker_error(error, self._home.file.path) from error
 
     def _admit_by_claim(self, scope: Scope, deliveries: Sequence[Delivery]) -> Admitted:
-        receipts = [delivery.receipt for delivery in deliveries]
+        if isinstance(deliveries, Span):
+            receipts = [deliveries.receipt]
+        else:
+            receipts = [delivery.receipt for delivery in deliveries]
         held = self._run(log.fence(receipts, self._mark))
         if len(held) < len(receipts):
+            is_span = isinstance(deliveries, Span)
+            lost = "some" if is_span else len(receipts) - len(held)
             raise Superseded(
-                f"consumer {scope.consumer!r}: the claim on {len(receipts) - len(held)} of "
-                f"{len(receipts)} messages was lost to another worker; nothing was run"
+                f"consumer {scope.consumer!r}: the claim on {lost} of {len(deliveries)} "
+                "messages was lost to another worker; nothing was run"
             )
         return Admitted(deliveries)
 
