@@ -240,7 +240,8 @@ class Recording:
     def _start(self) -> None:
         handling = CURRENT.get()
         assert handling is not None, "a handler runs in a lane"
-        name, given = handling
+        name = handling[0]
+        given = handling[1][handling[2]] if isinstance(handling, list) else handling[1]
         deliveries: Sequence[Delivery] = (given,) if isinstance(given, Delivery) else given
         self.runs = [f"{self._who}.{next(self._runs)}" for _ in deliveries]
         for run, each in zip(self.runs, deliveries, strict=True):

@@ -12,7 +12,7 @@ from duly.brokers.sqlite import Clock as SQLiteClock
 from duly.brokers.sqlite import SQLiteBroker
 from duly.guarantees import Admission
 from duly.store import outbox_of
-from duly.stores.sqlite import SqliteStore
+from duly.stores.sqlite import SQLiteStore
 from duly.testing.history import About, Dead, Row, about
 from duly.testing.simulation.kinds import TABLES, Clock, Place
 
@@ -26,7 +26,7 @@ def sqlite_place(folder: Path, clock: Clock, *, apart: bool) -> Iterator[Place]:
     with (
         closing(SQLiteBroker(folder / "broker.db", clock=ticking)) as broker,
         closing(
-            SqliteStore(
+            SQLiteStore(
                 folder / ("store.db" if apart else "broker.db"),
                 broker_database=broker.capabilities.database,
                 begin_s=1.0,
