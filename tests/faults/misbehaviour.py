@@ -100,6 +100,12 @@ def _wait_at_gate(process: Any, tx: Any) -> None:
     eventually((process.folder / "go").exists, "the gate opens")
 
 
+def _outlive_lease(process: Any, tx: Any) -> None:
+    from tests.waiting import eventually
+
+    eventually(lambda: process.points.reached("after subscription.extend"), "the lease is renewed")
+
+
 # --- ending the transaction by oneself
 
 
@@ -173,4 +179,5 @@ ALL: dict[str, Callable[[Any, Any], None]] = {
     "every ending, suppressed": _suppress_all,
     "fill the disk": _file_full,
     "wait at the gate": _wait_at_gate,
+    "wait for a renewal": _outlive_lease,
 }

@@ -34,7 +34,7 @@ def _settle_in_a_second_commit(process: Any) -> None:
             session.rollback()
             yield from self.rolled_back(work, error)
             return
-        yield from self.settle(ended)
+        self.subscription.settle(ended)
 
     lane.ROUNDS[Guarantee.EXACTLY_ONCE] = exactly_once
 
@@ -59,19 +59,19 @@ def _settle_before_the_effects_commit(process: Any) -> None:
 
 def _no_fence(process: Any) -> None:
     from duly.store import Admitted
-    from duly.stores.sqlite.session import SqliteSession
+    from duly.stores.sqlite.session import SQLiteSession
 
-    def admit(self: SqliteSession, deliveries: Sequence[Any]) -> Admitted:
+    def admit(self: SQLiteSession, deliveries: Sequence[Any]) -> Admitted:
         return Admitted(deliveries)
 
-    def settle(self: SqliteSession, settlements: Sequence[Any], deliveries: Sequence[Any]) -> None:
+    def settle(self: SQLiteSession, settlements: Sequence[Any], deliveries: Sequence[Any]) -> None:
         from duly.message import now_ms
         from duly.sql import log
 
         self._run(log.settle(settlements, now_ms()))
 
-    SqliteSession.admit = admit  # type: ignore[method-assign]
-    SqliteSession.settle = settle  # type: ignore[method-assign]
+    SQLiteSession.admit = admit  # type: ignore[method-assign]
+    SQLiteSession.settle = settle  # type: ignore[method-assign]
 
 
 def _publish_without_sync(process: Any) -> None:
@@ -86,16 +86,16 @@ def _publish_without_sync(process: Any) -> None:
 
 
 def _outputs_beside_the_transaction(process: Any) -> None:
-    from duly.stores.sqlite.session import SqliteSession
+    from duly.stores.sqlite.session import SQLiteSession
 
     late: list[Any] = []
-    commit = SqliteSession.commit
+    commit = SQLiteSession.commit
 
-    def publish(self: SqliteSession, messages: Sequence[Any]) -> Sequence[Any]:
+    def publish(self: SQLiteSession, messages: Sequence[Any]) -> Sequence[Any]:
         late.extend(messages)
         return ()
 
-    def commit_then_publish(self: SqliteSession) -> None:
+    def commit_then_publish(self: SQLiteSession) -> None:
         from duly.message import now_ms
         from duly.sql import log
 
@@ -107,8 +107,8 @@ def _outputs_beside_the_transaction(process: Any) -> None:
         if messages:
             home.file.write(lambda: log.publish(home._catalog, messages, now_ms()))
 
-    SqliteSession.publish = publish  # type: ignore[method-assign]
-    SqliteSession.commit = commit_then_publish  # type: ignore[method-assign]
+    SQLiteSession.publish = publish  # type: ignore[method-assign]
+    SQLiteSession.commit = commit_then_publish  # type: ignore[method-assign]
 
 
 BUGS: dict[str, Callable[[Any], None]] = {

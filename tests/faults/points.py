@@ -55,6 +55,10 @@ class Points:
             # To this very thread: another would take a moment, in which this one went on.
             signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
+    def reached(self, point: str) -> int:
+        """How often the process has stood at this point."""
+        return self._counts[point]
+
     def around(
         self, inner: Any, name: str, returns: Callable[[str, Any], Any] | None = None
     ) -> Any:

@@ -23,7 +23,7 @@ from typing import Any
 import duly
 from duly import Message, RetryPolicy, Topic, Transaction
 from duly.brokers.sqlite import SQLiteBroker
-from duly.stores.sqlite import SqliteStore
+from duly.stores.sqlite import SQLiteStore
 from duly.worker import Worker
 from tests.faults import planted
 from tests.faults.points import Points, around_broker, around_store
@@ -83,7 +83,7 @@ class Process:
     def open(self) -> duly.App:
         """The app, on a broker and store with crash points around them."""
         broker = SQLiteBroker(self.path)
-        store = SqliteStore(
+        store = SQLiteStore(
             self.folder / self.orders["store"] if "store" in self.orders else self.path,
             broker_database=broker.capabilities.database,
             **self.orders.get("store_options", {}),
@@ -129,8 +129,9 @@ def work(process: Process) -> int:
     }
     options |= orders.get("options", {})
     if "attempts" in options:
+        first_s = options.pop("first_s", 0.0)
         options["retry"] = RetryPolicy(
-            attempts=options.pop("attempts"), first_s=0.0, longest_s=0.0, jitter=0.0
+            attempts=options.pop("attempts"), first_s=first_s, longest_s=first_s, jitter=0.0
         )
     for name in orders.get("consumers", ["consumer"]):
         app.consumer(process.inputs, name=name, guarantee=orders["guarantee"], **options)(
@@ -140,7 +141,7 @@ def work(process: Process) -> int:
     if not orders.get("relay", True):
         worker._start_relay = lambda broker, store: None  # type: ignore[method-assign]
     worker.start()
-    process.journal.note("ready")
+    process.journal.note("ready 0")
     forever = orders.get("until") == "told"
     while not process.told_to_end.wait(0.005):
         if worker.wait(0):
@@ -152,10 +153,12 @@ def work(process: Process) -> int:
     process.points.at("before drain")
     clean = worker.drain(orders.get("drain_s", 20.0))
     process.points.at("after drain")
+    if not clean:
+        return 1  # as duly's own worker process, which waits for nobody then
     process.app.close()
     process.store.close()
     process.broker.close()
-    return 0 if clean else 1
+    return 0
 
 
 def handler(process: Process) -> Callable[..., Any]:
@@ -317,7 +320,7 @@ def _wait_for(folder: Path, gate: str | None) -> None:
 
 
 def _plain(process: Process, app: duly.App, n: int) -> None:
-    app.publish(process.inputs, n, id=str(n))
+    app.publish(process.inputs, n, id=str(n), delay_s=process.orders.get("delay_s"))
 
 
 def _many(process: Process, app: duly.App, n: int) -> None:
@@ -423,7 +426,30 @@ def recover(process: Process) -> int:
     return 0
 
 
+def crowd(process: Process) -> int:
+    """One of many workers, with a consumer of each guarantee, until it is told to end."""
+    app = process.open()
+    options: dict[str, Any] = {"batch": 10, "retry": RetryPolicy(attempts=5, first_s=0.0, jitter=0)}
+    app.consumer(process.inputs, name="exactly", guarantee="exactly-once", **options)(
+        _effects(process)
+    )
+    app.consumer(process.inputs, name="least", guarantee="at-least-once", **options)(
+        _starts(process)
+    )
+
+    def once(message: Message[int]) -> None:
+        process.journal.note(f"once {message.payload}")
+
+    app.consumer(process.inputs, name="most", guarantee="at-most-once", **options)(once)
+    worker = Worker(app)
+    worker.start()
+    while not process.told_to_end.wait(0.01):
+        assert not worker.wait(0), "a lane broke"
+    return 0 if worker.drain() else 1
+
+
 ROLES: dict[str, Callable[[Process], int]] = {
+    "crowd worker": crowd,
     "worker": work,
     "publisher": publish,
     "record": record,

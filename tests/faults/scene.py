@@ -225,12 +225,8 @@ class Scene:
         """Everything that counts, read from the database alone."""
         state = State()
         with self.reading() as connection:
-            rows = connection.execute
-            (head,) = rows(
-                "select s.stream from duly_streams s join duly_topics t using (topic_no)"
-                " where t.name = 'inputs' limit 1"
-            ).fetchone() or (None,)
-            if head is None:
+            made = "select 1 from sqlite_master where name = 'duly_messages'"
+            if connection.execute(made).fetchone() is None:
                 return state
             self._read_log(connection, state)
         if self.store.exists():
@@ -262,6 +258,8 @@ class Scene:
 
     def _read_effects(self, connection: sqlite3.Connection, state: State) -> None:
         rows = connection.execute
+        if rows("select 1 from sqlite_master where name = 'ledger'").fetchone() is None:
+            return
         state.order = [n for (n,) in rows("select n from ledger order by rowid")]
         state.effects.update(n for (n,) in rows("select n from effects"))
         state.ledger.update(state.order)
@@ -284,9 +282,10 @@ class Scene:
 
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that changes nothing, not even when it is closed."""
+    """A connection that sees one moment and changes nothing, not even when it is closed."""
     connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:
+        connection.execute("begin")
         yield connection
     finally:
         connection.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -75,17 +74,6 @@ class Recording:
     def noted(self, what: str, moment: int) -> set[int]:
         """The numbers that the process had told the world about until then."""
         return {n for ended, noted, n in self.notes if noted == what and ended <= moment}
-
-
-def can_record() -> str | None:
-    """Why processes cannot be recorded here; None: they can."""
-    strace = shutil.which("strace")
-    if strace is None:
-        return "strace is not installed"
-    tried = subprocess.run(
-        [strace, "-f", "-y", "-e", "trace=openat", "true"], capture_output=True, check=False
-    )
-    return None if tried.returncode == 0 else f"strace cannot trace: {tried.stderr.decode()[-200:]}"
 
 
 def record(folder: Path, orders: dict[str, Any], root: Path) -> Recording:

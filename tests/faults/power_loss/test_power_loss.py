@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.faults import tracing
 from tests.faults.power_loss.images import Image, build, choose
-from tests.faults.power_loss.recording import Recording, can_record, record
+from tests.faults.power_loss.recording import Recording, record
 from tests.faults.program import POISON
 from tests.faults.scene import ROOT, Nursery, Scene
 from tests.faults.sides import all_of
@@ -36,10 +37,7 @@ def memory() -> Iterator[Path]:
 
 
 def recorded(memory: Path, **orders: Any) -> Recording:
-    why_not = can_record()
-    if why_not is not None:
-        assert os.environ.get("CI") != "true", why_not
-        pytest.skip(why_not)
+    tracing.require()
     told = {"role": "record", "guarantee": "exactly-once", "messages": MESSAGES, **orders}
     recording = record(memory / "recorded", told, ROOT)
     assert recording.noted("acked", recording.end) == set(range(MESSAGES))
