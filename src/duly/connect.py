@@ -139,8 +139,8 @@ def _named(url: str, what: str) -> _Scheme:
     return found
 
 
-def _sqlite_path(url: _Url) -> Path:
-    url.only()
+def _sqlite_path(url: _Url, *known: str) -> Path:
+    url.only(*known)
     path = url.path.removeprefix("/")
     if url.host or not path:
         raise ConfigurationError(
@@ -162,9 +162,14 @@ def _sqlite_broker(url: _Url) -> Broker:
 
 
 def _sqlite_store(url: _Url, broker: Broker) -> Store:
-    from duly.stores.sqlite import SqliteStore
+    from duly.stores.sqlite import SQLiteStore
 
-    return SqliteStore(_sqlite_path(url), broker_database=broker.capabilities.database)
+    path = _sqlite_path(url, "foreign_keys")
+    switch = url.options.get("foreign_keys", "off")
+    if switch not in ("on", "off"):
+        raise ConfigurationError(f"{url.shown!r}: foreign_keys={switch!r}; there are on, off")
+    database = broker.capabilities.database
+    return SQLiteStore(path, broker_database=database, foreign_keys=switch == "on")
 
 
 def _memory_broker(url: _Url) -> Broker:
@@ -212,8 +217,8 @@ def _store_of(broker: Broker) -> Store | None:
     if isinstance(broker, MemoryLog | MemoryQueue):
         return MemoryStore()
     from duly.brokers.sqlite import SQLiteBroker
-    from duly.stores.sqlite import SqliteStore
+    from duly.stores.sqlite import SQLiteStore
 
     if isinstance(broker, SQLiteBroker):
-        return SqliteStore(broker.file.path, broker_database=broker.capabilities.database)
+        return SQLiteStore(broker.file.path, broker_database=broker.capabilities.database)
     return None

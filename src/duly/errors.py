@@ -113,7 +113,8 @@ class TransactionFailed(TransactionError):
 
 class TransactionLost(TransactionFailed):
     """The transaction had ended before its commit: a statement inside failed and the database
-    rolled everything back (and the handler swallowed the error), or the handler ended it."""
+    rolled everything back (and the handler swallowed the error), or the handler ended it.
+    """
 
 
 class CommitUnknown(TransactionError):
@@ -128,7 +129,7 @@ class DecodeError(DulyError):
     """A message's body is not what its topic's type says."""
 
 
-class Retry(Exception):  # noqa: N818 - an instruction of the handler, not an error of duly
+class Retry(Exception):
     """Raise in a handler: run this message again, ``in_s`` seconds from now.
 
     Without ``in_s`` the consumer's retry policy gives the delay. It counts as an attempt.
@@ -141,7 +142,7 @@ class Retry(Exception):  # noqa: N818 - an instruction of the handler, not an er
         self.in_s = in_s
 
 
-class Reject(Exception):  # noqa: N818 - an instruction of the handler, not an error of duly
+class Reject(Exception):
     """Raise in a handler: this message can never be handled; dead-letter it now, saying why."""
 
     def __init__(self, why: str) -> None:

@@ -59,14 +59,20 @@ class _AboutCurrent:
         return record
 
 
+def handling_now(handling: Handling) -> tuple[str, Delivery | Sequence[Delivery]]:
+    """The consumer's name, and what its handler runs for at this moment."""
+    if isinstance(handling, tuple):
+        return handling
+    consumer, run, index = handling
+    return consumer, run[index]
+
+
 def about_current() -> dict[str, Any]:
     """What runs here, by the names log records show; empty outside a handler."""
     handling = CURRENT.get()
     if handling is None:
         return {}
-    consumer: str = handling[0]
-    # Of a run of messages, the one at hand.
-    running = handling[1][handling[2]] if isinstance(handling, list) else handling[1]
+    consumer, running = handling_now(handling)
     if isinstance(running, Delivery):
         return _about(consumer, running)
     # A record of a batch handler is about all of it: the first id finds the batch.

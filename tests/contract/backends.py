@@ -17,8 +17,8 @@ from duly.guarantees import Admission, Done, Guarantee, Settlement
 from duly.message import Message, Topic, now_ms
 from duly.store import Outbox, Scope, Session, Store, outbox_of
 from duly.stores.memory import MemoryStore
-from duly.stores.sqlite import SqliteStore
-from duly.stores.sqlite.outbox import SqliteOutbox
+from duly.stores.sqlite import SQLiteStore
+from duly.stores.sqlite.outbox import SQLiteOutbox
 
 LEASE_S = 30.0
 SOURCE = "tests"
@@ -267,7 +267,7 @@ def memory_apart(kind: type[MemoryLog | MemoryQueue], admission: Admission) -> I
 def sqlite_by_claim(folder: Path) -> Iterator[Place]:
     with sqlite(folder) as backend:
         path = folder / "broker.db"
-        store = SqliteStore(path, broker_database=backend.can.database, begin_s=0.05)
+        store = SQLiteStore(path, broker_database=backend.can.database, begin_s=0.05)
         yield Place(backend, store, Admission.BY_CLAIM, sqlite_effects(path))
         store.close()
 
@@ -278,7 +278,7 @@ def sqlite_apart(
 ) -> Iterator[Place]:
     with memory(kind) as backend:
         path = folder / "effects.db"
-        store = SqliteStore(path, begin_s=0.05)
+        store = SQLiteStore(path, begin_s=0.05)
         yield Place(backend, store, admission, sqlite_effects(path))
         store.close()
 
@@ -325,8 +325,8 @@ def memory_outbox(_: Path) -> Iterator[Outboxed]:
 @contextmanager
 def sqlite_outbox(folder: Path) -> Iterator[Outboxed]:
     clock = Clock()
-    store = SqliteStore(folder / "effects.db")
-    outbox = SqliteOutbox(store.file, wall_ms=clock.wall_ms, boot_time_ms=clock.boot_ms)
+    store = SQLiteStore(folder / "effects.db")
+    outbox = SQLiteOutbox(store.file, wall_ms=clock.wall_ms, boot_time_ms=clock.boot_ms)
     yield Outboxed(clock, store, outbox)
     store.close()
 

@@ -13,7 +13,7 @@ from duly.broker import Delivery, LogPosition
 from duly.guarantees import Admission, Done, Settlement
 from duly.message import Message, now_ms
 from duly.store import Scope
-from duly.stores.sqlite import SqliteSession, SqliteStore
+from duly.stores.sqlite import SQLiteSession, SQLiteStore
 
 INBOX = Scope("billing", Admission.BY_INBOX)
 CURSOR = Scope("billing", Admission.BY_CURSOR)
@@ -34,7 +34,7 @@ def ids(deliveries: Iterable[Delivery]) -> list[str]:
 
 
 def run(
-    store: SqliteStore,
+    store: SQLiteStore,
     scope: Scope,
     deliveries: Sequence[Delivery],
     settle: Callable[[Any], Settlement] = Done,
@@ -51,12 +51,12 @@ def run(
     return ids(fresh)
 
 
-def settle_and_commit(session: SqliteSession, deliveries: Sequence[Delivery]) -> None:
+def settle_and_commit(session: SQLiteSession, deliveries: Sequence[Delivery]) -> None:
     session.settle([Done(d.receipt) for d in deliveries], deliveries)
     session.commit()
 
 
-def write(session: SqliteSession, *values: str) -> None:
+def write(session: SQLiteSession, *values: str) -> None:
     session.connection.executemany("insert into effects values (?)", [(v,) for v in values])
 
 
@@ -73,7 +73,7 @@ def rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-def lose_the_transaction(session: SqliteSession) -> None:
+def lose_the_transaction(session: SQLiteSession) -> None:
     """Make SQLite roll back by itself, and swallow the error as a careless handler does."""
     guard = session._guard
     guard._own = True
@@ -89,7 +89,7 @@ def lose_the_transaction(session: SqliteSession) -> None:
         guard._own = False
 
 
-def begin_anew(session: SqliteSession) -> None:
+def begin_anew(session: SQLiteSession) -> None:
     """What a handler's next statement would do on an unguarded cursor: begin by itself."""
     sqlite3.Cursor(session.connection).execute("insert into effects values ('after')")
     assert session._guard.in_transaction

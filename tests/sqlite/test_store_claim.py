@@ -14,7 +14,7 @@ from duly.errors import IdentityConflict, PublishFailed, Superseded, Transaction
 from duly.guarantees import Admission, Dead, Done, Guarantee, Release, Retry, Settlement
 from duly.message import Topic
 from duly.store import Scope
-from duly.stores.sqlite import SqliteStore
+from duly.stores.sqlite import SQLiteStore
 from tests.sqlite.programs import running
 from tests.sqlite.stores import begin_anew, effects, ids, lose_the_transaction, rows, run, write
 
@@ -29,7 +29,7 @@ class Shop:
     """A broker and a store that are one file."""
 
     broker: SQLiteBroker
-    store: SqliteStore
+    store: SQLiteStore
     billing: Subscription
 
     def publish(self, *ids: str) -> None:
@@ -47,7 +47,7 @@ def subscribed(broker: SQLiteBroker, topic: Topic[bytes], name: str) -> Subscrip
 @pytest.fixture
 def shop(db_path: Path) -> Iterator[Shop]:
     broker = SQLiteBroker(db_path)
-    store = SqliteStore(db_path, broker_database=broker.capabilities.database)
+    store = SQLiteStore(db_path, broker_database=broker.capabilities.database)
     broker.declare([CHECKOUT, RECEIPTS])
     store.declare([CHECKOUT, RECEIPTS])
     store.file.ensure(["create table if not exists effects (value);"])
@@ -174,7 +174,7 @@ def test_repeats_and_conflicts_of_what_a_transaction_publishes(shop: Shop):
 
 
 def test_the_broker_of_another_file_is_not_here(shop: Shop, tmp_path: Path):
-    store = SqliteStore(tmp_path / "other.db", broker_database=shop.broker.capabilities.database)
+    store = SQLiteStore(tmp_path / "other.db", broker_database=shop.broker.capabilities.database)
     store.declare([CHECKOUT])
     session = store.begin(None)
     session.publish([CHECKOUT.message(b"order", source="shop", id="a")])
@@ -190,11 +190,11 @@ WORK = """
     from duly.guarantees import Admission, Done, Guarantee
     from duly.message import Topic
     from duly.store import Scope
-    from duly.stores.sqlite import SqliteStore
+    from duly.stores.sqlite import SQLiteStore
 
     topic = Topic("checkout", bytes, guarantee="exactly-once")
     broker = SQLiteBroker(sys.argv[1])
-    store = SqliteStore(sys.argv[1], broker_database=broker.capabilities.database)
+    store = SQLiteStore(sys.argv[1], broker_database=broker.capabilities.database)
     broker.declare([topic])
     options = SubscribeOptions(Guarantee.EXACTLY_ONCE, lease_s=30)
     lane = broker.subscribe([topic], "billing", options)

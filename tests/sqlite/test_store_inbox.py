@@ -13,7 +13,7 @@ from duly.guarantees import Admission, Dead, Done, Release, Retry
 from duly.message import now_ms
 from duly.sql import inbox
 from duly.store import Scope
-from duly.stores.sqlite import SqliteStore
+from duly.stores.sqlite import SQLiteStore
 from tests.sqlite.stores import (
     INBOX,
     begin_anew,
@@ -31,24 +31,24 @@ DAY_MS = 86_400_000
 
 
 @pytest.fixture
-def store(db_path: Path) -> Iterator[SqliteStore]:
-    store = SqliteStore(db_path)
+def store(db_path: Path) -> Iterator[SQLiteStore]:
+    store = SQLiteStore(db_path)
     store.file.ensure(["create table if not exists effects (value);"])
     yield store
     store.close()
 
 
-def remembered(store: SqliteStore) -> list[str]:
+def remembered(store: SQLiteStore) -> list[str]:
     return [id for (id,) in rows(store.path, "select id from duly_inbox order by id")]
 
 
-def test_a_message_takes_effect_once(store: SqliteStore):
+def test_a_message_takes_effect_once(store: SQLiteStore):
     assert run(store, INBOX, [delivery("a"), delivery("b")]) == ["a", "b"]
     assert run(store, INBOX, [delivery("b"), delivery("c")]) == ["c"]
     assert effects(store.path) == ["a", "b", "c"]
 
 
-def test_a_repeat_is_reported_as_one(store: SqliteStore):
+def test_a_repeat_is_reported_as_one(store: SQLiteStore):
     run(store, INBOX, [delivery("a")])
     session = store.begin(INBOX)
     admitted = session.admit([delivery("b"), delivery("a"), delivery("c")])
@@ -58,12 +58,12 @@ def test_a_repeat_is_reported_as_one(store: SqliteStore):
     assert not admitted.conflicting
 
 
-def test_the_order_delivered_is_the_order_run(store: SqliteStore):
+def test_the_order_delivered_is_the_order_run(store: SQLiteStore):
     batch = [delivery(id) for id in ("c", "a", "b")]
     assert run(store, INBOX, batch) == ["c", "a", "b"]
 
 
-def test_one_id_with_another_body_is_a_conflict(store: SqliteStore):
+def test_one_id_with_another_body_is_a_conflict(store: SQLiteStore):
     run(store, INBOX, [delivery("a", b"one")])
     session = store.begin(INBOX)
     admitted = session.admit([delivery("a", b"other"), delivery("b")])
@@ -72,7 +72,7 @@ def test_one_id_with_another_body_is_a_conflict(store: SqliteStore):
     assert ids(admitted.fresh) == ["b"]
 
 
-def test_one_id_twice_in_a_batch_runs_once(store: SqliteStore):
+def test_one_id_twice_in_a_batch_runs_once(store: SQLiteStore):
     first, again, other = delivery("a"), delivery("a", receipt="a2"), delivery("a", b"other")
     session = store.begin(INBOX)
     admitted = session.admit([first, again, other])
@@ -83,7 +83,7 @@ def test_one_id_twice_in_a_batch_runs_once(store: SqliteStore):
     assert list(admitted.conflicting) == [other]
 
 
-def test_ids_belong_to_consumer_topic_and_source(store: SqliteStore):
+def test_ids_belong_to_consumer_topic_and_source(store: SQLiteStore):
     run(store, INBOX, [delivery("a")])
     assert run(store, INBOX, [delivery("a", topic="refund", body=b"x")]) == ["a"]
     assert run(store, INBOX, [delivery("a", source="kiosk", body=b"y")]) == ["a"]
@@ -93,13 +93,13 @@ def test_ids_belong_to_consumer_topic_and_source(store: SqliteStore):
 @pytest.mark.parametrize(
     "settle", [lambda r: Retry(r, 1, "x"), lambda r: Dead(r, "x"), Release], ids=str
 )
-def test_what_did_not_take_effect_can_run_again(store: SqliteStore, settle):
+def test_what_did_not_take_effect_can_run_again(store: SQLiteStore, settle):
     assert run(store, INBOX, [delivery("a")], settle) == ["a"]
     assert remembered(store) == []
     assert run(store, INBOX, [delivery("a")]) == ["a"]
 
 
-def test_forgetting_is_only_for_what_this_transaction_admitted(store: SqliteStore):
+def test_forgetting_is_only_for_what_this_transaction_admitted(store: SQLiteStore):
     run(store, INBOX, [delivery("a")])
     session = store.begin(INBOX)
     admitted = session.admit([delivery("a")])
@@ -108,7 +108,7 @@ def test_forgetting_is_only_for_what_this_transaction_admitted(store: SqliteStor
     assert remembered(store) == ["a"]
 
 
-def test_a_rolled_back_transaction_remembers_nothing(store: SqliteStore):
+def test_a_rolled_back_transaction_remembers_nothing(store: SQLiteStore):
     session = store.begin(INBOX)
     session.admit([delivery("a")])
     session.rollback()
@@ -116,7 +116,7 @@ def test_a_rolled_back_transaction_remembers_nothing(store: SqliteStore):
 
 
 @pytest.mark.parametrize("anew", [False, True])
-def test_effects_without_their_memory_are_never_committed(store: SqliteStore, anew: bool):
+def test_effects_without_their_memory_are_never_committed(store: SQLiteStore, anew: bool):
     session = store.begin(INBOX)
     batch = [delivery("a")]
     session.admit(batch)
@@ -130,7 +130,7 @@ def test_effects_without_their_memory_are_never_committed(store: SqliteStore, an
     assert remembered(store) == []
 
 
-def test_a_second_copy_waits_for_the_first_and_is_a_repeat(store: SqliteStore):
+def test_a_second_copy_waits_for_the_first_and_is_a_repeat(store: SQLiteStore):
     session = store.begin(INBOX)
     session.admit([delivery("a")])
     ran: list[list[str]] = []
@@ -144,7 +144,7 @@ def test_a_second_copy_waits_for_the_first_and_is_a_repeat(store: SqliteStore):
     assert effects(store.path) == ["first"]
 
 
-def test_a_repeat_older_than_the_memory_is_parked_and_a_first_delivery_is_not(store: SqliteStore):
+def test_a_repeat_older_than_the_memory_is_parked_and_a_first_delivery_is_not(store: SQLiteStore):
     scope = Scope("billing", Admission.BY_INBOX, inbox_retention_s=86_400)
     old = now_ms() - 2 * DAY_MS
     marked = delivery("marked", time_ms=old, repeated=True)
@@ -160,7 +160,7 @@ def test_a_repeat_older_than_the_memory_is_parked_and_a_first_delivery_is_not(st
     assert remembered(store) == ["late", "young"]
 
 
-def test_an_old_repeat_that_is_still_remembered_is_a_plain_repeat(store: SqliteStore):
+def test_an_old_repeat_that_is_still_remembered_is_a_plain_repeat(store: SQLiteStore):
     scope = Scope("billing", Admission.BY_INBOX, inbox_retention_s=86_400)
     old = now_ms() - 2 * DAY_MS
     run(store, scope, [delivery("a", time_ms=old)])
@@ -172,7 +172,7 @@ def test_an_old_repeat_that_is_still_remembered_is_a_plain_repeat(store: SqliteS
 
 
 def test_what_is_older_than_the_retention_is_forgotten_in_short_steps(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(inbox, "STRETCH", 20)
     forgetful = Scope("billing", Admission.BY_INBOX, inbox_retention_s=0)
@@ -189,7 +189,7 @@ def test_what_is_older_than_the_retention_is_forgotten_in_short_steps(
 
 
 def test_a_sweep_forgets_nothing_within_the_retention(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(inbox, "STRETCH", 4)
     for n in range(30):

@@ -16,7 +16,7 @@ from duly.errors import BrokerUnavailable, ConfigurationError, IdentityConflict,
 from duly.guarantees import Guarantee
 from duly.message import Message, Topic, now_ms
 from duly.sql import outbox
-from duly.stores.sqlite import SqliteStore, within
+from duly.stores.sqlite import SQLiteStore, within
 from tests.sqlite.programs import running
 from tests.sqlite.stores import rows
 
@@ -33,19 +33,19 @@ def order(id: str, body: bytes = b"order") -> Message[bytes]:
 
 
 @pytest.fixture
-def store(db_path: Path) -> Iterator[SqliteStore]:
+def store(db_path: Path) -> Iterator[SQLiteStore]:
     """A store whose broker is elsewhere."""
-    store = SqliteStore(db_path, broker_database="postgres:elsewhere")
+    store = SQLiteStore(db_path, broker_database="postgres:elsewhere")
     store.declare([ORDERS, NEWS])
     yield store
     store.close()
 
 
-def waiting(store: SqliteStore) -> list[Message[bytes]]:
+def waiting(store: SQLiteStore) -> list[Message[bytes]]:
     return [message for _, message in store.file.read(lambda: outbox.first(100))]
 
 
-def test_messages_go_to_the_outbox_whole(store: SqliteStore):
+def test_messages_go_to_the_outbox_whole(store: SQLiteStore):
     message = NEWS.message(
         b"\x00\xff",
         source="shop",
@@ -61,19 +61,19 @@ def test_messages_go_to_the_outbox_whole(store: SqliteStore):
     assert waiting(store) == [order_as_read(store, "a"), message]
 
 
-def order_as_read(store: SqliteStore, id: str) -> Message[bytes]:
+def order_as_read(store: SQLiteStore, id: str) -> Message[bytes]:
     [found] = [message for message in waiting(store) if message.id == id]
     return found
 
 
-def test_a_rolled_back_transaction_leaves_no_message(store: SqliteStore):
+def test_a_rolled_back_transaction_leaves_no_message(store: SQLiteStore):
     session = store.begin(None)
     session.publish([order("a")])
     session.rollback()
     assert waiting(store) == []
 
 
-def test_undeclared_topics_are_refused_one_by_one(store: SqliteStore):
+def test_undeclared_topics_are_refused_one_by_one(store: SQLiteStore):
     session = store.begin(None)
     outcomes = session.publish([order("a"), UNDECLARED.message(b"x", source="shop", id="u")])
     session.commit()
@@ -83,7 +83,7 @@ def test_undeclared_topics_are_refused_one_by_one(store: SqliteStore):
     assert [message.id for message in waiting(store)] == ["a"]
 
 
-def test_sent_messages_leave_and_places_are_not_given_again(store: SqliteStore):
+def test_sent_messages_leave_and_places_are_not_given_again(store: SQLiteStore):
     for id in ("a", "b"):
         session = store.begin(None)
         session.publish([order(id)])
@@ -110,9 +110,9 @@ def broker(db_path: Path) -> Iterator[SQLiteBroker]:
 
 
 @pytest.fixture
-def here(broker: SQLiteBroker, db_path: Path) -> Iterator[SqliteStore]:
+def here(broker: SQLiteBroker, db_path: Path) -> Iterator[SQLiteStore]:
     """A store in the broker's own file."""
-    store = SqliteStore(db_path, broker_database=broker.capabilities.database)
+    store = SQLiteStore(db_path, broker_database=broker.capabilities.database)
     store.declare([ORDERS, NEWS])
     store.file.ensure(["create table if not exists theirs (a);"])
     yield store
@@ -120,7 +120,7 @@ def here(broker: SQLiteBroker, db_path: Path) -> Iterator[SqliteStore]:
 
 
 @pytest.fixture
-def own(here: SqliteStore) -> Iterator[sqlite3.Connection]:
+def own(here: SQLiteStore) -> Iterator[sqlite3.Connection]:
     """The application's own connection."""
     connection = sqlite3.connect(here.path, timeout=0.1)
     yield connection
@@ -135,7 +135,7 @@ def delivered(broker: SQLiteBroker) -> list[str]:
 
 
 def test_a_connection_to_this_file_joins(
-    here: SqliteStore, own: sqlite3.Connection, tmp_path: Path
+    here: SQLiteStore, own: sqlite3.Connection, tmp_path: Path
 ):
     assert here.joins(own)
     (tmp_path / "link.db").symlink_to(here.path)
@@ -147,7 +147,7 @@ def test_a_connection_to_this_file_joins(
     assert not here.joins(linked), "closed"
 
 
-def test_others_do_not_join(here: SqliteStore, tmp_path: Path):
+def test_others_do_not_join(here: SQLiteStore, tmp_path: Path):
     elsewhere = sqlite3.connect(tmp_path / "elsewhere.db")
     memory = sqlite3.connect(":memory:")
     memory.execute("attach database ? as shop", (str(here.path),))
@@ -159,7 +159,7 @@ def test_others_do_not_join(here: SqliteStore, tmp_path: Path):
     memory.close()
 
 
-def test_message_and_rows_are_one(here: SqliteStore, broker: SQLiteBroker, own: sqlite3.Connection):
+def test_message_and_rows_are_one(here: SQLiteStore, broker: SQLiteBroker, own: sqlite3.Connection):
     with own:
         own.execute("insert into theirs values (1)")
         assert here.publish_within(own, [order("a")]) == [Published("a")]
@@ -171,7 +171,7 @@ def test_message_and_rows_are_one(here: SqliteStore, broker: SQLiteBroker, own: 
 
 
 def test_publishing_first_begins_as_the_driver_would(
-    here: SqliteStore, broker: SQLiteBroker, own: sqlite3.Connection
+    here: SQLiteStore, broker: SQLiteBroker, own: sqlite3.Connection
 ):
     here.publish_within(own, [order("a")])
     assert own.in_transaction
@@ -181,7 +181,7 @@ def test_publishing_first_begins_as_the_driver_would(
     assert delivered(broker) == ["b"]
 
 
-def test_autocommit_without_a_transaction_is_refused(here: SqliteStore, broker: SQLiteBroker):
+def test_autocommit_without_a_transaction_is_refused(here: SQLiteStore, broker: SQLiteBroker):
     own = sqlite3.connect(here.path, isolation_level=None)
     with pytest.raises(ConfigurationError, match="autocommit mode and no transaction is open"):
         here.publish_within(own, [order("a")])
@@ -193,7 +193,7 @@ def test_autocommit_without_a_transaction_is_refused(here: SqliteStore, broker: 
 
 
 def test_what_the_caller_set_on_the_connection_stays(
-    here: SqliteStore, broker: SQLiteBroker, own: sqlite3.Connection
+    here: SQLiteStore, broker: SQLiteBroker, own: sqlite3.Connection
 ):
     own.row_factory = sqlite3.Row
     own.text_factory = bytes
@@ -207,7 +207,7 @@ def test_what_the_caller_set_on_the_connection_stays(
 
 
 def test_a_dropped_repeat_or_a_conflict_leaves_the_callers_transaction_whole(
-    here: SqliteStore, broker: SQLiteBroker, own: sqlite3.Connection
+    here: SQLiteStore, broker: SQLiteBroker, own: sqlite3.Connection
 ):
     broker.publish([order("a")])
     own.execute("begin immediate")
@@ -222,7 +222,7 @@ def test_a_dropped_repeat_or_a_conflict_leaves_the_callers_transaction_whole(
 
 
 def test_a_publish_that_fails_takes_nothing_of_the_callers_with_it(
-    here: SqliteStore,
+    here: SQLiteStore,
     broker: SQLiteBroker,
     own: sqlite3.Connection,
     monkeypatch: pytest.MonkeyPatch,
@@ -245,7 +245,7 @@ def test_a_publish_that_fails_takes_nothing_of_the_callers_with_it(
 
 
 def test_a_file_that_another_writes_is_unavailable_with_advice(
-    here: SqliteStore, own: sqlite3.Connection
+    here: SQLiteStore, own: sqlite3.Connection
 ):
     session = here.begin(None)
     with pytest.raises(BrokerUnavailable, match="BEGIN IMMEDIATE"):
@@ -254,20 +254,20 @@ def test_a_file_that_another_writes_is_unavailable_with_advice(
     session.rollback()
 
 
-def test_a_connection_that_does_not_sync_is_refused(here: SqliteStore, own: sqlite3.Connection):
+def test_a_connection_that_does_not_sync_is_refused(here: SQLiteStore, own: sqlite3.Connection):
     own.execute("pragma synchronous = normal")
     with pytest.raises(ConfigurationError, match="synchronous = FULL"):
         here.publish_within(own, [order("a")])
 
 
-def test_a_handlers_connection_is_told_of_tx_publish(here: SqliteStore):
+def test_a_handlers_connection_is_told_of_tx_publish(here: SQLiteStore):
     session = here.begin(None)
     with pytest.raises(ConfigurationError, match=r"tx\.publish"):
         here.publish_within(session.connection, [order("a")])
     session.rollback()
 
 
-def test_within_goes_to_the_outbox_where_the_broker_is_elsewhere(store: SqliteStore):
+def test_within_goes_to_the_outbox_where_the_broker_is_elsewhere(store: SQLiteStore):
     own = sqlite3.connect(store.path)
     with own:
         assert store.publish_within(own, [order("a")]) == [Published("a")]
@@ -276,7 +276,7 @@ def test_within_goes_to_the_outbox_where_the_broker_is_elsewhere(store: SqliteSt
 
 
 def test_checkpoints_of_the_callers_are_warned_of_once_where_sqlite_is_old(
-    here: SqliteStore,
+    here: SQLiteStore,
     own: sqlite3.Connection,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -289,16 +289,16 @@ def test_checkpoints_of_the_callers_are_warned_of_once_where_sqlite_is_old(
     own.rollback()
 
 
-def test_a_killed_caller_leaves_neither_rows_nor_message(here: SqliteStore, broker: SQLiteBroker):
+def test_a_killed_caller_leaves_neither_rows_nor_message(here: SQLiteStore, broker: SQLiteBroker):
     program = """
         import sqlite3, sys
         from duly.brokers.sqlite import SQLiteBroker
         from duly.message import Topic
-        from duly.stores.sqlite import SqliteStore
+        from duly.stores.sqlite import SQLiteStore
 
         topic = Topic("orders", bytes, guarantee="exactly-once")
         broker = SQLiteBroker(sys.argv[1])
-        store = SqliteStore(sys.argv[1], broker_database=broker.capabilities.database)
+        store = SQLiteStore(sys.argv[1], broker_database=broker.capabilities.database)
         store.declare([topic])
         own = sqlite3.connect(sys.argv[1])
         own.execute("pragma wal_autocheckpoint = 0")

@@ -17,21 +17,21 @@ from duly.errors import (
     TransactionFailed,
     TransactionLost,
 )
-from duly.stores.sqlite import SqliteStore
+from duly.stores.sqlite import SQLiteStore
 from tests.sqlite.programs import run as run_program
 from tests.sqlite.programs import running
 from tests.sqlite.stores import begin_anew, effects, lose_the_transaction, rows, write
 
 
 @pytest.fixture
-def store(db_path: Path) -> Iterator[SqliteStore]:
-    store = SqliteStore(db_path, begin_s=5)
+def store(db_path: Path) -> Iterator[SQLiteStore]:
+    store = SQLiteStore(db_path, begin_s=5)
     store.file.ensure(["create table if not exists effects (value);"])
     yield store
     store.close()
 
 
-def test_effects_are_there_after_commit_and_not_before(store: SqliteStore):
+def test_effects_are_there_after_commit_and_not_before(store: SQLiteStore):
     session = store.begin(None)
     write(session, "a")
     assert effects(store.path) == []
@@ -41,7 +41,7 @@ def test_effects_are_there_after_commit_and_not_before(store: SqliteStore):
     assert effects(store.path) == ["a"], "rollback after commit does nothing"
 
 
-def test_rollback_leaves_nothing_and_gives_the_turn_back(store: SqliteStore):
+def test_rollback_leaves_nothing_and_gives_the_turn_back(store: SQLiteStore):
     session = store.begin(None)
     write(session, "a")
     session.rollback()
@@ -53,7 +53,7 @@ def test_rollback_leaves_nothing_and_gives_the_turn_back(store: SqliteStore):
     assert effects(store.path) == ["b"]
 
 
-def test_what_it_provides(store: SqliteStore):
+def test_what_it_provides(store: SQLiteStore):
     provided = store.capabilities
     assert provided.name == "SQLite"
     assert provided.database == store.file.identity
@@ -63,7 +63,7 @@ def test_what_it_provides(store: SqliteStore):
     assert provided.tx_s == 0.05
 
 
-def test_a_second_session_waits_for_the_first(store: SqliteStore):
+def test_a_second_session_waits_for_the_first(store: SQLiteStore):
     first = store.begin(None)
     order = []
 
@@ -84,7 +84,7 @@ def test_a_second_session_waits_for_the_first(store: SqliteStore):
 
 
 def test_a_turn_that_does_not_come_is_unavailable_and_names_who_has_it(db_path: Path):
-    store = SqliteStore(db_path, begin_s=0.1)
+    store = SQLiteStore(db_path, begin_s=0.1)
     session = store.begin(None)
     with pytest.raises(BrokerUnavailable, match="another thread of this process"):
         store.begin(None)
@@ -94,7 +94,7 @@ def test_a_turn_that_does_not_come_is_unavailable_and_names_who_has_it(db_path: 
 
 
 def test_a_foreign_lock_is_unavailable_and_the_turn_is_given_back(db_path: Path):
-    store = SqliteStore(db_path)
+    store = SQLiteStore(db_path)
     store.file.busy_s = 0.1
     foreign = sqlite3.connect(db_path, isolation_level=None)
     foreign.execute("begin immediate")
@@ -108,7 +108,7 @@ def test_a_foreign_lock_is_unavailable_and_the_turn_is_given_back(db_path: Path)
     store.close()
 
 
-def test_savepoints_undo_one_part(store: SqliteStore):
+def test_savepoints_undo_one_part(store: SQLiteStore):
     session = store.begin(None)
     write(session, "a")
     session.savepoint()
@@ -124,7 +124,7 @@ def test_savepoints_undo_one_part(store: SqliteStore):
     assert effects(store.path) == ["a", "c"]
 
 
-def test_a_handlers_own_savepoints_go_with_dulys(store: SqliteStore):
+def test_a_handlers_own_savepoints_go_with_dulys(store: SQLiteStore):
     session = store.begin(None)
     session.savepoint()
     session.connection.execute("savepoint mine")
@@ -138,7 +138,7 @@ def test_a_handlers_own_savepoints_go_with_dulys(store: SqliteStore):
     assert effects(store.path) == ["b"]
 
 
-def test_a_savepoint_of_a_transaction_that_was_rolled_back_is_lost(store: SqliteStore):
+def test_a_savepoint_of_a_transaction_that_was_rolled_back_is_lost(store: SQLiteStore):
     for anew in (False, True):
         session = store.begin(None)
         session.savepoint()
@@ -160,7 +160,7 @@ def test_a_savepoint_of_a_transaction_that_was_rolled_back_is_lost(store: Sqlite
 
 
 @pytest.mark.parametrize("anew", [False, True])
-def test_a_swallowed_rollback_is_never_committed(store: SqliteStore, anew: bool):
+def test_a_swallowed_rollback_is_never_committed(store: SQLiteStore, anew: bool):
     session = store.begin(None)
     write(session, "before")
     lose_the_transaction(session)
@@ -177,7 +177,7 @@ def test_a_swallowed_rollback_is_never_committed(store: SqliteStore, anew: bool)
 
 
 def test_an_error_of_a_statement_that_did_not_end_the_transaction_may_be_handled(
-    store: SqliteStore,
+    store: SQLiteStore,
 ):
     session = store.begin(None)
     session.connection.execute("create table once (a primary key)")
@@ -189,7 +189,7 @@ def test_an_error_of_a_statement_that_did_not_end_the_transaction_may_be_handled
 
 
 def test_a_commit_that_the_database_refuses_is_failed_and_rolled_back(db_path: Path):
-    store = SqliteStore(db_path, foreign_keys=True)
+    store = SQLiteStore(db_path, foreign_keys=True)
     session = store.begin(None)
     session.connection.execute("create table parent (a primary key)")
     session.connection.execute(
@@ -207,7 +207,7 @@ def test_a_commit_that_the_database_refuses_is_failed_and_rolled_back(db_path: P
 
 
 def test_a_commit_without_an_answer_is_unknown_and_its_connection_is_not_used_again(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
 ):
     from duly.sql.sqlite import driver
 
@@ -236,9 +236,9 @@ def test_a_disk_that_is_full_at_commit_fails_the_transaction_and_nothing_else(db
         """
         import os, resource, sys
         from duly.errors import TransactionFailed
-        from duly.stores.sqlite import SqliteStore
+        from duly.stores.sqlite import SQLiteStore
 
-        store = SqliteStore(sys.argv[1])
+        store = SQLiteStore(sys.argv[1])
         session = store.begin(None)
         session.connection.execute("create table effects (value)")
         session.commit()
@@ -262,7 +262,7 @@ def test_a_disk_that_is_full_at_commit_fails_the_transaction_and_nothing_else(db
     assert effects(db_path) == ["small"]
 
 
-def test_what_a_handler_set_on_the_connection_is_gone_for_the_next(store: SqliteStore):
+def test_what_a_handler_set_on_the_connection_is_gone_for_the_next(store: SQLiteStore):
     session = store.begin(None)
     session.connection.row_factory = sqlite3.Row
     session.connection.text_factory = bytes
@@ -272,7 +272,7 @@ def test_what_a_handler_set_on_the_connection_is_gone_for_the_next(store: Sqlite
     session.rollback()
 
 
-def test_a_cursor_that_a_handler_left_open_does_not_stop_the_next_transaction(store: SqliteStore):
+def test_a_cursor_that_a_handler_left_open_does_not_stop_the_next_transaction(store: SQLiteStore):
     session = store.begin(None)
     write(session, *"abc")
     kept = session.connection.execute("select value from effects")
@@ -289,7 +289,7 @@ def test_a_cursor_that_a_handler_left_open_does_not_stop_the_next_transaction(st
     assert kept is not None
 
 
-def test_the_connection_works_on_another_thread(store: SqliteStore):
+def test_the_connection_works_on_another_thread(store: SQLiteStore):
     session = store.begin(None)
     thread = threading.Thread(target=write, args=(session, "a"))
     thread.start()
@@ -298,7 +298,7 @@ def test_the_connection_works_on_another_thread(store: SqliteStore):
     assert effects(store.path) == ["a"]
 
 
-def test_a_commit_wakes_who_waits_for_changes(store: SqliteStore):
+def test_a_commit_wakes_who_waits_for_changes(store: SQLiteStore):
     seen = store.file.wait(store.file.changes(), 0.05)
     session = store.begin(None)
     write(session, "a")
@@ -309,9 +309,9 @@ def test_a_commit_wakes_who_waits_for_changes(store: SqliteStore):
 
 HOLD = """
     import sys
-    from duly.stores.sqlite import SqliteStore
+    from duly.stores.sqlite import SQLiteStore
 
-    store = SqliteStore(sys.argv[1])
+    store = SQLiteStore(sys.argv[1])
     session = store.begin(None)
     session.connection.execute("insert into effects values ('killed')")
     print("open")
@@ -319,7 +319,7 @@ HOLD = """
 """
 
 
-def test_a_killed_process_leaves_no_effect_and_no_lock(store: SqliteStore):
+def test_a_killed_process_leaves_no_effect_and_no_lock(store: SQLiteStore):
     with running(HOLD, store.path) as holder:
         holder.expect("open")
         holder.kill()
@@ -336,9 +336,9 @@ def test_a_forked_child_is_told_to_open_its_own(db_path: Path):
         """
         import os, sys
         from duly.errors import ConfigurationError
-        from duly.stores.sqlite import SqliteStore
+        from duly.stores.sqlite import SQLiteStore
 
-        store = SqliteStore(sys.argv[1])
+        store = SQLiteStore(sys.argv[1])
         store.begin(None).rollback()
         if (child := os.fork()) == 0:
             try:
@@ -356,14 +356,14 @@ def test_a_forked_child_is_told_to_open_its_own(db_path: Path):
     assert said == ["True", "parent goes on"]
 
 
-def test_a_session_without_a_scope_admits_nothing(store: SqliteStore):
+def test_a_session_without_a_scope_admits_nothing(store: SQLiteStore):
     session = store.begin(None)
     with pytest.raises(TypeError, match="without a scope"):
         session.admit([])
     session.rollback()
 
 
-def test_a_session_that_is_over_says_so(store: SqliteStore):
+def test_a_session_that_is_over_says_so(store: SQLiteStore):
     session = store.begin(None)
     session.commit()
     with pytest.raises(TransactionLost, match="over"):
@@ -373,7 +373,7 @@ def test_a_session_that_is_over_says_so(store: SqliteStore):
 
 
 def test_a_closed_store_is_refused(db_path: Path):
-    store = SqliteStore(db_path)
+    store = SQLiteStore(db_path)
     store.close()
     store.close()
     with pytest.raises(ConfigurationError, match="closed"):
@@ -381,10 +381,10 @@ def test_a_closed_store_is_refused(db_path: Path):
 
 
 def test_closing_with_a_session_open_ends_well(db_path: Path):
-    store = SqliteStore(db_path)
+    store = SQLiteStore(db_path)
     session = store.begin(None)
     store.close()
     session.rollback()
-    other = SqliteStore(db_path, begin_s=1)
+    other = SQLiteStore(db_path, begin_s=1)
     other.begin(None).rollback()
     other.close()

@@ -8,14 +8,14 @@ from duly.broker import Published, SubscribeOptions
 from duly.brokers.sqlite import SQLiteBroker
 from duly.guarantees import Guarantee
 from duly.message import Topic
-from duly.stores.sqlite import SqliteStore
+from duly.stores.sqlite import SQLiteStore
 
 numbers: Topic[int] = Topic("numbers", int, guarantee="exactly-once")
 
 
 def test_a_topic_is_declared_as_part_of_the_transaction(db_path: Path) -> None:
     broker = SQLiteBroker(db_path)
-    store = SqliteStore(db_path, broker_database=broker.capabilities.database)
+    store = SQLiteStore(db_path, broker_database=broker.capabilities.database)
     message = numbers.message(1, source="shop", id="n-1")
 
     session = store.begin(None)

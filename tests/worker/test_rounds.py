@@ -445,3 +445,40 @@ class TestExactlyOnce:
         assert effects(bench) == [1, 3]
         (dead,) = bench.dead("c")
         assert "IdentityConflict" in dead.error
+
+
+def test_a_body_that_cannot_be_decoded_is_not_quoted(bench: Bench) -> None:
+    import pydantic
+
+    class Card(pydantic.BaseModel):
+        number: int
+
+    cards: Topic[Card] = Topic("cards", Card, guarantee="at-least-once")
+    raw: Topic[bytes] = Topic("cards", bytes, guarantee="at-least-once")
+
+    @bench.app.consumer(cards, name="c", guarantee="at-least-once")
+    def handle(card: Card) -> None:
+        bench.seen.append(card)
+
+    lane = bench.lane("c")
+    bench.publish(raw, b'{"number": "SECRET-4111"}')
+    bench.drain(lane)
+    (dead,) = bench.dead("c")
+    assert "number" in dead.error
+    assert "SECRET" not in dead.error
+
+
+def test_a_body_over_the_topics_limit_is_dead_before_it_is_parsed(bench: Bench) -> None:
+    small: Topic[str] = Topic("small", str, guarantee="at-least-once", max_body_bytes=5)
+    large: Topic[str] = Topic("small", str, guarantee="at-least-once")
+
+    @bench.app.consumer(small, name="c", guarantee="at-least-once")
+    def handle(text: str) -> None:
+        bench.seen.append(text)
+
+    lane = bench.lane("c")
+    bench.publish(large, "short", "longer", "fits")
+    bench.drain(lane)
+    assert bench.seen == ["short", "fits"]
+    (dead,) = bench.dead("c")
+    assert "max_body_bytes" in dead.error

@@ -70,7 +70,7 @@ def _publishing(setting: Setting, guarantee: Guarantee) -> str:
         case Guarantee.AT_LEAST_ONCE:
             return _confirmed(setting)
         case Guarantee.EXACTLY_ONCE:
-            return f"{_confirmed(setting)}; repeated under the same id until that is certain"
+            return f"{_confirmed(setting)}; after PublishUnknown, publish again under its id"
     assert_never(guarantee)
 
 
@@ -233,7 +233,7 @@ def _handler_limits(setting: Setting, consumer: Consumer) -> Iterator[str]:
             "`duly run`, or make it async def"
         )
     if consumer.handler.is_batch:
-        yield "a batch handler fails as a whole: its batch is retried together"
+        yield "a batch handler fails as a whole; its messages come again, one call each"
 
 
 def _order_limits(setting: Setting, consumer: Consumer) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any, assert_never
 from duly import errors
 from duly.broker import Delivery, Outcome, Published, RepeatDropped
 from duly.guarantees import Dead, Done, Release, Retry, Settlement
-from duly.logs import CURRENT
+from duly.logs import CURRENT, handling_now
 from duly.store import Admitted
 from duly.testing.history import (
     About,
@@ -240,8 +240,7 @@ class Recording:
     def _start(self) -> None:
         handling = CURRENT.get()
         assert handling is not None, "a handler runs in a lane"
-        name = handling[0]
-        given = handling[1][handling[2]] if isinstance(handling, list) else handling[1]
+        name, given = handling_now(handling)
         deliveries: Sequence[Delivery] = (given,) if isinstance(given, Delivery) else given
         self.runs = [f"{self._who}.{next(self._runs)}" for _ in deliveries]
         for run, each in zip(self.runs, deliveries, strict=True):

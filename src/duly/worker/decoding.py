@@ -8,8 +8,9 @@ from typing import Any
 
 from duly.broker import Delivery, Span
 from duly.consumer import Consumer
+from duly.errors import DecodeError
 from duly.message import Message
-from duly.worker.steps import Unfit, Work, describe
+from duly.worker.steps import Unfit, Work
 
 _attempt = attrgetter("attempt")
 
@@ -23,20 +24,20 @@ class Decoder:
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
-        self._decoders = {topic.name: topic.codec.decode_fast for topic in consumer.topics}
-        self._only = next(iter(self._decoders.values())) if len(self._decoders) == 1 else None
+        self._topics = {topic.name: topic for topic in consumer.topics}
+        self._only = consumer.topics[0] if len(consumer.topics) == 1 else None
         self._attempts = consumer.options.retry.attempts
         self._wants_message = consumer.handler.wants_message
 
     def work(self, claimed: Sequence[Delivery]) -> Work:
         """Deliveries with the arguments their handler takes, in order."""
-        decode = self._only
-        if decode is not None and _most_attempts(claimed) <= self._attempts:
+        if self._only is not None and _most_attempts(claimed) <= self._attempts:
+            bodies = _bodies(claimed)
+            decode = self._only.codec.decode_fast
             try:
-                if isinstance(claimed, Span):
-                    payloads = [decode(body) for body in claimed.bodies]
-                else:
-                    payloads = [decode(d.carried.body) for d in claimed]
+                if max(map(len, bodies)) > self._only.max_body_bytes:
+                    raise ValueError("one is too large")
+                payloads = [decode(body) for body in bodies]
             except Exception:  # noqa: BLE001 - whatever a damaged body does
                 pass  # found, one by one, below
             else:
@@ -56,14 +57,28 @@ class Decoder:
                 f"{name!r} allows {self._attempts})"
             )
         message = delivery.message
-        decode = self._decoders.get(message.topic)
-        if decode is None:
+        topic = self._topics.get(message.topic)
+        if topic is None:
             return Unfit(f"topic {message.topic!r} is not one of consumer {name!r}")
+        if len(message.body) > topic.max_body_bytes:
+            return Unfit(
+                f"the body has {len(message.body):,} bytes and topic {topic.name!r} carries "
+                f"{topic.max_body_bytes:,}: Topic(max_body_bytes=...)"
+            )
         try:
-            payload = decode(message.body)
+            payload = topic.codec.decode(message.body)
+        except DecodeError as error:
+            return Unfit(f"the body cannot be decoded: {error}")
         except Exception as error:  # noqa: BLE001 - whatever a damaged body does
-            return Unfit(f"the body cannot be decoded: {describe(error)}")
+            # Not its text, which may quote the data.
+            return Unfit(f"the body cannot be decoded: {type(error).__name__}")
         return with_payload(message, payload) if self._wants_message else payload
+
+
+def _bodies(claimed: Sequence[Delivery]) -> Sequence[bytes]:
+    if isinstance(claimed, Span):
+        return claimed.bodies
+    return [delivery.carried.body for delivery in claimed]
 
 
 def with_payload(message: Message[Any], payload: Any) -> Message[Any]:

@@ -311,7 +311,7 @@ def _objection_to_pragma(name: str, value: str | None) -> str | None:
     if name == "foreign_keys":
         return (
             "PRAGMA foreign_keys does nothing inside a transaction. Give it to the store: "
-            "sqlite:///file.db?foreign_keys=on"
+            'App(..., store="sqlite:///file.db?foreign_keys=on")'
         )
     return f"{_INSTEAD}PRAGMA {name} would change how it is kept; set it outside the handler."
 

@@ -12,7 +12,7 @@ from duly.sql.sqlite import DatabaseFile, boot_id, boot_ms, is_alive
 from duly.store import Backlog, GivenUp, Outgoing, Refusal
 
 
-class SqliteOutbox:
+class SQLiteOutbox:
     """See `duly.store.Outbox`. A relay whose process is dead is replaced at once.
 
     ``wall_ms`` gives milliseconds since 1970 UTC, ``boot_time_ms`` since boot: backoff goes by

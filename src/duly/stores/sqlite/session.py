@@ -66,7 +66,7 @@ def new_mark() -> int:
     return secrets.randbits(62)
 
 
-class SqliteSession:
+class SQLiteSession:
     """See `duly.store.Session`. Holds the file's one turn to write until it ends."""
 
     def __init__(self, home: Home, lane: Lane, scope: Scope | None, mark: int) -> None:

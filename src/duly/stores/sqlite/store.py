@@ -1,4 +1,4 @@
-"""`SqliteStore`: handlers' effects in a SQLite file."""
+"""`SQLiteStore`: handlers' effects in a SQLite file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from duly.sql.sqlite.guard import Guard, GuardedConnection
 from duly.sql.sqlite.place import Place
 from duly.sql.steps import Steps
 from duly.store import Scope, StoreCapabilities
-from duly.stores.sqlite.outbox import SqliteOutbox
-from duly.stores.sqlite.session import Lane, SqliteSession, new_mark
+from duly.stores.sqlite.outbox import SQLiteOutbox
+from duly.stores.sqlite.session import Lane, SQLiteSession, new_mark
 from duly.stores.sqlite.within import is_open_on, run_within
 
 # Long transactions keep every other writer of the file waiting.
@@ -33,7 +33,7 @@ _BUSY_SNAPSHOT = sqlite3.SQLITE_BUSY_SNAPSHOT
 NOTHING_DECLARED: log.Catalog = MappingProxyType({})
 
 
-class SqliteStore:
+class SQLiteStore:
     """Effects, inbox, cursors and outbox in one SQLite file. See `duly.store.Store`.
 
     - ``broker_database``: the identity of the broker's database (`Capabilities.database`).
@@ -91,9 +91,9 @@ class SqliteStore:
         return self._file.path
 
     @property
-    def outbox(self) -> SqliteOutbox:
+    def outbox(self) -> SQLiteOutbox:
         """What transactions published; empty for ever where the broker is the same file."""
-        return SqliteOutbox(self._file)
+        return SQLiteOutbox(self._file)
 
     def declare(self, topics: Sequence[Topic[Any]]) -> None:
         """Make known the topics that transactions publish to, creating what they need."""
@@ -103,7 +103,7 @@ class SqliteStore:
         else:
             self._topics.update(topic.name for topic in topics)
 
-    def begin(self, scope: Scope | None) -> SqliteSession:
+    def begin(self, scope: Scope | None) -> SQLiteSession:
         """Open a transaction once it is this store's turn to write the file.
 
         Raises `BrokerUnavailable`, naming who writes, when the turn does not come in time, and
@@ -127,7 +127,7 @@ class SqliteStore:
         except BaseException:
             self.take_back(lane, in_doubt=True)
             raise
-        return SqliteSession(self, lane, scope, mark)
+        return SQLiteSession(self, lane, scope, mark)
 
     def joins(self, connection: Any) -> bool:
         """Whether ``within=connection`` can publish: a `sqlite3.Connection` to this file."""
