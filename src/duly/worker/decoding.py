@@ -60,6 +60,8 @@ class Decoder:
         topic = self._topics.get(message.topic)
         if topic is None:
             return Unfit(f"topic {message.topic!r} is not one of consumer {name!r}")
+        if not isinstance(message.body, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return Unfit("the stored message is damaged: its body is no blob")
         if len(message.body) > topic.max_body_bytes:
             return Unfit(
                 f"the body has {len(message.body):,} bytes and topic {topic.name!r} carries "

@@ -53,6 +53,7 @@ class Keeper:
         self._lanes: list[tuple[Lane, Watched]] = []
         self._extended: dict[int, float] = {}
         self._reported: set[int] = set()
+        self._suspects: dict[int, set[Receipt]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="duly-keeper", daemon=True)
 
@@ -109,8 +110,10 @@ class Keeper:
         except errors.BrokerError as error:
             log.warning("leases of %s could not be extended: %s", lane.consumer.name, error)
             return
-        # What was settled meanwhile is not held any more, and not lost either.
+        # What is being settled in this moment is not held any more, and not lost either: only
+        # what is still said to be held at the next look was really lost.
         held = set(watched.receipts())
-        if lost := [receipt for receipt in lost if receipt in held]:
+        suspects, self._suspects[id(watched)] = self._suspects.get(id(watched), set()), set(lost)
+        if lost := [receipt for receipt in lost if receipt in held and receipt in suspects]:
             log.warning("consumer %s lost %d leases", lane.consumer.name, len(lost))
             lane.tell(events.LeaseLost(lane.consumer.name, lost))
