@@ -97,7 +97,7 @@ class Span(Sequence[Delivery], ABC):
     span too. ``receipt`` stands for all of it, in settlements and in `Subscription.extend`.
     """
 
-    bodies: Sequence[bytes]
+    bodies: list[bytes]
     attempt: int
 
     @property

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -105,7 +105,7 @@ def test_a_slow_handler_does_not_hold_up_its_neighbours(place: Place) -> None:
 @pytest.mark.parametrize("guarantee", ["at-most-once", "at-least-once"])
 @pytest.mark.parametrize("concurrency", [1, 20])
 def test_async_handlers_handle_all_once_without_faults(
-    place: Place, guarantee: Any, concurrency: int
+    place: Place, guarantee: Literal["at-most-once", "at-least-once"], concurrency: int
 ) -> None:
     done: list[int] = []
 

@@ -49,32 +49,38 @@ class Decoder:
         return Work(claimed, [self._argument(delivery) for delivery in claimed])
 
     def _argument(self, delivery: Delivery) -> Any:
-        name = self._consumer.name
         if delivery.attempt > self._attempts:
             return Unfit(
                 f"given up after {delivery.attempt - 1} attempts: the worker died while it "
                 "handled this message alone, or its lease ran out (consumer "
-                f"{name!r} allows {self._attempts})"
+                f"{self._consumer.name!r} allows {self._attempts})"
             )
         message = delivery.message
+        try:
+            payload = self._payload(message)
+        except DecodeError as error:
+            return Unfit(str(error))
+        return with_payload(message, payload) if self._wants_message else payload
+
+    def _payload(self, message: Message[Any]) -> Any:
         topic = self._topics.get(message.topic)
         if topic is None:
-            return Unfit(f"topic {message.topic!r} is not one of consumer {name!r}")
-        if not isinstance(message.body, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
-            return Unfit("the stored message is damaged: its body is no blob")
+            raise DecodeError(
+                f"topic {message.topic!r} is not one of consumer {self._consumer.name!r}"
+            )
         if len(message.body) > topic.max_body_bytes:
-            return Unfit(
+            raise DecodeError(
                 f"the body has {len(message.body):,} bytes and topic {topic.name!r} carries "
                 f"{topic.max_body_bytes:,}: Topic(max_body_bytes=...)"
             )
         try:
-            payload = topic.codec.decode(message.body)
+            return topic.codec.decode(message.body)
         except DecodeError as error:
-            return Unfit(f"the body cannot be decoded: {error}")
-        except Exception as error:  # noqa: BLE001 - whatever a damaged body does
+            raise DecodeError(f"the body cannot be decoded: {error}") from error
+        except Exception as error:
             # Not its text, which may quote the data.
-            return Unfit(f"the body cannot be decoded: {type(error).__name__}")
-        return with_payload(message, payload) if self._wants_message else payload
+            kind = type(error).__name__
+            raise DecodeError(f"the body cannot be decoded: {kind}") from error
 
 
 def _bodies(claimed: Sequence[Delivery]) -> Sequence[bytes]:
