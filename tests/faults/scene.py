@@ -283,6 +283,9 @@ class Scene:
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that sees one moment and changes nothing, not even when it is closed."""
+    if path.with_name(f"{path.name}-journal").exists():
+        # Whoever made the file died within its first write, which has to be undone to be read.
+        sqlite3.connect(path).execute("select count(*) from sqlite_master").connection.close()
     connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:
         connection.execute("begin")
