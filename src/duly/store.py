@@ -259,23 +259,19 @@ class Transaction(Generic[C]):
     """What an exactly-once handler works through.
 
     Rows written through ``connection``, messages given to `publish` and the memory that the
-    message was handled become true together, or none of them does.
+    message was handled become true together, or none of them does. ``connection`` is the
+    driver's own: do not commit or roll back, duly does, once.
     """
 
-    __slots__ = ("_after_commit", "_connection", "_ended", "_messages", "_source", "_topics")
+    __slots__ = ("_after_commit", "_ended", "_messages", "_source", "_topics", "connection")
 
     def __init__(self, connection: C, source: str) -> None:
-        self._connection = connection
+        self.connection = connection
         self._source = source
         self._ended = False
         self._messages: list[Message[Any]] = []
         self._topics: dict[str, Topic[Any]] = {}
         self._after_commit: list[Callable[[], object]] = []
-
-    @property
-    def connection(self) -> C:
-        """The driver's own connection. Do not commit or roll back: duly does, once."""
-        return self._connection
 
     def publish(
         self,

@@ -11,7 +11,7 @@ from duly.consumer import Consumer
 from duly.logs import CURRENT
 from duly.publishing import IN_TRANSACTION
 from duly.worker.loop import within_limit
-from duly.worker.steps import Calls, Pause, Round, Step, Surroundings, Unfit
+from duly.worker.steps import Calls, Pause, Round, Step, Surroundings
 
 
 class Caller:
@@ -92,9 +92,7 @@ class Caller:
         done = calls.done
         handling[1] = calls.work.deliveries
         try:
-            for argument in calls.work.arguments[done : done + most]:
-                if argument.__class__ is Unfit:
-                    break
+            for argument in calls.work.callable_from(done, most):
                 handling[2] = done
                 call(argument, *extra)
                 done += 1
@@ -129,10 +127,8 @@ class Caller:
 
     async def _await_in_turn(self, calls: Calls) -> None:
         name, limit_s = self._consumer.name, self._consumer.options.max_run_s
-        for about, argument in calls.work[calls.done : calls.done + calls.most]:
-            if argument.__class__ is Unfit:
-                break
-            CURRENT.set((name, about))
+        for argument in calls.work.callable_from(calls.done, calls.most):
+            CURRENT.set((name, calls.work.deliveries[calls.done]))
             await within_limit(self.call(argument, *calls.extra), limit_s)
             calls.done += 1
             self.moment = self._around.clock()

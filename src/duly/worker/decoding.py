@@ -68,6 +68,8 @@ class Decoder:
             raise DecodeError(
                 f"topic {message.topic!r} is not one of consumer {self._consumer.name!r}"
             )
+        if not isinstance(message.body, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DecodeError("the stored message is damaged: its body is no blob")
         if len(message.body) > topic.max_body_bytes:
             raise DecodeError(
                 f"the body has {len(message.body):,} bytes and topic {topic.name!r} carries "

@@ -83,6 +83,15 @@ class Work(Sequence[tuple[Any, Any]]):
         """What a handler can be called with."""
         return self if self.plain else self.only(lambda _, argument: type(argument) is not Unfit)
 
+    def callable_from(self, start: int, most: int) -> list[Any]:
+        """The arguments from ``start`` to before the next `Unfit`, at most so many."""
+        arguments = self.arguments[start : start + most]
+        if not self.plain:
+            for index, argument in enumerate(arguments):
+                if argument.__class__ is Unfit:
+                    return arguments[:index]
+        return arguments
+
     def handled(self, start: int, stop: int) -> list[Settlement]:
         """The settlements of a part that was handled."""
         if isinstance(self.deliveries, Span):
