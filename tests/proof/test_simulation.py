@@ -92,11 +92,6 @@ def test_random_schedules_on_sqlite_files(kind: Any) -> None:
     assert not tally.failures, told(tally.failures)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="an at-most-once handler that cancels itself takes the rest of its claim with it: "
-    "settled, never started, and no crash explains it",
-)
 def test_a_handler_that_cancels_itself_loses_only_its_own_message() -> None:
     scenario = Scenario(guarantee="at-most-once", manners=("cancel once", "ok"))
     outcome = run(scenario, 0, Given([]))

@@ -482,3 +482,45 @@ def test_a_body_over_the_topics_limit_is_dead_before_it_is_parsed(bench: Bench) 
     assert bench.seen == ["short", "fits"]
     (dead,) = bench.dead("c")
     assert "max_body_bytes" in dead.error
+
+
+def test_a_cancelled_handler_does_not_lose_the_settled_messages_behind_it(bench: Bench) -> None:
+    @bench.app.consumer(numbers, name="c", guarantee="at-most-once")
+    def handle(number: int) -> None:
+        bench.seen.append(number)
+        if number == 1:
+            raise asyncio.CancelledError
+
+    lane = bench.lane("c")
+    bench.publish(numbers, 1, 2, 3)
+    bench.drain(lane)
+    assert bench.seen == [1, 2, 3]
+
+
+def test_a_store_that_cannot_take_an_output_charges_no_message(bench: Bench) -> None:
+    def fail_once(number: int, tx: Any) -> None:
+        bench.seen.append(number)
+        tx.publish(echoes, number)
+
+    bench.app.consumer(
+        numbers, name="c", guarantee="exactly-once", retry=duly.RetryPolicy(attempts=1)
+    )(fail_once)
+    lane = bench.lane("c")
+    left = [errors.BrokerUnavailable("full"), errors.BrokerUnavailable("full")]
+    begin = bench.store.begin
+
+    def begin_that_cannot_publish(scope: Any) -> Any:
+        session = begin(scope)
+        publish = session.publish
+        session.publish = lambda messages: _raise(left.pop()) if left else publish(messages)  # type: ignore[method-assign]
+        return session
+
+    bench.store.begin = begin_that_cannot_publish  # type: ignore[method-assign]
+    bench.publish(numbers, 7)
+    bench.drain(lane)
+    assert bench.seen == [7, 7, 7]
+    assert not bench.dead("c")
+
+
+def _raise(error: Exception) -> Any:
+    raise error

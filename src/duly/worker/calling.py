@@ -8,10 +8,11 @@ from math import inf
 from typing import Any
 
 from duly.consumer import Consumer
+from duly.guarantees import Guarantee
 from duly.logs import CURRENT
 from duly.publishing import IN_TRANSACTION
 from duly.worker.loop import within_limit
-from duly.worker.steps import Calls, Pause, Round, Step, Surroundings
+from duly.worker.steps import Calls, HandlerCancelled, Pause, Round, Step, Surroundings
 
 
 class Caller:
@@ -99,8 +100,18 @@ class Caller:
                 self.moment = now = clock()
                 if now >= until or (self.stopping and until != inf):
                     break
+        except asyncio.CancelledError as error:
+            self._go_on_if_settled(error)
+            raise
         finally:
             calls.done = done
+
+    def _go_on_if_settled(self, error: asyncio.CancelledError) -> None:
+        """At-most-once: what is settled already has no other chance, so this is a failure like
+        any other, and the next messages run.
+        """
+        if self._consumer.guarantee is Guarantee.AT_MOST_ONCE:
+            raise HandlerCancelled("the handler was cancelled") from error
 
     async def _call_on_loop(self, round_: Round, step: Step) -> Pause | BaseException | None:
         # What ends the lane is returned, not raised: StopIteration cannot leave a coroutine,
@@ -129,7 +140,13 @@ class Caller:
         name, limit_s = self._consumer.name, self._consumer.options.max_run_s
         for argument in calls.work.callable_from(calls.done, calls.most):
             CURRENT.set((name, calls.work.deliveries[calls.done]))
-            await within_limit(self.call(argument, *calls.extra), limit_s)
+            try:
+                await within_limit(self.call(argument, *calls.extra), limit_s)
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or not task.cancelling():  # not this worker's end
+                    self._go_on_if_settled(error)
+                raise
             calls.done += 1
             self.moment = self._around.clock()
             if self.moment >= calls.until or (self.stopping and calls.until != inf):

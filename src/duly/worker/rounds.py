@@ -12,10 +12,12 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from duly.broker import Delivery
+from duly.errors import BrokerError
 from duly.guarantees import Dead, Done, Release, Settlement
 from duly.store import Admitted, Session, Transaction, end, flush, forget_since, mark
 from duly.worker.steps import (
     Blocked,
+    BrokerFailed,
     Calls,
     Failed,
     HandlerFailed,
@@ -188,7 +190,9 @@ def call_with_savepoints(
             session.savepoint()
             try:
                 yield Calls(Work((delivery,), [argument]), (tx,), until)
-                flush(tx, session, lane.around.declare)
+                flush_for_handler(tx, session, lane)
+            except BrokerFailed:
+                raise
             except Exception as error:  # noqa: BLE001 - whatever the handler raises
                 lane.pass_on_lost(delivery, error, session.rollback_to_savepoint)
                 forget_since(tx, before)
@@ -198,6 +202,16 @@ def call_with_savepoints(
                 ended.append(Done(delivery.receipt))
     lane.keep(work[len(ended) :])
     return ended
+
+
+def flush_for_handler(tx: Transaction[Any], session: Session[Any], lane: Lane) -> None:
+    """Flush what a handler published. A refused message is the handler's failure; a broker that
+    cannot be used is nobody's, and must not be charged.
+    """
+    try:
+        flush(tx, session, lane.around.declare)
+    except BrokerError as error:
+        raise BrokerFailed(str(error)) from error
 
 
 def call_batch(

@@ -12,6 +12,7 @@ import msgspec
 
 from duly import events
 from duly.broker import Delivery, Receipt, Span
+from duly.errors import BrokerError
 from duly.guarantees import Dead, Done, Retry, Settlement
 from duly.message import Topic
 from duly.worker.permits import Permits
@@ -137,6 +138,14 @@ class HandlerFailed(Exception):
     """The handler failed where its failure is that of the whole transaction. Told from what the
     store raises, for a handler may raise the same.
     """
+
+
+class BrokerFailed(BrokerError):
+    """The store could not take what a handler published. Told from what the handler raises."""
+
+
+class HandlerCancelled(Exception):
+    """The handler of a message that is settled already was cancelled from inside."""
 
 
 Step = Calls | Pause | None
