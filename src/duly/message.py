@@ -113,7 +113,7 @@ class Message(msgspec.Struct, Generic[T_co], frozen=True, gc=False):
         return hashlib.blake2b(self.body, digest_size=16).digest()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)  # no slots: Topic[int](...) sets an attribute of its own
 class Topic(Generic[T]):
     """A named stream of messages: its Python type and its publishing guarantee.
 

@@ -76,7 +76,6 @@ def test_a_retry_waits_as_long_as_it_was_meant_to(make_scene: MakeScene, guarant
     assert judged(scene, [*NUMBERS, 7], {2}) == []
 
 
-@pytest.mark.xfail(strict=True, reason="a session's settlement does not look for a step first")
 def test_a_retry_settled_after_a_step_in_its_transaction_waits_no_longer(make_scene: MakeScene):
     scene = make_scene(before=CLOCK)
     scene.prepare(NUMBERS)

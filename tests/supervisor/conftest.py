@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,17 @@ def supervise(tmp_path: Path) -> Iterator[Start]:
     for each in started:
         if each.process.poll() is None:
             each.process.kill()
-        for pid in filter(alive, each.everybody()):
-            os.kill(pid, signal.SIGKILL)
-        each.process.communicate(timeout=30)
+        eventually(partial(_is_over, each), "nothing is left", each.describe)
+
+
+def _is_over(supervised: Supervised) -> bool:
+    """Kill what is left, until nobody holds the pipes: a worker that was just being started
+    writes itself, and then its child, down only now.
+    """
+    for pid in filter(alive, supervised.everybody()):
+        os.kill(pid, signal.SIGKILL)
+    try:
+        supervised.process.communicate(timeout=0.2)
+    except subprocess.TimeoutExpired:
+        return False
+    return True

@@ -18,6 +18,7 @@ from duly.sql.publishing import Catalog, TopicRecord, publish
 from duly.sql.ranges import at, stream_of
 from duly.sql.retention import Broom, sweep
 from duly.sql.settling import (
+    STEP_MS,
     LogReceipt,
     extend,
     fence,
@@ -29,6 +30,7 @@ from duly.sql.settling import (
 from duly.sql.steps import Ask, Steps
 
 __all__ = [
+    "STEP_MS",
     "Broom",
     "Catalog",
     "Claimed",

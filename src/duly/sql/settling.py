@@ -281,6 +281,10 @@ def take_over(
     return freed
 
 
+# What a clock may be corrected by before it counts as a step.
+STEP_MS = 1_000
+
+
 def follow_clock(boot_id: str, offset_ms: int) -> Steps[None]:
     """Keep retries waiting as long as they were meant to when the wall clock was stepped.
 
@@ -288,6 +292,8 @@ def follow_clock(boot_id: str, offset_ms: int) -> Steps[None]:
     """
     known = yield Ask("known_offset")
     if known and known[0][0] == boot_id:
+        if abs(offset_ms - known[0][1]) <= STEP_MS:
+            return
         yield Ask("shift_retries", (offset_ms - known[0][1],))
     yield Ask("put_offset", (boot_id, offset_ms))
 

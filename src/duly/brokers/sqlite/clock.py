@@ -10,9 +10,6 @@ from duly.message import now_ms
 from duly.sql import log
 from duly.sql.sqlite import DatabaseFile, boot_id, boot_ms
 
-# What a clock may be corrected by before it counts as a step.
-_STEP_MS = 1_000
-
 
 @dataclass(frozen=True, slots=True)
 class Clock:
@@ -37,7 +34,7 @@ class StepWatch:
     def look(self) -> None:
         """Compare the clocks; costs two readings as long as nothing was stepped."""
         offset_ms = self._clock.wall_ms() - self._clock.boot_ms()
-        if self._offset_ms is None or abs(offset_ms - self._offset_ms) > _STEP_MS:
+        if self._offset_ms is None or abs(offset_ms - self._offset_ms) > log.STEP_MS:
             boot_id = self._clock.boot_id()
             self._file.write(lambda: log.follow_clock(boot_id, offset_ms), durable=False)
             self._offset_ms = offset_ms

@@ -10,10 +10,10 @@ from typing import Any, Protocol, TypeVar, assert_never
 
 from duly.broker import Delivery, Outcome, Span
 from duly.errors import CommitUnknown, Superseded, TransactionFailed, TransactionLost
-from duly.guarantees import Admission, Settlement
+from duly.guarantees import Admission, Retry, Settlement
 from duly.message import Message, Topic, now_ms
 from duly.sql import cursor, inbox, log
-from duly.sql.sqlite import DatabaseFile, Turn
+from duly.sql.sqlite import DatabaseFile, Turn, boot_id, boot_ms
 from duly.sql.sqlite.driver import broker_error
 from duly.sql.sqlite.guard import Guard, GuardedConnection
 from duly.sql.steps import Steps
@@ -129,6 +129,9 @@ class SQLiteSession:
         scope = self._scoped()
         match scope.admission:
             case Admission.BY_CLAIM:
+                if any(isinstance(settlement, Retry) for settlement in settlements):
+                    # Before a retry is noted by this clock, those noted before a step of it move.
+                    self._run(log.follow_clock(boot_id(), now_ms() - boot_ms()))
                 self._run(log.settle(settlements, now_ms(), self._mark))
             case Admission.BY_CURSOR:
                 self._run(
