@@ -236,3 +236,7 @@ class TestDue:
     def test_not_both(self):
         with pytest.raises(duly.InvalidMessage, match="not both"):
             due_ms("t", 1, datetime.now(UTC))
+
+
+def test_a_topic_may_be_made_with_its_type_in_brackets() -> None:
+    assert Topic[int]("numbers", int, guarantee="at-least-once").name == "numbers"
