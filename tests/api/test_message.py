@@ -239,4 +239,4 @@ class TestDue:
 
 
 def test_a_topic_may_be_made_with_its_type_in_brackets() -> None:
-    assert Topic[int]("numbers", int, guarantee="at-least-once").name == "numbers"
+    assert duly.Topic[int]("numbers", int, guarantee="at-least-once").name == "numbers"
