@@ -56,11 +56,13 @@ class LogPosition(msgspec.Struct, frozen=True, gc=False):
 
 
 class Unread(msgspec.Struct, frozen=True, gc=False):
-    """A message of which only the body was fetched, because most handlers need no more.
+    """A message of which only id and body were fetched, because most handlers need no more.
 
-    ``look_up`` fetches the whole message by its receipt, while the claim is held.
+    ``look_up`` fetches the whole message by its receipt, while the claim is held. Once it is
+    settled the message may be gone: then that raises `LookupError`.
     """
 
+    id: str
     body: bytes
     look_up: Callable[[Receipt], Message[Any]]
 
@@ -81,6 +83,11 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     repeated: bool = False
     alone: bool = False
     position: LogPosition | None = None
+
+    @property
+    def message_id(self) -> str:
+        """The message's id, whatever is carried."""
+        return self.carried.id
 
     @property
     def message(self) -> Message[Any]:

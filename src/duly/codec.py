@@ -105,7 +105,7 @@ def codec_for(type_: Any) -> Codec[Any]:
         ) from error
     if not facts.foreign:
         decode = msgspec.json.Decoder(type_).decode
-        encode = msgspec.json.Encoder().encode
+        encode = msgspec.json.Encoder(order="deterministic").encode
         return Codec(JSON, name, _checked(type_, encode, decode, facts), decode)
     pydantic = sys.modules.get("pydantic")  # a model's class cannot exist without it
     if pydantic is not None and all(_is_model(pydantic, each) for each in facts.foreign):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from typing import Any, TypedDict
 
 from duly.broker import Start
 from duly.errors import ConfigurationError
 from duly.guarantees import Guarantee, RetryPolicy
-from duly.message import Topic
+from duly.message import Topic, is_number
 
 
 class ConsumerOptions(TypedDict, total=False):
@@ -67,22 +68,25 @@ class Options:
     inbox_retention_s: float = 7 * 86400.0
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("batch", 1),
-            ("batch_bytes", 1),
-            ("lanes", 1),
-            ("concurrency", 1),
-            ("lease_s", 0.2),
-            ("max_run_s", 0.01),
-            ("inbox_retention_s", 0),
-        ):
+        for name, least in (("batch", 1), ("batch_bytes", 1), ("lanes", 1), ("concurrency", 1)):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or value < least:
-                raise ConfigurationError(f"{name}={value!r}: give {least} or more")
-        if self.rate_per_s is not None and self.rate_per_s <= 0:
-            raise ConfigurationError(f"rate_per_s={self.rate_per_s!r}: give more than 0, or None")
-        if self.tx_s is not None and self.tx_s <= 0:
-            raise ConfigurationError(f"tx_s={self.tx_s!r}: give more than 0 seconds, or None")
+            if type(value) is not int or value < least:
+                raise ConfigurationError(f"{name}={value!r}: give a whole number from {least} on")
+        for name, shortest in (("lease_s", 0.2), ("max_run_s", 0.01), ("inbox_retention_s", 0.0)):
+            value = getattr(self, name)
+            if not is_number(value) or value < shortest:
+                raise ConfigurationError(f"{name}={value!r}: give {shortest:g} seconds or more")
+        for name in ("rate_per_s", "tx_s"):
+            value = getattr(self, name)
+            if value is not None and (not is_number(value) or value <= 0):
+                raise ConfigurationError(f"{name}={value!r}: give a number over 0, or None")
+        for name in ("order_by_key", "hold_key_on_dead"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigurationError(f"{name}={getattr(self, name)!r}: True or False")
+        if self.start not in ("earliest", "latest") and not isinstance(self.start, datetime):
+            raise ConfigurationError(f'start={self.start!r}: "earliest", "latest" or a datetime')
+        if not isinstance(self.retry, RetryPolicy):
+            raise ConfigurationError(f"retry={self.retry!r}: give a duly.RetryPolicy")
         if self.hold_key_on_dead and not self.order_by_key:
             raise ConfigurationError("hold_key_on_dead=True needs order_by_key=True")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import isfinite
 from typing import Any, Literal
 
 import msgspec
@@ -147,6 +148,9 @@ class RetryPolicy:
     rules: Sequence[tuple[type[Exception], RetryPolicy]] = field(default=())
 
     def __post_init__(self) -> None:
+        times = (self.first_s, self.factor, self.longest_s, self.jitter)
+        if not isinstance(self.attempts, int) or not all(map(isfinite, times)):
+            raise ConfigurationError(f"{self}: attempts is a whole number, the others are finite")
         if self.attempts < 1:
             raise ConfigurationError(f"RetryPolicy(attempts={self.attempts}): at least 1 attempt")
         if self.first_s < 0 or self.longest_s < self.first_s or self.factor < 1:

@@ -82,7 +82,7 @@ def about_current() -> dict[str, Any]:
 def _about(consumer: str, delivery: Delivery) -> dict[str, Any]:
     return {
         "duly_consumer": consumer,
-        "duly_message_id": delivery.message.id,
+        "duly_message_id": delivery.message_id,
         "duly_attempt": delivery.attempt,
     }
 

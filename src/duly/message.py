@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from math import isfinite
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar, overload
 
@@ -180,14 +181,21 @@ class Topic(Generic[T]):
     ) -> None:
         check_name("topic", name)
         promise = guarantee_of(guarantee, f"topic {name!r}")
-        if not 0 <= partitions <= 256:
-            raise ConfigurationError(f"topic {name!r}: partitions={partitions}; give 0 to 256")
-        if not 1 <= max_body_bytes <= 512 * 1024 * 1024:
+        if not is_whole(partitions) or not 0 <= partitions <= 256:
+            raise ConfigurationError(f"topic {name!r}: partitions={partitions!r}; give 0 to 256")
+        if not is_whole(max_body_bytes) or not 1 <= max_body_bytes <= 512 * 1024 * 1024:
             raise ConfigurationError(
-                f"topic {name!r}: max_body_bytes={max_body_bytes}; give 1 byte to 512 MiB"
+                f"topic {name!r}: max_body_bytes={max_body_bytes!r}; give 1 byte to 512 MiB"
             )
-        if retention_s < 0 or identity_retention_s < 0:
-            raise ConfigurationError(f"topic {name!r}: a retention is 0 seconds or more")
+        for kept_s in (retention_s, identity_retention_s):
+            if not is_number(kept_s) or kept_s < 0:
+                raise ConfigurationError(
+                    f"topic {name!r}: a retention of {kept_s!r}; give 0 seconds or more"
+                )
+        if key is not None and not callable(key):
+            raise ConfigurationError(
+                f"topic {name!r}: key={key!r}; give a function of the payload, or publish(key=...)"
+            )
         put = object.__setattr__
         put(self, "name", name)
         put(self, "type", type)
@@ -356,6 +364,16 @@ def due_ms(topic: str, delay_s: float | None, due: datetime | None = None) -> in
             "which is ten years"
         )
     return now_ms() + math.ceil(delay_s * 1000)
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a finite number: nan and inf slip through comparisons."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether this is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_name(kind: str, name: Any) -> None:

@@ -410,3 +410,40 @@ def test_a_protocol_of_ones_own_is_for_the_type_checkers_to_judge() -> None:
     numbers: duly.Topic[int] = duly.Topic("numbers", int, guarantee="exactly-once")
     app.consumer(numbers, name="c", guarantee="exactly-once")(handle)
     assert app.consumers[0].handler.wants_tx
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rate_per_s": float("nan")},
+        {"rate_per_s": "x"},
+        {"start": "middle"},
+        {"max_run_s": float("nan")},
+        {"lease_s": float("inf")},
+        {"order_by_key": "yes"},
+        {"retry": 5},
+        {"batch": 2.5},
+        {"lanes": 1.5},
+        {"tx_s": "1"},
+    ],
+)
+def test_an_option_that_would_not_be_honoured_is_refused(wrong: dict[str, Any]) -> None:
+    app = duly.App("shop")
+    numbers: duly.Topic[int] = duly.Topic("numbers", int, guarantee="exactly-once")
+    with pytest.raises(duly.ConfigurationError, match=next(iter(wrong))):
+        app.consumer(numbers, name="c", guarantee="exactly-once", **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"partitions": 2.5},
+        {"partitions": "x"},
+        {"identity_retention_s": float("nan")},
+        {"key": "x"},
+        {"max_body_bytes": 10.0},
+    ],
+)
+def test_a_topic_that_would_not_be_honoured_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(duly.ConfigurationError, match="topic 'numbers'"):
+        duly.Topic("numbers", int, guarantee="exactly-once", **wrong)

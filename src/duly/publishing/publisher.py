@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from duly import events
 from duly.backends import Backends
 from duly.broker import Broker, Outcome, Published, RepeatDropped
-from duly.errors import ConfigurationError
+from duly.errors import ConfigurationError, PublishError
 from duly.events import Watcher
 from duly.guarantees import Guarantee
 from duly.message import Message, Topic
@@ -136,7 +136,10 @@ class Publisher:
         _check_delay(broker, topic, messages[0].due_ms)
         if store is None or not store.joins(within):
             raise ConfigurationError(_does_not_join(within, store))
-        return all_accepted(store.publish_within(within, messages, (topic,)))
+        outcomes = store.publish_within(within, messages, (topic,))
+        if len(outcomes) == 1 and isinstance(outcomes[0], PublishError):
+            raise outcomes[0]
+        return all_accepted(outcomes)
 
     async def in_thread(self, call: Callable[..., R], *args: Any) -> R:
         """Run what blocks on a thread of the app's, in the caller's context."""

@@ -13,7 +13,7 @@ from typing import Any
 from duly.broker import Start, SubscribeOptions
 from duly.errors import ConfigurationError
 from duly.message import Topic
-from duly.sql.claims import Claimed, Lane, Part, claim, fetch, is_ready
+from duly.sql.claims import Claimed, Lane, Part, Row, claim, fetch, is_ready
 from duly.sql.publishing import Catalog, TopicRecord, publish
 from duly.sql.ranges import at, stream_of
 from duly.sql.retention import Broom, sweep
@@ -37,6 +37,7 @@ __all__ = [
     "Lane",
     "LogReceipt",
     "Part",
+    "Row",
     "TopicRecord",
     "claim",
     "declare",

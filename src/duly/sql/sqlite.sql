@@ -287,10 +287,10 @@ from duly_messages where position between ? and ? order by position;
 
 -- name: fetch_only_bodies
 -- For handlers that look at nothing else, where the range has no gaps.
-select body from duly_messages where position between ? and ? order by position;
+select id, body from duly_messages where position between ? and ? order by position;
 
 -- name: fetch_bodies
-select position, body from duly_messages where position between ? and ? order by position;
+select position, id, body from duly_messages where position between ? and ? order by position;
 
 -- name: fetch_raw
 -- The same as fetch, for rows whose text is no text.

@@ -19,7 +19,7 @@ from duly.guarantees import Dead, Done, Guarantee, Release, Settlement
 from duly.logs import CURRENT
 from duly.worker.lane import Lane
 from duly.worker.loop import within_limit
-from duly.worker.steps import NO_WORK, Pause, Step, Unfit, Work, blocking
+from duly.worker.steps import NO_WORK, Blocked, Pause, Step, Unfit, Work, blocking
 
 # While handlers are in flight a claim waits no longer than this, so that what ends is settled.
 SETTLE_EVERY_S = 0.02
@@ -43,6 +43,7 @@ class ConcurrentLane:
         self._places = lane.consumer.options.concurrency
         self._ordered = lane.consumer.options.order_by_key
         self._settles_first = lane.consumer.guarantee is Guarantee.AT_MOST_ONCE
+        # When each was started; 0: it waits behind another of its key.
         self._in_flight: dict[Receipt, float] = {}
         self._ended: deque[tuple[Receipt, Settlement | None]] = deque()
         self._something_ended = threading.Event()
@@ -68,7 +69,7 @@ class ConcurrentLane:
                     return pause.seconds
                 self._settling = None
             self._fill()
-        except errors.BrokerError as error:
+        except (errors.BrokerError, errors.TransactionError) as error:
             self.lane.end_round()
             return self.lane.pause_after(error).seconds
         return 0.0
@@ -79,7 +80,7 @@ class ConcurrentLane:
 
     def oldest_start(self) -> float | None:
         """The clock's time at which the oldest handler in flight was started."""
-        return min(list(self._in_flight.values()), default=None)
+        return min([start for start in list(self._in_flight.values()) if start], default=None)
 
     def idle(self) -> bool:
         """Whether nothing is in flight and nothing waits to be settled."""
@@ -124,14 +125,13 @@ class ConcurrentLane:
     def _start_alone(self) -> None:
         # A message whose last worker died runs with nothing beside it, or its neighbours
         # would be charged with the next death.
-        if self._alone and not self._in_flight:
+        if self._alone and not self._in_flight and not self.lane.stopping:
             work, self._alone = self._alone, NO_WORK
             self._alone_runs = True
             self._start(work)
 
     def _start(self, work: Work) -> None:
-        now = self.lane.around.clock()
-        self._in_flight.update((delivery.receipt, now) for delivery, _ in work)
+        self._in_flight.update((delivery.receipt, 0.0) for delivery, _ in work)
         self._something_ended.clear()
         self._loop.call_soon_threadsafe(self._create_tasks, self._sequences(work))
 
@@ -163,14 +163,25 @@ class ConcurrentLane:
             task.add_done_callback(self._tasks.discard)
 
     async def _run(self, sequence: Sequential) -> None:
+        try:
+            await self._run_in_turn(sequence)
+        except Exception as error:  # noqa: BLE001 - ends the lane, not only this task
+            self._broken = error
+            self._something_ended.set()
+
+    async def _run_in_turn(self, sequence: Sequential) -> None:
         blocked = self.lane.blocked()
         for delivery, argument in sequence:
             settlement: Settlement | None
             if argument.__class__ is Unfit:
                 settlement = Dead(delivery.receipt, argument.why)
-            elif blocked is not None and blocked.holds(delivery):
+                settlement = blocking(blocked, delivery, settlement)
+            elif (blocked is not None and blocked.holds(delivery)) or (
+                self.lane.stopping and not self._settles_first
+            ):
                 settlement = Release(delivery.receipt)
             else:
+                self._in_flight[delivery.receipt] = self.lane.around.clock()
                 settlement = await self._outcome(delivery, argument)
                 if settlement is not None:
                     blocking(blocked, delivery, settlement)
@@ -178,6 +189,11 @@ class ConcurrentLane:
                 settlement = None
             self._ended.append((delivery.receipt, settlement))
             self._something_ended.set()
+
+    def _may_not_start(self, blocked: Blocked | None, delivery: Delivery) -> bool:
+        if self.lane.stopping and not self._settles_first:
+            return True  # what is settled already has no other chance
+        return blocked is not None and blocked.holds(delivery)
 
     async def _outcome(self, delivery: Delivery, argument: object) -> Settlement | None:
         lane = self.lane

@@ -75,7 +75,11 @@ class Keeper:
     def _run(self) -> None:
         shortest = min((lane.consumer.options.lease_s for lane, _ in self._lanes), default=30.0)
         while not self._stop.wait(min(BEAT_S, shortest / 6)):
-            self.look()
+            try:
+                self.look()
+            except Exception:
+                # Without this thread nothing would extend leases or end hung handlers.
+                log.exception("looking after the lanes failed; it goes on")
             if self._beat is not None:
                 self._beat()
 
@@ -107,7 +111,7 @@ class Keeper:
             return
         try:
             lost = lane.subscription.extend(receipts, lane.consumer.options.lease_s)
-        except errors.BrokerError as error:
+        except (errors.BrokerError, errors.TransactionError) as error:
             log.warning("leases of %s could not be extended: %s", lane.consumer.name, error)
             return
         # What is being settled in this moment is not held any more, and not lost either: only

@@ -248,7 +248,9 @@ class Lane:
 
     def be_careful(self, error: BaseException) -> None:
         """After a failure: savepoints, or single calls, for this and the next rounds."""
-        log.info("consumer %s goes message by message after %s", self.consumer.name, error)
+        log.info(
+            "consumer %s goes message by message after %s", self.consumer.name, describe(error)
+        )
         self.careful = CAREFUL_ROUNDS + 1
 
     # --- verbs of a round: how a message ends
@@ -269,14 +271,14 @@ class Lane:
         if delay_s is None:
             self.counts.dead += 1
             log.error(
-                "message %s of topic %s is dead for consumer %s after attempt %d: %s",
-                delivery.message.id, delivery.message.topic, self.consumer.name,
-                delivery.attempt, text,
+                "message %s is dead for consumer %s after attempt %d: %s",
+                delivery.message_id, self.consumer.name, delivery.attempt, text, exc_info=error,
             )  # fmt: skip
             return Dead(delivery.receipt, text)
         log.warning(
             "consumer %s failed on message %s (attempt %d), again in %.1f s: %s",
-            self.consumer.name, delivery.message.id, delivery.attempt, delay_s, text,
+            self.consumer.name, delivery.message_id, delivery.attempt, delay_s, text,
+            exc_info=error,
         )  # fmt: skip
         return Retry(delivery.receipt, delay_s, text)
 
@@ -289,7 +291,7 @@ class Lane:
         self.counts.failed += 1
         log.error(
             "consumer %s failed on message %s; at-most-once does not try again: %s",
-            self.consumer.name, delivery.message.id, describe(error),
+            self.consumer.name, delivery.message_id, describe(error), exc_info=error,
         )  # fmt: skip
         self.tell(events.HandlerFailed(self.consumer.name, delivery, error, None))
 
@@ -391,7 +393,7 @@ class Lane:
             rollback_to_savepoint()
         except errors.TransactionLost as lost:
             raise errors.TransactionLost(
-                f"message {delivery.message.id}, consumer {self.consumer.name}: {describe(error)}; "
+                f"message {delivery.message_id}, consumer {self.consumer.name}: {describe(error)}; "
                 f"with it the database ended the whole transaction ({lost})"
             ) from error
 
@@ -419,7 +421,7 @@ class Lane:
             yield from self.settle([ended], 1)
         else:
             # The commit itself, the flush or a lost transaction: it has no culprit to name.
-            log.info("consumer %s goes one by one after %s", self.consumer.name, error)
+            log.info("consumer %s goes one by one after %s", self.consumer.name, describe(error))
             self._kept = work
             self.singly = len(work)
 

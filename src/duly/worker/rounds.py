@@ -26,6 +26,7 @@ from duly.worker.steps import (
     Unfit,
     Work,
     blocking,
+    describe,
 )
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def call_within(
             try:
                 return (yield from call_batch(lane, work, (tx,)))
             except Exception as error:
-                raise HandlerFailed(str(error)) from error
+                raise HandlerFailed(describe(error)) from error
         work = in_single_calls(work)
     return (yield from call_in_turn(lane, work, (tx,), raise_it, order))
 
@@ -239,7 +240,7 @@ def in_single_calls(work: Work) -> Work:
 
 def raise_it(_: Delivery, error: Exception) -> Settlement:
     """The failure of one is the failure of all."""
-    raise HandlerFailed(str(error)) from error
+    raise HandlerFailed(describe(error)) from error
 
 
 def fresh_of(work: Work, admitted: Admitted) -> Work:

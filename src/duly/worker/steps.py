@@ -243,5 +243,14 @@ def by_partition(delivery: Delivery) -> Hashable:
 
 
 def describe(error: BaseException, limit: int = 2000) -> str:
-    """An exception in one bounded text, as kept with a retry or a dead letter."""
-    return f"{type(error).__name__}: {error}"[:limit]
+    """An exception in one bounded text, as kept with a retry or a dead letter.
+
+    Never fails, whatever the exception does, and gives what a database can store: file names
+    that are no text end up in exceptions too.
+    """
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - its own text fails
+        text = "(its text cannot be shown)"
+    text = f"{type(error).__name__}: {text}"[:limit]
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -20,17 +20,27 @@ _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 class LogSpan(Span):
     """Some of the log, claimed under one token; ``first`` is its first position."""
 
-    __slots__ = ("_alone", "_first", "_look_up", "_repeated", "_token", "attempt", "bodies")
+    __slots__ = (
+        "_alone",
+        "_first",
+        "_look_up",
+        "_repeated",
+        "_rows",
+        "_token",
+        "attempt",
+        "bodies",
+    )
 
     def __init__(
         self,
-        bodies: list[bytes],
+        rows: Sequence[log.Row],
         first: int,
         token: int,
         history: tuple[int, bool, bool],
         look_up: LookUp,
     ) -> None:
-        self.bodies: list[bytes] = bodies
+        self.bodies: list[bytes] = [body for _, body in rows]
+        self._rows = rows
         self.attempt, self._repeated, self._alone = history
         self._first = first
         self._token = token
@@ -55,11 +65,12 @@ class LogSpan(Span):
             start, stop, step = index.indices(len(self.bodies))
             if step != 1:
                 raise ValueError("a span has no gaps: slice it without a step")
-            bodies = self.bodies[start:stop]
-            return LogSpan(bodies, self._first + start, self._token, history, self._look_up)
+            rows = self._rows[start:stop]
+            return LogSpan(rows, self._first + start, self._token, history, self._look_up)
         at = range(len(self.bodies))[index]  # counts from the end, and refuses what is outside
         receipt = (self._token, self._first + at)
-        return Delivery(Unread(self.bodies[at], self._look_up), receipt, *history)
+        id, body = self._rows[at]
+        return Delivery(Unread(id, body, self._look_up), receipt, *history)
 
 
 def deliveries_of(
@@ -70,9 +81,9 @@ def deliveries_of(
     damaged: list[Settlement] = []
     for part in claimed.parts:
         some: Sequence[Delivery]
-        if len(part.rows[0]) == 1:
+        if len(part.rows[0]) == len(("id", "body")):
             some = _span(part, claimed.token, look_up)
-        elif len(part.rows[0]) == 2:
+        elif len(part.rows[0]) == len(("position", "id", "body")):
             some = _bodies(part, claimed.token, look_up)
         else:
             some, dead = _whole(part, claimed.token, topics[part.stream])
@@ -83,13 +94,14 @@ def deliveries_of(
 
 def _span(part: log.Part, token: int, look_up: LookUp) -> LogSpan:
     history = (part.attempt, part.repeated, part.alone)
-    return LogSpan([body for (body,) in part.rows], part.first, token, history, look_up)
+    return LogSpan(part.rows, part.first, token, history, look_up)
 
 
 def _bodies(part: log.Part, token: int, look_up: LookUp) -> list[Delivery]:
     history = (part.attempt, part.repeated, part.alone)
     return [
-        Delivery(Unread(body, look_up), (token, position), *history) for position, body in part.rows
+        Delivery(Unread(id, body, look_up), (token, position), *history)
+        for position, id, body in part.rows
     ]
 
 

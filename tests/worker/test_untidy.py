@@ -1,0 +1,165 @@
+"""What untidy handlers do to the worker: nothing but fail themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import duly
+from duly.logs import install
+from duly.worker import Worker
+from tests.waiting import eventually
+
+numbers: duly.Topic[int] = duly.Topic("numbers", int, guarantee="at-least-once")
+keyed: duly.Topic[int] = duly.Topic(
+    "keyed", int, guarantee="at-least-once", partitions=2, key=lambda n: "one"
+)
+ONCE = duly.RetryPolicy(attempts=1)
+
+
+class Unspeakable(Exception):
+    """Its own text fails."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.fixture
+def app(db_url: str) -> Any:
+    with duly.App("shop", broker=db_url) as app:
+        yield app
+
+
+def dead(app: duly.App) -> list[Any]:
+    broker: Any = app.backends()[0]
+    return list(broker.dead_letters())
+
+
+@pytest.mark.parametrize("concurrency", [1, 5])
+@pytest.mark.parametrize("error", [ValueError("file \ud800.txt"), Unspeakable()])
+def test_an_exception_that_cannot_be_shown_is_a_failure_like_any_other(
+    app: duly.App, error: Exception, concurrency: int
+) -> None:
+    done: list[int] = []
+
+    @app.consumer(numbers, name="c", guarantee="at-least-once", retry=ONCE, concurrency=concurrency)
+    async def handle(number: int) -> None:
+        if number == 1:
+            raise error
+        done.append(number)
+
+    app.publish_many(numbers, range(3))
+    with Worker(app) as worker:
+        eventually(lambda: worker.counts()["c"].handled == 3, "all three have ended")
+    assert done == [0, 2]
+    assert [type(error).__name__ in letter.error for letter in dead(app)] == [True]
+
+
+def test_at_most_once_handlers_that_log_and_fail_lose_nothing(
+    app: duly.App, caplog: pytest.LogCaptureFixture
+) -> None:
+    install()
+    log, done = logging.getLogger("shop"), []
+
+    @app.consumer(numbers, name="c", guarantee="at-most-once")
+    def handle(number: int) -> None:
+        done.append(number)
+        if number % 50 == 0:
+            log.warning("a fiftieth")
+        if number % 70 == 0:
+            raise ValueError("a seventieth")
+
+    app.publish_many(numbers, range(12_000))
+    with caplog.at_level(logging.WARNING), Worker(app):
+        eventually(lambda: len(done) == 12_000, "all", lambda: f"{len(done)} handled")
+    ours = [record for record in caplog.records if record.name == "shop"]
+    assert len(ours) == 240
+    assert all(getattr(record, "duly_message_id", None) for record in ours)
+
+
+def test_a_key_that_waits_is_no_handler_that_runs(app: duly.App) -> None:
+    done: list[int] = []
+
+    @app.consumer(
+        keyed,
+        name="c",
+        guarantee="at-least-once",
+        concurrency=20,
+        order_by_key=True,
+        max_run_s=0.5,
+        lease_s=0.5,
+    )
+    async def handle(number: int) -> None:
+        await asyncio.sleep(0.1)
+        done.append(number)
+
+    app.publish_many(keyed, range(15))
+    with Worker(app) as worker:
+        eventually(lambda: worker.counts()["c"].handled == 15, "all in turn")
+        assert worker.counts()["c"].refused == 0
+    assert done == list(range(15))
+
+
+def test_a_drain_starts_nothing_that_waits_behind_its_key(app: duly.App) -> None:
+    started: list[int] = []
+    go = asyncio.Event()
+
+    @app.consumer(keyed, name="c", guarantee="at-least-once", concurrency=20, order_by_key=True)
+    async def handle(number: int) -> None:
+        started.append(number)
+        await go.wait()
+
+    app.publish_many(keyed, range(10))
+    worker = Worker(app)
+    worker.start()
+    eventually(lambda: bool(started), "the first of the key runs")
+    drain = threading.Thread(target=worker.drain)
+    drain.start()
+    lanes: list[Any] = worker._lanes
+    eventually(lambda: all(driven.lane.stopping for driven in lanes), "told to stop")
+    assert worker._loop is not None
+    worker._loop.loop.call_soon_threadsafe(go.set)
+    drain.join()
+    assert started == [0]
+
+
+def test_a_lost_answer_ends_no_concurrent_lane_and_no_keeper(app: duly.App, tmp_path: Path) -> None:
+    done: list[int] = []
+
+    @app.consumer(
+        numbers, name="c", guarantee="at-least-once", concurrency=5, lease_s=0.3, max_run_s=30
+    )
+    async def handle(number: int) -> None:
+        await asyncio.sleep(1.0)
+        done.append(number)
+
+    app.publish_many(numbers, range(3))
+    worker = Worker(app)
+    broker: Any = app.backends()[0]
+    subscribe, left = broker.subscribe, ["claim", "extend"]
+
+    def faulty(*args: Any) -> Any:
+        subscription = subscribe(*args)
+        for name in tuple(left):
+            real = getattr(subscription, name)
+
+            def once(*args: Any, name: str = name, real: Any = real) -> Any:
+                if name in left:
+                    left.remove(name)
+                    raise duly.CommitUnknown("the answer was lost")
+                return real(*args)
+
+            setattr(subscription, name, once)
+        return subscription
+
+    broker.subscribe = faulty
+    with worker:
+        eventually(lambda: worker.counts()["c"].handled == 3, "all")
+        assert worker.counts()["c"].refused == 0
+    assert sorted(done) == [0, 1, 2]
+    assert not left
