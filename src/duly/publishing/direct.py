@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 from duly.broker import Broker, Outcome, Published, RepeatDropped
 from duly.errors import (
@@ -92,6 +92,11 @@ def _because(cause: Exception, outcome: PublishFailed | PublishUnknown) -> Outco
 
 def in_portions(messages: Sequence[Message[Any]]) -> Iterator[Sequence[Message[Any]]]:
     """The messages in order, in portions that a broker stores at once."""
+    small = len(messages) <= PORTION_MESSAGES
+    if small and sum([len(message.body) for message in messages]) <= PORTION_BYTES:
+        if messages:
+            yield messages
+        return
     start = size = 0
     for at, message in enumerate(messages):
         size += message.size
@@ -111,9 +116,8 @@ def accepted(outcome: Outcome) -> Published | RepeatDropped:
 
 def all_accepted(outcomes: Sequence[Outcome]) -> Sequence[Published | RepeatDropped]:
     """The outcomes of many messages. Raises `PublishIncomplete` where one did not succeed."""
-    good = [outcome for outcome in outcomes if isinstance(outcome, (Published, RepeatDropped))]
-    if len(good) == len(outcomes):
-        return good
+    if set(map(type, outcomes)) <= {Published, RepeatDropped}:
+        return cast("Sequence[Published | RepeatDropped]", outcomes)
     bad = [outcome for outcome in outcomes if isinstance(outcome, PublishError)]
     unknown = sum(isinstance(outcome, PublishUnknown) for outcome in bad)
     raise PublishIncomplete(
