@@ -8,12 +8,17 @@ import os
 import pty
 import signal
 import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+import duly
 from duly.cli.worker import Orders, Process
 from duly.errors import BrokerUnavailable, BrokerUnusable, ConfigurationError
-from duly.supervisor import CUT_OFF, REFUSED
+from duly.supervisor import CUT_OFF, DRAINED, REFUSED, Lifeline
+from duly.supervisor.lifeline import Counts
 from tests.cli.conftest import SHOP, Place, children, end, records
 from tests.waiting import alive, eventually
 
@@ -91,13 +96,50 @@ def test_a_handler_that_hangs_has_its_process_replaced(place: Place):
     ]  # fmt: skip
 
 
+def test_a_worker_is_ready_before_the_first_handler_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Silence before "ready" is taken for a long import, and a handler that holds the interpreter
+    # would be left alone for as long as one.
+    app = duly.App("shop", broker=f"sqlite:///{tmp_path}/shop.db")
+    orders = duly.Topic("orders", str, guarantee="at-least-once")
+    ran: list[str] = []
+    ran_when_ready: list[str] = []
+
+    @app.consumer(orders, name="billing", guarantee="at-least-once")
+    def charge(order: str) -> None:
+        ran.append(order)
+        process.ending = True
+
+    class SlowLifeline(Lifeline):
+        def __init__(self) -> None:
+            """Without a socket, whose end would be the end of this process."""
+
+        def start(self, orphaned: Callable[[], None]) -> None: ...
+
+        def ready(self, counts: Callable[[], Counts]) -> None:
+            threading.Event().wait(0.5)
+            ran_when_ready.extend(ran)
+
+    app.publish(orders, "o-1")
+    monkeypatch.setattr("duly.cli.worker.load_app", lambda _: app)
+    process = Process(Orders("shop:app", None, 5.0, "json", 1), SlowLifeline())
+    assert process.work() == DRAINED
+    assert ran == ["o-1"]
+    assert ran_when_ready == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["stopped", "holds the interpreter"])
 def test_a_worker_that_hangs_inside_its_transaction_frees_the_file(place: Place, how: str):
     once = 'guarantee="exactly-once", batch=1, retry=duly.RetryPolicy(attempts=1))\ndef'
     place.write("shop.py", "import ctypes\n" + (SHOP + TROUBLE).replace(DECLARED, once))
     publish(place, 1, "slow" if how == "stopped" else "hold")
-    process = place.start("run", "shop:app", "--processes", "2", "--drain-s", "2")
+    log = place.path / "log"
+    with log.open("w") as err:
+        process = place.start("run", "shop:app", "--processes", "2", "--drain-s", "2", stderr=err)
+    # Both: one that only starts may be silent for longer.
+    eventually(lambda: log.read_text().count("works") == 2, "both work", timeout_s=60)
     eventually(lambda: hanging(place), "the handler runs", timeout_s=60)
     if how == "stopped":
         # Whichever of them has the transaction open.
@@ -105,8 +147,8 @@ def test_a_worker_that_hangs_inside_its_transaction_frees_the_file(place: Place,
             os.kill(worker, signal.SIGSTOP)
     publish(place, 3, start=10)
     place.await_rows("select n from charges where n > 'o-000009'", 3)
-    ended = end(process)
-    assert "is silent for" in ended.err
+    end(process)
+    assert "is silent for" in log.read_text()
     assert len(place.rows("select n from charges where n > 'o-000009'")) == 3
     assert len(place.rows("select n from charges where n < 'o-000010'")) <= 1
 

@@ -66,7 +66,7 @@ class Process:
                 supervised=self.lifeline is not None,
                 processes=self.orders.processes,
             )
-            worker.start()
+            worker.prepare()
         except (ConfigurationError, BrokerUnusable) as error:
             return self._refuse(error)
         except DulyError as error:
@@ -77,8 +77,11 @@ class Process:
             log.exception("this worker could not start")
             return CUT_OFF
         self.working = True
+        # Before the first handler runs: from now on silence means that one hangs, and is not
+        # forgiven like that of a long import.
         if self.lifeline is not None:
             self.lifeline.ready(lambda: counts(worker))
+        worker.start()
         while not (self.ending or worker.wait(0.1)):
             pass
         return self._drain(worker)

@@ -29,7 +29,7 @@ class Lifeline:
     """Tells the supervisor that this process lives, and this process when the supervisor died.
 
     ``start`` begins the beat on a thread of its own, at once, before anything that may hang: it
-    goes on as long as the interpreter runs threads at all. ``ready`` says that work has begun.
+    goes on as long as the interpreter runs threads at all. ``ready`` says that work begins.
     """
 
     def __init__(self, fd: int) -> None:
@@ -54,7 +54,10 @@ class Lifeline:
         ).start()
 
     def ready(self, counts: Callable[[], Counts]) -> None:
-        """Say that the worker works, and from now on what it has done."""
+        """Say that the worker begins to work, and from now on what it has done.
+
+        Before anything starts that may hang while holding the interpreter.
+        """
         self._counts = counts
         self._tell({"ready": True})
 

@@ -225,8 +225,11 @@ class Supervisor:
         log.info("worker %d started (pid %d)", slot.index + 1, child.pid)
 
     def _hear(self, child: Child) -> None:
+        starting = child.ready_at is None
         if not child.hear(time.monotonic()):
             self._selector.unregister(child.lifeline)
+        if starting and child.ready_at is not None:
+            log.info("worker %d (pid %d) works", child.slot + 1, child.pid)
         self._pass_on(child)
 
     def _read_output(self, child: Child) -> None:

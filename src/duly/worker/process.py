@@ -39,7 +39,8 @@ class Worker:
     handler past its ``max_run_s`` ends the process, which is the only way to end it. ``beat``
     is called about twice a second from the keeper's thread.
 
-    ``start`` raises `ConfigurationError` (`ContractRefused`) before anything is claimed.
+    ``prepare`` raises `ConfigurationError` (`ContractRefused`); nothing is claimed before
+    ``start``, which prepares what is not prepared yet.
     """
 
     def __init__(
@@ -68,8 +69,8 @@ class Worker:
 
     # --- for the process that runs it
 
-    def start(self) -> None:
-        """Check the contract, open everything, and start working."""
+    def prepare(self) -> None:
+        """Check the contract and open everything; no handler runs before `start`."""
         broker, store = self.app.backends()
         self.contract = contract_of(
             broker.capabilities,
@@ -84,8 +85,14 @@ class Worker:
             for driven in self._lanes_of(consumer, broker, store):
                 self._lanes.append(driven)
                 self._keeper.watch(_lane(driven), driven)
+
+    def start(self) -> None:
+        """Start working."""
+        if self._keeper is None:
+            self.prepare()
+        assert self._keeper is not None, "prepared"
         self._keeper.start()
-        self._start_relay(broker, store)
+        self._start_relay(*self.app.backends())
         for driven in self._lanes:
             thread = threading.Thread(
                 target=self._drive, args=(driven,), name=f"duly-{_lane(driven).consumer.name}"
