@@ -185,6 +185,10 @@ update duly_streams set next_seq = next_seq + ?, largest = max(largest, ?),
     latest_due_ms = max(latest_due_ms, ?)
 where stream = ? returning next_seq;
 
+-- name: append_plain
+-- Messages without key, headers and due time.
+insert into duly_messages (position, source, id, time_ms, body) values (?, ?, ?, ?, ?);
+
 -- name: append
 insert into duly_messages (position, source, id, key, time_ms, headers, due_ms, body)
 values (?, ?, ?, ?, ?, ?, ?, ?);

@@ -7,9 +7,11 @@ file drops every POSIX lock the process has on it, SQLite's too.
 from __future__ import annotations
 
 import functools
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,7 +84,7 @@ class StatementRunner:
     It has a cursor of its own, so that a ``row_factory`` set by others does not reach it.
     """
 
-    __slots__ = ("_cursor", "_execute", "_executemany", "_fetchall", "_sql")
+    __slots__ = ("_cursor", "_execute", "_executemany", "_fetchall", "_inserts", "_sql")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         cursor = sqlite3.Cursor(connection)
@@ -92,6 +94,7 @@ class StatementRunner:
         self._executemany = cursor.executemany
         self._fetchall = cursor.fetchall
         self._sql = named_statements()
+        self._inserts = several_at_once()
 
     def ask(self, name: str, params: Any) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows."""
@@ -100,8 +103,16 @@ class StatementRunner:
 
     def many(self, name: str, rows: Sequence[Sequence[Any]]) -> int:
         """Run one statement for each row and return how many rows changed."""
-        self._executemany(self._sql[name], rows)
-        return self._cursor.rowcount
+        if name not in self._inserts:
+            self._executemany(self._sql[name], rows)
+            return self._cursor.rowcount
+        changed = done = 0
+        for size, sql in self._inserts[name]:
+            while len(rows) - done >= size:
+                self._execute(sql, [*chain.from_iterable(rows[done : done + size])])
+                changed += self._cursor.rowcount
+                done += size
+        return changed
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run a statement that has no name."""
@@ -124,6 +135,28 @@ def named_statements() -> Mapping[str, str]:
             if name in found:
                 raise ValueError(f"{dialect}.sql: another file has the statement {name} too")
             found[name] = text
+    return found
+
+
+# So many rows go into one statement, as far as they reach: with a statement for each row the
+# driver costs more than SQLite. An old SQLite takes 999 parameters.
+_AT_ONCE = (100, 10, 1)
+_MOST_PARAMETERS = 999
+_INSERT = re.compile(r"(values) (\((?:\?, )*\?\))( on conflict do nothing)?$")
+
+
+@functools.cache
+def several_at_once() -> Mapping[str, Sequence[tuple[int, str]]]:
+    """For each named insert of given values: how many rows at once, and the statement for it."""
+    found: dict[str, Sequence[tuple[int, str]]] = {}
+    for name, sql in named_statements().items():
+        if insert := _INSERT.search(sql):
+            values, row, on_conflict = insert.groups(default="")
+            fitting = [n for n in _AT_ONCE if n * row.count("?") <= _MOST_PARAMETERS]
+            start = sql[: insert.start()]
+            found[name] = [
+                (n, f"{start}{values} {', '.join([row] * n)}{on_conflict}") for n in fitting
+            ]
     return found
 
 
