@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import msgspec
 
@@ -208,6 +208,36 @@ class Subscription(Protocol):
 
     def close(self) -> None:
         """End a waiting claim and give back what is claimed and unsettled, uncharged."""
+        ...
+
+
+class Ahead(Protocol):
+    """The next claim of a lane, to be made in the transaction that settles its last one."""
+
+    def deliveries(self) -> Sequence[Delivery]:
+        """What was claimed, once that transaction stands; to be called once."""
+        ...
+
+
+@runtime_checkable
+class ClaimsAhead(Protocol):
+    """What a `Subscription` may also do, where settling and claiming are one database's: both
+    in one transaction, which saves a commit a batch. A session of that database does the same
+    by `duly.store.ClaimsAhead`.
+    """
+
+    def ahead(self, limit: int, max_bytes: int) -> Ahead | None:
+        """The claim that `Subscription.claim` would make now; None where a call of that is
+        wanted instead, because there may be nothing to claim or there is other work to do.
+        """
+        ...
+
+    def settle_and_claim(
+        self, settlements: Sequence[Settlement], ahead: Ahead
+    ) -> Sequence[Receipt]:
+        """As `Subscription.settle`. Where it raises, nobody can say whether ``ahead`` was made:
+        it must not be used, and what it may have claimed comes again when its lease is over.
+        """
         ...
 
 

@@ -10,21 +10,48 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from io import TextIOBase
+from operator import length_hint
 from typing import IO, Any, Literal
 
 from duly.broker import Delivery
 
-Handling = tuple[str, Delivery | Sequence[Delivery]] | list[Any]
-"""The consumer's name, and the delivery its handler is running for: several for a batch handler.
 
-A bare pair, or where handlers run one after the other a list of the consumer's name, what it runs
-for, and the index of the one at hand: changing that costs a worker some 20 ns a message. What a
-record shows of it is looked up only when something is logged.
-"""
+class InTurn:
+    """A handler that runs for one delivery after another.
+
+    ``source`` is the iterator that the calls are made from, and knows how far they have come:
+    nothing is noted a message, and what a record shows is looked up when something is logged.
+    """
+
+    __slots__ = ("_last", "consumer", "deliveries", "source")
+
+    def __init__(self, consumer: str) -> None:
+        self.consumer = consumer
+        self.deliveries: Sequence[Any] = ()
+        self.source: Iterator[Any] = iter(())
+        self._last = -1
+
+    def begin(self, deliveries: Sequence[Any], given: list[Any], first: int) -> Iterator[Any]:
+        """The iterator to call from, of what the handler is given for deliveries from ``first``
+        on.
+        """
+        self.deliveries = deliveries
+        self.source = source = iter(given)
+        self._last = first + len(given) - 1
+        return source
+
+    @property
+    def index(self) -> int:
+        """Which delivery's call was begun last."""
+        return self._last - length_hint(self.source)
+
+
+Handling = tuple[str, Delivery | Sequence[Delivery]] | InTurn
+"""The consumer's name, and the delivery its handler is running for: several for a batch handler."""
 
 CURRENT: ContextVar[Handling | None] = ContextVar("duly_current", default=None)
 """What runs here just now. Only the worker sets it; a thread or task of a handler's own, where it
@@ -63,8 +90,7 @@ def handling_now(handling: Handling) -> tuple[str, Delivery | Sequence[Delivery]
     """The consumer's name, and what its handler runs for at this moment."""
     if isinstance(handling, tuple):
         return handling
-    consumer, run, index = handling
-    return consumer, run[index]
+    return handling.consumer, handling.deliveries[handling.index]
 
 
 def about_current() -> dict[str, Any]:
@@ -72,7 +98,10 @@ def about_current() -> dict[str, Any]:
     handling = CURRENT.get()
     if handling is None:
         return {}
-    consumer, running = handling_now(handling)
+    try:
+        consumer, running = handling_now(handling)
+    except Exception:  # noqa: BLE001 - its id cannot be looked up, and no log line fails for that
+        return {}
     if isinstance(running, Delivery):
         return _about(consumer, running)
     # A record of a batch handler is about all of it: the first id finds the batch.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
-from duly.broker import Delivery, Outcome
+from duly.broker import Ahead, Delivery, Outcome
 from duly.errors import ConfigurationError, TransactionFailed
 from duly.guarantees import Admission, Settlement
 from duly.message import Message, Topic, due_ms
@@ -119,6 +119,16 @@ class Session(Protocol[C_co]):
 
     def rollback(self) -> None:
         """Roll back whatever is open and give the connection back. Never raises."""
+        ...
+
+
+class ClaimsAhead(Protocol):
+    """What a `Session` by claim can also do where the broker's subscriptions can: see
+    `duly.broker.ClaimsAhead`.
+    """
+
+    def claim(self, ahead: Ahead) -> None:
+        """Make the next claim, after `Session.settle` and as part of the transaction."""
         ...
 
 
@@ -371,6 +381,11 @@ def flush(
         if isinstance(outcome, Exception):
             raise outcome
     return count
+
+
+def waits_for_commit(tx: Transaction[Any]) -> bool:
+    """Whether there are calls to make once the transaction stands."""
+    return bool(tx._after_commit)
 
 
 def take_after_commit(tx: Transaction[Any]) -> Sequence[Callable[[], object]]:

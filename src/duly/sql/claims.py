@@ -9,7 +9,7 @@ nothing, and of a stream with free ranges those come first, as they are the olde
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from duly.sql.steps import Ask, Many, Steps
 
 Row = tuple[Any, ...]
 """position, source, id, time_ms, key, headers, due_ms, body; or position, id and body; or, of
-a range without gaps, id and body"""
+a range without gaps, id and body, or body alone"""
 
 # Ranges that yield nothing (all parked) are passed over so many times in one transaction.
 _ROUNDS = 8
@@ -29,7 +29,10 @@ NOT_ALONE, SUSPECT, ASKED_FOR_ONE = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Who claims: one lane of a worker, for one topic of a subscription."""
+    """Who claims: one lane of a worker, for one topic of a subscription.
+
+    ``settles_first``: ids come with the bodies, for nothing can be looked up of what is settled.
+    """
 
     subscription_no: int
     worker: str
@@ -38,6 +41,7 @@ class Lane:
     order_by_key: bool
     hold_key_on_dead: bool
     bodies_only: bool = False
+    settles_first: bool = False
 
 
 class Part(NamedTuple):
@@ -53,11 +57,27 @@ class Part(NamedTuple):
 
 @dataclass(slots=True)
 class Claimed:
-    """What one call claimed. ``again``: there may be more, though nothing came of this call."""
+    """What one call claimed. ``again``: there may be more, though nothing came of this call.
+    ``full``: it took as much as it might.
+    """
 
     token: int
     parts: list[Part]
     again: bool = False
+    full: bool = False
+
+
+@dataclass(slots=True)
+class Ahead:
+    """A claim to be made in the transaction that settles the one before: `steps`, run in it."""
+
+    make_steps: Callable[[], Steps[Claimed]]
+    claimed: Claimed | None = None
+
+    def steps(self) -> Steps[None]:
+        """Make the claim; what it comes to is in ``claimed``. Again replaces that."""
+        self.claimed = None
+        self.claimed = yield from self.make_steps()
 
 
 @dataclass(slots=True)
@@ -111,7 +131,7 @@ def claim(
             yield from _first_source(lane, room, turn)
         if room.is_full or (room.parts and room.parts[-1].alone):
             break
-    return Claimed(room.token, room.parts, again=room.moved and not room.parts)
+    return Claimed(room.token, room.parts, room.moved and not room.parts, room.is_full)
 
 
 def _first_source(lane: Lane, room: _Room, turn: int) -> Steps[None]:
@@ -376,10 +396,19 @@ def _fetch_for(lane: Lane, first: int, last: int, *, whole: bool) -> Steps[list[
     if lane.bodies_only and whole:
         rows: list[Row] = []
         with contextlib.suppress(Exception):  # an id that is no text: the raw fetch below tells
-            rows = yield Ask("fetch_only_bodies", (first, last))
+            name = "fetch_span_with_ids" if lane.settles_first else "fetch_span"
+            rows = yield Ask(name, (first, last))
         if len(rows) == last - first + 1:
             return rows
     return (yield from fetch(first, last, bodies_only=lane.bodies_only))
+
+
+def fetch_ids(first: int, last: int) -> Steps[list[str]]:
+    """The ids of a range, as far as they are text. Raises LookupError where it has gaps."""
+    rows: list[Row] = yield Ask("fetch_ids", (first, last))
+    if len(rows) <= last - first:
+        raise LookupError(f"messages of positions {first} to {last} are not in the log any more")
+    return [(id or b"").decode(errors="replace") for (id,) in rows]
 
 
 def fetch(first: int, last: int, *, bodies_only: bool) -> Steps[list[Row]]:

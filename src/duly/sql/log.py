@@ -13,7 +13,7 @@ from typing import Any
 from duly.broker import Start, SubscribeOptions
 from duly.errors import ConfigurationError
 from duly.message import Topic
-from duly.sql.claims import Claimed, Lane, Part, Row, claim, fetch, is_ready
+from duly.sql.claims import Ahead, Claimed, Lane, Part, Row, claim, fetch, fetch_ids, is_ready
 from duly.sql.publishing import Catalog, TopicRecord, publish
 from duly.sql.ranges import at, stream_of
 from duly.sql.retention import Broom, sweep
@@ -31,6 +31,7 @@ from duly.sql.steps import Ask, Steps
 
 __all__ = [
     "STEP_MS",
+    "Ahead",
     "Broom",
     "Catalog",
     "Claimed",
@@ -44,6 +45,7 @@ __all__ = [
     "extend",
     "fence",
     "fetch",
+    "fetch_ids",
     "find",
     "follow_clock",
     "holders",

@@ -95,7 +95,7 @@ def _next_positions(stream: int, messages: Messages) -> Steps[range]:
 
 
 def _append(messages: Messages, positions: Sequence[int]) -> Steps[None]:
-    if all([m.key is None and m.due_ms is None and not m.headers for m in messages]):
+    if all(m.key is None and m.due_ms is None and not m.headers for m in messages):
         # Most have none of these, and each column that is bound costs a tenth of the whole.
         plain = [
             (position, m.source, m.id, m.time_ms, m.body)

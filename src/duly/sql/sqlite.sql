@@ -289,8 +289,14 @@ order by position;
 select position, source, id, time_ms, key, headers, due_ms, body
 from duly_messages where position between ? and ? order by position;
 
--- name: fetch_only_bodies
+-- name: fetch_span
 -- For handlers that look at nothing else, where the range has no gaps.
+select body from duly_messages where position between ? and ? order by position;
+
+-- name: fetch_ids
+select cast(id as blob) from duly_messages where position between ? and ? order by position;
+
+-- name: fetch_span_with_ids
 select id, body from duly_messages where position between ? and ? order by position;
 
 -- name: fetch_bodies

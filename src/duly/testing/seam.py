@@ -10,11 +10,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from duly.broker import (
+    Ahead,
     Broker,
     Capabilities,
+    ClaimsAhead,
     Delivery,
     Outcome,
     Receipt,
@@ -35,6 +37,7 @@ from duly.store import (
     Store,
     StoreCapabilities,
 )
+from duly.store import ClaimsAhead as SessionClaimsAhead
 
 Name = Literal[
     "publish",
@@ -151,6 +154,25 @@ class WrappedSubscription:
         refused: Sequence[Receipt] = self._call("settle", settlements, self.inner.settle)
         return refused
 
+    def ahead(self, limit: int, max_bytes: int) -> WrappedAhead | None:
+        """As `ClaimsAhead.ahead`."""
+        if not isinstance(self.inner, ClaimsAhead):
+            return None
+        inner = self.inner.ahead(limit, max_bytes)
+        if inner is None:
+            return None
+        return WrappedAhead(inner, lambda take: self._call("claim", limit, take))
+
+    def settle_and_claim(
+        self, settlements: Sequence[Settlement], ahead: Ahead
+    ) -> Sequence[Receipt]:
+        """As `ClaimsAhead.settle_and_claim`."""
+        inner, made = cast(ClaimsAhead, self.inner), cast(WrappedAhead, ahead).inner
+        refused: Sequence[Receipt] = self._call(
+            "settle", settlements, lambda given: inner.settle_and_claim(given, made)
+        )
+        return refused
+
     def extend(self, receipts: Iterable[Receipt], lease_s: float) -> Sequence[Receipt]:
         """As `Subscription.extend`."""
         lost: Sequence[Receipt] = self._call(
@@ -161,6 +183,19 @@ class WrappedSubscription:
     def close(self) -> None:
         """As `Subscription.close`."""
         self._call("close", None, lambda _: self.inner.close())
+
+
+class WrappedAhead:
+    """A claim made with a settlement; it is seen as a claim when its deliveries are taken."""
+
+    def __init__(self, inner: Ahead, claim: Callable[[Callable[[Any], Any]], Any]) -> None:
+        self.inner = inner
+        self._claim = claim
+
+    def deliveries(self) -> Sequence[Delivery]:
+        """As `Ahead.deliveries`."""
+        deliveries: Sequence[Delivery] = self._claim(lambda _: self.inner.deliveries())
+        return deliveries
 
 
 class WrappedStore:
@@ -261,6 +296,10 @@ class WrappedSession:
             settlements,
             lambda given: self.inner.settle(given, deliveries),
         )
+
+    def claim(self, ahead: Ahead) -> None:
+        """As `duly.store.ClaimsAhead.claim`."""
+        cast(SessionClaimsAhead, self.inner).claim(cast(WrappedAhead, ahead).inner)
 
     def commit(self) -> None:
         """As `Session.commit`."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from typing import Any
 
 from duly.consumer import Consumer
 from duly.guarantees import Guarantee
-from duly.logs import CURRENT
+from duly.logs import CURRENT, InTurn
 from duly.publishing import IN_TRANSACTION
 from duly.worker.loop import within_limit
 from duly.worker.steps import Calls, HandlerCancelled, Pause, Round, Step, Surroundings
@@ -19,8 +19,6 @@ class Caller:
     """Calls one consumer's handler for a lane.
 
     ``moment`` is the clock as last read, once a call: where one call ends the next begins.
-    ``stopping`` may be set from any thread: no further call starts, except those of messages
-    that nothing will bring back.
     """
 
     def __init__(
@@ -39,7 +37,16 @@ class Caller:
         # for that transaction, and so for itself.
         self._inside = inside
         self._calling = False
+        self._until = inf
         self._left: Calls | None = None
+
+    def stop(self) -> None:
+        """From any thread: start no further call, except of messages that nothing will bring
+        back.
+        """
+        self.stopping = True
+        if self._until != inf:
+            self._until = -inf
 
     def advance(self, round_: Round) -> Pause | None:
         """Run a round to its next boundary or pause. StopIteration: it has ended."""
@@ -63,8 +70,7 @@ class Caller:
         return self.moment if self._calling else None
 
     def _call(self, round_: Round, step: Step) -> Pause | None:
-        # One list changed for each message: a third of the cost of setting the variable.
-        handling: list[Any] = [self._consumer.name, (), 0]
+        handling = InTurn(self._consumer.name)
         CURRENT.set(handling)
         IN_TRANSACTION.set(self._inside)
         self.moment, self._calling = self._around.clock(), True
@@ -86,25 +92,55 @@ class Caller:
             IN_TRANSACTION.set(None)
         return step
 
-    def _call_in_turn(self, calls: Calls, handling: list[Any]) -> None:
-        """Everything a call costs beside the handler is in this loop."""
-        call, clock, extra, until = self.call, self._around.clock, calls.extra, calls.until
-        most = 1 if self._around.one_call_a_step else calls.most
-        done = calls.done
-        handling[1] = calls.work.deliveries
+    def _call_in_turn(self, calls: Calls, handling: InTurn) -> None:
+        work, done = calls.work, calls.done
+        given = work.callable_from(done, 1 if self._around.one_call_a_step else calls.most)
+        source = handling.begin(work.deliveries, given, done)
+        self._until = calls.until
+        if self.stopping and calls.until != inf:
+            self._until = -inf
         try:
-            for argument in calls.work.callable_from(done, most):
-                handling[2] = done
-                call(argument, *extra)
-                done += 1
-                self.moment = now = clock()
-                if now >= until or (self.stopping and until != inf):
-                    break
+            if work.decode is None:
+                self._call_each(source, *calls.extra)
+            else:
+                self._decode_and_call_each(source, work.decode, *calls.extra)
         except asyncio.CancelledError as error:
+            calls.done = handling.index
             self._go_on_if_settled(error)
             raise
-        finally:
-            calls.done = done
+        except BaseException:
+            calls.done = handling.index
+            raise
+        calls.done = handling.index + 1
+
+    def _call_each(self, arguments: Iterator[Any], *extra: Any) -> None:
+        call, clock = self.call, self._around.clock
+        for argument in arguments:
+            call(argument, *extra)
+            self.moment = now = clock()
+            if now >= self._until:
+                break
+
+    def _decode_and_call_each(
+        self, bodies: Iterator[bytes], decode: Callable[[bytes], Any], *extra: Any
+    ) -> None:
+        """Everything a message costs beside its handler is in these loops. A payload is let go
+        at once, so that the next one finds its memory warm.
+        """
+        call, clock = self.call, self._around.clock
+        if extra:
+            [tx] = extra
+            for body in bodies:
+                call(decode(body), tx)
+                self.moment = now = clock()
+                if now >= self._until:
+                    break
+        else:
+            for body in bodies:
+                call(decode(body))
+                self.moment = now = clock()
+                if now >= self._until:
+                    break
 
     def _go_on_if_settled(self, error: asyncio.CancelledError) -> None:
         """At-most-once: what is settled already has no other chance, so this is a failure like
@@ -138,8 +174,10 @@ class Caller:
 
     async def _await_in_turn(self, calls: Calls) -> None:
         name, limit_s = self._consumer.name, self._consumer.options.max_run_s
-        for argument in calls.work.callable_from(calls.done, calls.most):
-            CURRENT.set((name, calls.work.deliveries[calls.done]))
+        work = calls.work
+        for given in work.callable_from(calls.done, calls.most):
+            CURRENT.set((name, work.deliveries[calls.done]))
+            argument = given if work.decode is None else work.decode(given)
             try:
                 await within_limit(self.call(argument, *calls.extra), limit_s)
             except asyncio.CancelledError as error:

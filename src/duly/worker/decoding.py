@@ -9,8 +9,9 @@ from typing import Any
 from duly.broker import Delivery, Span
 from duly.consumer import Consumer
 from duly.errors import DecodeError
+from duly.guarantees import Guarantee
 from duly.message import Message
-from duly.worker.steps import Unfit, Work
+from duly.worker.steps import BodyWork, Unfit, Work
 
 _attempt = attrgetter("attempt")
 
@@ -28,6 +29,12 @@ class Decoder:
         self._only = consumer.topics[0] if len(consumer.topics) == 1 else None
         self._attempts = consumer.options.retry.attempts
         self._wants_message = consumer.handler.wants_message
+        # At-most-once, what cannot be decoded must be found before all is settled.
+        self._one_by_one = not (
+            consumer.handler.is_batch
+            or consumer.handler.wants_message
+            or consumer.guarantee is Guarantee.AT_MOST_ONCE
+        )
 
     def work(self, claimed: Sequence[Delivery]) -> Work:
         """Deliveries with the arguments their handler takes, in order."""
@@ -37,6 +44,8 @@ class Decoder:
             try:
                 if max(map(len, bodies)) > self._only.max_body_bytes:
                     raise ValueError("one is too large")
+                if self._one_by_one and isinstance(claimed, Span):
+                    return BodyWork(claimed, decode, self._argument)
                 payloads = [decode(body) for body in bodies]
             except Exception:  # noqa: BLE001 - whatever a damaged body does
                 pass  # found, one by one, below

@@ -11,13 +11,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from duly import errors, events
-from duly.broker import Delivery, Receipt, Subscription
+from duly.broker import Ahead, ClaimsAhead, Delivery, Receipt, Subscription
 from duly.consumer import Consumer
 from duly.guarantees import Admission, Dead, Guarantee, Release, Retry, Settlement
-from duly.store import Admitted, Scope, Session, Store, Transaction, take_after_commit
+from duly.store import (
+    Admitted,
+    Scope,
+    Session,
+    Store,
+    Transaction,
+    take_after_commit,
+    waits_for_commit,
+)
+from duly.store import ClaimsAhead as SessionClaimsAhead
 from duly.worker import rounds
 from duly.worker.calling import Caller
 from duly.worker.decoding import Decoder
@@ -73,6 +82,7 @@ class Lane:
     ) -> None:
         self.consumer = consumer
         self.subscription = subscription
+        self._claims_ahead = subscription if isinstance(subscription, ClaimsAhead) else None
         self.around = around
         self.caller = Caller(
             consumer, call, around, inside=store.capabilities.database if store else None
@@ -87,6 +97,8 @@ class Lane:
         # Rounds to go with a savepoint per message, and messages to go one per transaction.
         self.careful = 0
         self.singly = 0
+        # Whether the handler takes so little time that what is claimed meanwhile does not wait.
+        self.is_quick = False
         self._store = store
         self._admission = admission
         self._scope = (
@@ -171,7 +183,7 @@ class Lane:
 
     def stop(self) -> None:
         """Start no further handler, from any thread; what is pending `close` gives back."""
-        self.caller.stopping = True
+        self.caller.stop()
 
     def close(self) -> None:
         """Give back what was claimed and never started, uncharged."""
@@ -204,12 +216,58 @@ class Lane:
         claimed = self.subscription.claim(limit, options.batch_bytes, wait_s)
         if permits is not None:
             permits.give_back(limit - len(claimed))
-        if claimed:
-            self.order = self.blocked()
-            self.counts.claimed += len(claimed)
-            self.tell(events.Claimed(self.consumer.name, claimed))
-            self.in_round = self._decoder.work(claimed)
+        self.in_round = self._received(claimed)
         return self.in_round
+
+    def _received(self, claimed: Sequence[Delivery]) -> Work:
+        if not claimed:
+            return NO_WORK
+        self.order = self.blocked()
+        self.counts.claimed += len(claimed)
+        self.tell(events.Claimed(self.consumer.name, claimed))
+        return self._decoder.work(claimed)
+
+    def ahead(self) -> Ahead | None:
+        """The next claim, to be made in the transaction that settles this round's messages.
+
+        None where there is something to do before it: what was kept, or must go one by one;
+        an order to keep; a limit to the rate of starts, which counts claims.
+        """
+        if (
+            self._claims_ahead is None
+            or self.stopping
+            or self._kept
+            or self.pending
+            or self.around.permits is not None
+            or (self.order is not None and self.order.holds_any())
+        ):
+            return None
+        options = self.consumer.options
+        return self._claims_ahead.ahead(options.batch, options.batch_bytes)
+
+    def ahead_of(self, tx: Transaction[Any], session: Session[Any]) -> Ahead | None:
+        """The next claim, made in this transaction after its settlement.
+
+        None where calls wait for the commit: one that ends the process would charge its death
+        to a message claimed alone, which never started.
+        """
+        if self._admission is not Admission.BY_CLAIM or waits_for_commit(tx):
+            return None
+        ahead = self.ahead()
+        if ahead is not None:
+            # A store that is its broker's database does what that does.
+            cast(SessionClaimsAhead, session).claim(ahead)
+        return ahead
+
+    def receive(self, ahead: Ahead | None) -> None:
+        """Keep for the next round what was claimed ahead; the transaction stands."""
+        if ahead is None:
+            return
+        try:
+            self.pending = self._received(ahead.deliveries())
+        except (errors.BrokerError, errors.CommitUnknown) as error:
+            # This round is settled, and what it started goes on; these come again.
+            log.warning("consumer %s: what it claimed next is lost: %s", self.consumer.name, error)
 
     def until(self) -> float:
         """The clock's time at which no further handler should start in this round, to be
@@ -305,11 +363,13 @@ class Lane:
         """
         if not work:
             return work
+        ahead = self.ahead() if self.is_quick else None
         try:
-            refused = set(self.subscription.settle(work.ended()))
+            refused = set(self._settle(work.ended(), ahead))
         except errors.BrokerUnavailable:
             self._kept = work  # certainly not settled: they may still start, later
             raise
+        self.receive(ahead)
         self._tell_refused(refused)
         started = work.fit()
         if refused:
@@ -319,25 +379,33 @@ class Lane:
         return started
 
     def settle(
-        self, settlements: Sequence[Settlement], handled: int
+        self, settlements: Sequence[Settlement], handled: int, *, claims: bool = False
     ) -> Generator[Step, None, None]:
         """Settle what ran, trying until the broker answers: running it again helps nobody.
 
-        ``handled`` messages of it are counted.
+        ``handled`` messages of it are counted. ``claims``: the next may be claimed with it.
         """
         if not settlements:
             return
+        ahead = self.ahead() if claims else None
         while True:
             try:
-                refused = self.subscription.settle(settlements)
+                refused = self._settle(settlements, ahead)
                 break
             except (errors.BrokerUnavailable, errors.CommitUnknown) as error:
+                ahead = None
                 # Settling twice is harmless: the receipt fences the second time.
                 yield self.pause_after(error)
+        self.receive(ahead)
         self._tell_refused(refused)
         self.counts.handled += handled
         if self.careful:
             self.careful -= 1
+
+    def _settle(self, settlements: Sequence[Settlement], ahead: Ahead | None) -> Sequence[Receipt]:
+        if ahead is None or self._claims_ahead is None:
+            return self.subscription.settle(settlements)
+        return self._claims_ahead.settle_and_claim(settlements, ahead)
 
     def give_back(self, work: Work) -> Generator[Step, None, None]:
         """Release messages whose fate another claim must find out; uncharged, fenced."""
@@ -451,7 +519,7 @@ class Lane:
     def settle_after_commit(self, settlements: Sequence[Settlement]) -> Generator[Step, None, None]:
         """Tell the broker how messages ended, where the transaction did not do that itself."""
         if self._admission is not Admission.BY_CLAIM:
-            yield from self.settle(settlements, 0)
+            yield from self.settle(settlements, 0, claims=True)
 
     def tell(self, event: events.Event) -> None:
         """Show an event to the watchers, if there are any."""

@@ -33,13 +33,20 @@ if TYPE_CHECKING:
     from duly.worker.lane import Lane
 
 
+# What is claimed while earlier messages still run waits for no longer than this, or other workers
+# would stand idle beside it.
+QUICK_S = 0.02
+
+
 def at_most_once(lane: Lane) -> Round:
     """Settled, durably, before the handler runs. A crash in between loses, nothing repeats."""
     work = yield from lane.take()
     started = lane.settle_before(work)
     yield None
     # From here on nothing can bring these messages back, so not even a stop skips one.
+    until = lane.around.clock() + QUICK_S
     yield from call_all(lane, started)
+    lane.is_quick = lane.caller.moment < until
 
 
 def at_least_once(lane: Lane) -> Round:
@@ -47,7 +54,7 @@ def at_least_once(lane: Lane) -> Round:
     work = yield from lane.take()
     ended = yield from call_while_time(lane, work)
     yield None
-    yield from lane.settle(ended, len(work) - lane.left())
+    yield from lane.settle(ended, len(work) - lane.left(), claims=True)
 
 
 def exactly_once(lane: Lane) -> Round:
@@ -68,6 +75,7 @@ def exactly_once(lane: Lane) -> Round:
         yield None
         published = flush(tx, session, lane.around.declare)
         session.settle(*lane.told_to_store(admitted, ended))
+        ahead = lane.ahead_of(tx, session)
         yield None
         session.commit()
     except BaseException as error:  # noqa: BLE001 - rolled_back raises what is no failure
@@ -78,6 +86,7 @@ def exactly_once(lane: Lane) -> Round:
     end(tx)
     yield None
     lane.committed(tx, published, admitted)
+    lane.receive(ahead)
     yield None
     yield from lane.settle_after_commit(of_all(ended, admitted))
 
@@ -147,12 +156,12 @@ def call_in_turn(
     calls = Calls(work, extra, until, most=len(work) if blocked is None else 1)
     ended: list[Settlement] = []
     while calls.done < len(work):
-        delivery, argument = work[calls.done]
-        if blocked is not None and blocked.holds(delivery):
+        if blocked is not None and blocked.holds(delivery := work.deliveries[calls.done]):
             ended.append(Release(delivery.receipt))
             calls.done += 1
-        elif argument.__class__ is Unfit:
-            ended.append(blocking(blocked, delivery, Dead(delivery.receipt, argument.why)))
+        elif unfit := work.unfit(calls.done):
+            delivery = work.deliveries[calls.done]
+            ended.append(blocking(blocked, delivery, Dead(delivery.receipt, unfit.why)))
             calls.done += 1
         elif lane.stopping or (ended and lane.caller.moment >= until):
             break
@@ -162,6 +171,8 @@ def call_in_turn(
                 yield calls
             except Exception as error:  # noqa: BLE001 - whatever the handler raises
                 ended += work.handled(start, calls.done)
+                if work.found_unfit(calls.done):
+                    continue  # its handler was not called
                 culprit = work.deliveries[calls.done]
                 ended.append(blocking(blocked, culprit, failed(culprit, error)))
                 calls.done += 1

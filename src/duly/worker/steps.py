@@ -35,10 +35,10 @@ class Work(Sequence[tuple[Any, Any]]):
 
     Two sequences side by side, because ``deliveries`` may be a `Span`, of which no part is made
     that nobody looks at. For a batch handler an item may stand for several deliveries.
-    ``plain``: there is no `Unfit` among the arguments.
+    ``plain``: there is no `Unfit` among the arguments that is known. ``decode``: see `BodyWork`.
     """
 
-    __slots__ = ("arguments", "deliveries", "plain")
+    __slots__ = ("arguments", "decode", "deliveries", "plain")
 
     def __init__(
         self, deliveries: Sequence[Any], arguments: list[Any], *, plain: bool = False
@@ -46,6 +46,7 @@ class Work(Sequence[tuple[Any, Any]]):
         self.deliveries = deliveries
         self.arguments = arguments
         self.plain = plain
+        self.decode: Callable[[bytes], Any] | None = None
 
     def __len__(self) -> int:
         return len(self.arguments)
@@ -64,8 +65,9 @@ class Work(Sequence[tuple[Any, Any]]):
         """This work and more behind it."""
         if not later or not self:
             return self or later
-        deliveries = [*self.deliveries, *later.deliveries]
-        arguments = self.arguments + later.arguments
+        both = self.decoded(), later.decoded()
+        deliveries = [delivery for work in both for delivery in work.deliveries]
+        arguments = [argument for work in both for argument in work.arguments]
         return Work(deliveries, arguments, plain=self.plain and later.plain)
 
     def receipts(self) -> list[Receipt]:
@@ -83,6 +85,21 @@ class Work(Sequence[tuple[Any, Any]]):
     def fit(self) -> Work:
         """What a handler can be called with."""
         return self if self.plain else self.only(lambda _, argument: type(argument) is not Unfit)
+
+    def decoded(self) -> Work:
+        """The same, with all bodies decoded now."""
+        return self
+
+    def unfit(self, index: int) -> Unfit | None:
+        """Why one cannot be handled, where that is known."""
+        if self.plain:
+            return None
+        argument = self.arguments[index]
+        return argument if isinstance(argument, Unfit) else None
+
+    def found_unfit(self, index: int) -> bool:  # noqa: ARG002 - a `BodyWork` looks
+        """Whether what raised was decoding it, and not its handler; `unfit` tells it then."""
+        return False
 
     def callable_from(self, start: int, most: int) -> list[Any]:
         """The arguments from ``start`` to before the next `Unfit`, at most so many."""
@@ -109,6 +126,58 @@ class Work(Sequence[tuple[Any, Any]]):
             else Done(delivery.receipt)
             for delivery, argument in self
         ]
+
+
+class BodyWork(Work):
+    """A span whose bodies are decoded one by one, when the handler is called.
+
+    Made one after the other and let go at once, payloads use the same memory again and again:
+    half the cost of decoding a batch beforehand. ``decode`` is the quick way, which raises
+    whatever it likes; ``argument_of`` tells why, as an `Unfit`.
+    """
+
+    __slots__ = ("_argument_of", "_decode", "_span", "_unfit")
+
+    def __init__(
+        self, span: Span, decode: Callable[[bytes], Any], argument_of: Callable[[Delivery], Any]
+    ) -> None:
+        super().__init__(span, span.bodies, plain=True)
+        self.decode = self._decode = decode
+        self._span = span
+        self._unfit: dict[int, Unfit] = {}
+        self._argument_of = argument_of
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Any, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Work: ...
+    def __getitem__(self, index: int | slice) -> tuple[Any, Any] | Work:
+        """One (delivery, argument), or some of them."""
+        if isinstance(index, slice):
+            return BodyWork(self._span[index], self._decode, self._argument_of)
+        delivery = self.deliveries[index]
+        return delivery, self._argument_of(delivery)
+
+    def decoded(self) -> Work:
+        """The same, with all bodies decoded now."""
+        return Work([*self.deliveries], [self._argument_of(d) for d in self.deliveries])
+
+    def unfit(self, index: int) -> Unfit | None:
+        """Why one cannot be handled, where that was found."""
+        return self._unfit.get(index)
+
+    def found_unfit(self, index: int) -> bool:
+        """Decode the one that raised again, to see whether that is the reason."""
+        _, argument = self[index]
+        if isinstance(argument, Unfit):
+            self._unfit[index] = argument
+        return index in self._unfit
+
+    def callable_from(self, start: int, most: int) -> list[Any]:
+        """The bodies from ``start`` on, at most so many. One that is `Unfit` raises only when
+        it is decoded.
+        """
+        return self.arguments[start : start + most]
 
 
 NO_WORK = Work((), [], plain=True)

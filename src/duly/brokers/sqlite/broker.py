@@ -21,6 +21,7 @@ from duly.errors import (
     PublishFailed,
     PublishUnknown,
 )
+from duly.guarantees import Guarantee
 from duly.inspection import DeadLetter, Incident, SubscriptionState
 from duly.message import Message, Topic
 from duly.sql import log, looking
@@ -127,6 +128,7 @@ class SQLiteBroker:
                     options.order_by_key,
                     options.hold_key_on_dead,
                     options.bodies_only,
+                    options.guarantee is Guarantee.AT_MOST_ONCE,
                 )
                 for number in numbers
             ],

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from duly.broker import Delivery, Receipt
+from duly.broker import Ahead, Delivery, Receipt
 from duly.brokers.sqlite.clock import Clock, StepWatch
 from duly.brokers.sqlite.rows import deliveries_of, message_of
 from duly.brokers.sqlite.sweeper import Sweeper
@@ -14,14 +14,33 @@ from duly.guarantees import Settlement
 from duly.message import Message
 from duly.sql import log
 from duly.sql.sqlite import DatabaseFile, is_alive
+from duly.sql.steps import Steps
 
 # How often a lane looks whether those who hold claims are alive, and so how long the messages
 # of a killed worker wait at most. A look costs a read and one system call a worker.
 _LOOK_S = 0.1
 
 
+class _Ahead(log.Ahead):
+    """A lane's next claim: see `duly.broker.Ahead`."""
+
+    __slots__ = ("_take",)
+
+    def __init__(
+        self,
+        make_steps: Callable[[], Steps[log.Claimed]],
+        take: Callable[[log.Claimed], Sequence[Delivery]],
+    ) -> None:
+        super().__init__(make_steps)
+        self._take = take
+
+    def deliveries(self) -> Sequence[Delivery]:
+        """What was claimed."""
+        return () if self.claimed is None else self._take(self.claimed)
+
+
 class Lane:
-    """One lane's `Subscription` of a SQLite broker."""
+    """One lane's `Subscription` of a SQLite broker, which also claims ahead."""
 
     def __init__(
         self,
@@ -45,6 +64,7 @@ class Lane:
         self._when_closed = closed
         self._turn = 0
         self._has_work = True
+        self._was_full = False
         self._looked_s = float("-inf")
         self._looked_at = -1
         self._look_in_s = 0.0
@@ -76,10 +96,42 @@ class Lane:
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Receipt]:
         """Settle durably; returns the refused."""
+        settle = self._settle_steps(settlements)
+        return self._file.write(settle)
+
+    def _settle_steps(
+        self, settlements: Sequence[Settlement]
+    ) -> Callable[[], Steps[Sequence[Receipt]]]:
         self._steps.look()  # a retry's time is reckoned from the clock as it is now
         now_ms = self._clock.wall_ms()
         number = self._lanes[0].subscription_no
-        return self._file.write(lambda: log.settle(settlements, now_ms, subscription_no=number))
+        return lambda: log.settle(settlements, now_ms, subscription_no=number)
+
+    def ahead(self, limit: int, max_bytes: int) -> _Ahead | None:
+        """The next claim; None when the last one left nothing, and now and then, so that
+        `claim` looks after the dead.
+        """
+        if not self._was_full or self._is_time_to_look(self._file.changes()):
+            return None
+        return _Ahead(self._claim_steps(limit, max_bytes), take=self._take)
+
+    def settle_and_claim(
+        self, settlements: Sequence[Settlement], ahead: Ahead
+    ) -> Sequence[Receipt]:
+        """Settle durably, and claim in the same transaction; returns the refused."""
+        if not isinstance(ahead, _Ahead):
+            raise TypeError(f"{type(ahead).__name__} is no claim of this lane")
+        settle = self._settle_steps(settlements)
+
+        def both() -> Steps[Sequence[Receipt]]:
+            refused = yield from settle()
+            yield from ahead.steps()
+            return refused
+
+        with self._claiming:
+            if self._closed:
+                return self._file.write(settle)
+            return self._file.write(both)
 
     def extend(self, receipts: Iterable[Receipt], lease_s: float) -> Sequence[Receipt]:
         """Hold the named messages for ``lease_s`` more seconds; returns the lost."""
@@ -102,23 +154,31 @@ class Lane:
         return self._file.read(lambda: log.is_ready(self._lanes, now_ms))
 
     def _claim_now(self, limit: int, max_bytes: int) -> Sequence[Delivery]:
-        self._turn += 1
-        now_ms = self._clock.wall_ms()
-        lease_until = self._clock.boot_ms() + self._lease_ms
+        steps = self._claim_steps(limit, max_bytes)
         with self._claiming:
             if self._closed:
                 return []
-            claimed = self._file.write(
-                lambda: log.claim(self._lanes, limit, max_bytes, self._turn, now_ms, lease_until),
-                durable=False,
-            )
+            claimed = self._file.write(steps, durable=False)
+        return self._take(claimed)
+
+    def _claim_steps(self, limit: int, max_bytes: int) -> Callable[[], Steps[log.Claimed]]:
+        self._turn += 1
+        turn, now_ms = self._turn, self._clock.wall_ms()
+        lease_until = self._clock.boot_ms() + self._lease_ms
+        return lambda: log.claim(self._lanes, limit, max_bytes, turn, now_ms, lease_until)
+
+    def _take(self, claimed: log.Claimed) -> Sequence[Delivery]:
+        self._was_full = claimed.full
         self._has_work = bool(claimed.parts) or claimed.again
-        deliveries, damaged = deliveries_of(claimed, self._topics, self._look_up)
+        deliveries, damaged = deliveries_of(claimed, self._topics, self._look_up, self._look_up_ids)
         if damaged:
             self.settle(damaged)
         if deliveries:
             self._sweeper.claimed(len(deliveries))
         return deliveries
+
+    def _look_up_ids(self, first: int, last: int) -> Sequence[str]:
+        return self._file.read(lambda: log.fetch_ids(first, last))
 
     def _look_up(self, receipt: Receipt) -> Message[Any]:
         """The whole message of a delivery that carries its body; the latest is kept, because
@@ -142,10 +202,9 @@ class Lane:
 
     def _look_after_the_dead(self, seen: int) -> None:
         """Free what dead workers and ended leases held; now and then, for it costs a read."""
-        now_s = self._clock.monotonic_s()
-        if now_s - self._looked_s < (self._look_in_s if seen == self._looked_at else _LOOK_S):
+        if not self._is_time_to_look(seen):
             return
-        self._looked_s, self._looked_at = now_s, seen
+        self._looked_s, self._looked_at = self._clock.monotonic_s(), seen
         holders = self._file.read(lambda: log.holders(self._lanes))
         boot_id, boot_ms = self._clock.boot_id(), self._clock.boot_ms()
         dead = {
@@ -161,6 +220,11 @@ class Lane:
             )
             self._has_work = True
         self._look_in_s = self._next_look_s(holders, boot_ms)
+
+    def _is_time_to_look(self, seen: int) -> bool:
+        # A look before the latest change may have missed a claim, whose holder may die silently.
+        look_in_s = self._look_in_s if seen == self._looked_at else _LOOK_S
+        return self._clock.monotonic_s() - self._looked_s >= look_in_s
 
     def _next_look_s(self, holders: Sequence[tuple[str, str, int]], boot_ms: int) -> float:
         if any(worker != self._me for worker, _, _ in holders):

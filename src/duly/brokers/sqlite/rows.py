@@ -13,8 +13,28 @@ from duly.message import NO_HEADERS, Message
 from duly.sql import log
 
 LookUp = Callable[[Receipt], Message[Any]]
+LookUpIds = Callable[[int, int], Sequence[str]]
+"""From the first and the last position of a range to its ids."""
 
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
+
+
+class Ids:
+    """The ids of a range of the log, fetched all at once when the first is asked for."""
+
+    __slots__ = ("_first", "_found", "_last", "_look_up")
+
+    def __init__(self, first: int, last: int, look_up: LookUpIds) -> None:
+        self._first = first
+        self._last = last
+        self._look_up = look_up
+        self._found: Sequence[str] = ()
+
+    def at(self, position: int) -> str:
+        """The id at this position. Raises LookupError where the log has lost it."""
+        if not self._found:
+            self._found = self._look_up(self._first, self._last)
+        return self._found[position - self._first]
 
 
 class LogSpan(Span):
@@ -23,9 +43,9 @@ class LogSpan(Span):
     __slots__ = (
         "_alone",
         "_first",
+        "_ids",
         "_look_up",
         "_repeated",
-        "_rows",
         "_token",
         "attempt",
         "bodies",
@@ -33,14 +53,15 @@ class LogSpan(Span):
 
     def __init__(
         self,
-        rows: Sequence[log.Row],
+        bodies: list[bytes],
         first: int,
         token: int,
         history: tuple[int, bool, bool],
+        ids: Ids,
         look_up: LookUp,
     ) -> None:
-        self.bodies: list[bytes] = [body for _, body in rows]
-        self._rows = rows
+        self.bodies = bodies
+        self._ids = ids
         self.attempt, self._repeated, self._alone = history
         self._first = first
         self._token = token
@@ -65,24 +86,26 @@ class LogSpan(Span):
             start, stop, step = index.indices(len(self.bodies))
             if step != 1:
                 raise ValueError("a span has no gaps: slice it without a step")
-            rows = self._rows[start:stop]
-            return LogSpan(rows, self._first + start, self._token, history, self._look_up)
+            if stop - start == len(self.bodies):
+                return self
+            some, first = self.bodies[start:stop], self._first + start
+            return LogSpan(some, first, self._token, history, self._ids, self._look_up)
         at = range(len(self.bodies))[index]  # counts from the end, and refuses what is outside
-        receipt = (self._token, self._first + at)
-        id, body = self._rows[at]
-        return Delivery(Unread(id, body, self._look_up), receipt, *history)
+        position = self._first + at
+        unread = Unread(self._ids.at(position), self.bodies[at], self._look_up)
+        return Delivery(unread, (self._token, position), *history)
 
 
 def deliveries_of(
-    claimed: log.Claimed, topics: Mapping[int, str], look_up: LookUp
+    claimed: log.Claimed, topics: Mapping[int, str], look_up: LookUp, look_up_ids: LookUpIds
 ) -> tuple[Sequence[Delivery], Sequence[Settlement]]:
     """The deliveries of a claim, and dead letters for the rows that are none."""
     deliveries: Sequence[Delivery] = ()
     damaged: list[Settlement] = []
     for part in claimed.parts:
         some: Sequence[Delivery]
-        if len(part.rows[0]) == len(("id", "body")):
-            some = _span(part, claimed.token, look_up)
+        if len(part.rows[0]) <= len(("id", "body")):
+            some = _span(part, claimed.token, look_up, look_up_ids)
         elif len(part.rows[0]) == len(("position", "id", "body")):
             some = _bodies(part, claimed.token, look_up)
         else:
@@ -92,9 +115,16 @@ def deliveries_of(
     return deliveries, damaged
 
 
-def _span(part: log.Part, token: int, look_up: LookUp) -> LogSpan:
+def _span(part: log.Part, token: int, look_up: LookUp, look_up_ids: LookUpIds) -> LogSpan:
     history = (part.attempt, part.repeated, part.alone)
-    return LogSpan(part.rows, part.first, token, history, look_up)
+    if len(part.rows[0]) == len(("body",)):
+        bodies = [body for (body,) in part.rows]
+        ids = Ids(part.first, part.first + len(bodies) - 1, look_up_ids)
+    else:
+        bodies = [body for _, body in part.rows]
+        found = [id for id, _ in part.rows]
+        ids = Ids(part.first, part.first + len(bodies) - 1, lambda _, __: found)
+    return LogSpan(bodies, part.first, token, history, ids, look_up)
 
 
 def _bodies(part: log.Part, token: int, look_up: LookUp) -> list[Delivery]:

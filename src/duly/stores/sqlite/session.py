@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, assert_never
 
-from duly.broker import Delivery, Outcome, Span
+from duly.broker import Ahead, Delivery, Outcome, Span
 from duly.errors import CommitUnknown, Superseded, TransactionFailed, TransactionLost
 from duly.guarantees import Admission, Retry, Settlement
 from duly.message import Message, Topic, now_ms
@@ -142,6 +142,12 @@ class SQLiteSession:
                 self._sweep_inbox(scope, len(deliveries))
             case _:
                 assert_never(scope.admission)
+
+    def claim(self, ahead: Ahead) -> None:
+        """Make the next claim, after `settle`: see `duly.store.ClaimsAhead`."""
+        if not isinstance(ahead, log.Ahead):
+            raise TypeError(f"{type(ahead).__name__} is no claim on a log of this database")
+        self._run(ahead.steps())
 
     def commit(self) -> None:
         """Commit. Raises `TransactionLost` when the transaction is not the one that was begun,
