@@ -1,0 +1,268 @@
+"""Lanes on a real file: what they claim ahead, and bodies that are decoded when handled."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import duly
+from duly import logs
+from duly.dependencies import Resolver
+from duly.guarantees import Admission, Guarantee
+from duly.worker.lane import Lane
+from duly.worker.permits import Permits
+from duly.worker.process import subscribe_options
+from duly.worker.steps import BodyWork, Surroundings
+
+numbers: duly.Topic[int] = duly.Topic("numbers", int, guarantee="at-least-once")
+
+
+class Bench:
+    """An app on a file, and its consumers as lanes that the test steps."""
+
+    def __init__(self, url: str) -> None:
+        self.app = duly.App("bench", broker=url)
+        self.now = 1000.0
+        self.seen: list[Any] = []
+
+    def lane(self, name: str) -> Lane:
+        [consumer] = [c for c in self.app.consumers if c.name == name]
+        broker, store = self.app.backends()
+        exactly = consumer.guarantee is Guarantee.EXACTLY_ONCE
+        admission = Admission.BY_CLAIM if exactly else None
+        return Lane(
+            consumer,
+            broker.subscribe(consumer.topics, name, subscribe_options(consumer, admission)),
+            Resolver().bind(consumer.handler),
+            Surroundings("bench", clock=lambda: self.now, roll=lambda: 0.0, wait_s=0.0),
+            store=store if exactly else None,
+            admission=admission,
+        )
+
+    def publish(self, *payloads: int) -> None:
+        self.app.publish_many(numbers, payloads)
+
+    def damage(self, payload: int) -> None:
+        """Make what is stored of a number no number."""
+        path = self.app.backends()[0].file.path  # type: ignore[attr-defined]
+        with sqlite3.connect(path) as other:
+            body = str(payload).encode()
+            other.execute("update duly_messages set body = x'ff' where body = ?", (body,))
+
+    @property
+    def commits(self) -> int:
+        return self.app.backends()[0].file.stats.commits  # type: ignore[attr-defined, no-any-return]
+
+    def dead(self) -> list[Any]:
+        return self.app.backends()[0].dead_letters("c")  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.fixture
+def bench(db_url: str) -> Iterator[Bench]:
+    bench = Bench(db_url)
+    yield bench
+    bench.app.close()
+
+
+def rounds(lane: Lane, count: int) -> None:
+    for _ in range(count):
+        lane.step()
+        while not lane.idle():
+            lane.step()
+
+
+def consume(bench: Bench, guarantee: str, does: Callable[[int], None], **options: Any) -> Lane:
+    """A lane of consumer ``c`` that notes what it is given, and then does this."""
+
+    def handle(number: int) -> None:
+        bench.seen.append(number)
+        does(number)
+
+    def handle_within(number: int, tx: duly.Transaction[sqlite3.Connection]) -> None:
+        handle(number)
+
+    handler: Any = handle_within if guarantee == "exactly-once" else handle
+    declare: Any = bench.app.consumer
+    declare(numbers, name="c", guarantee=guarantee, **options)(handler)
+    return bench.lane("c")
+
+
+def nothing(number: int) -> None:
+    """Takes it well."""
+
+
+EACH = pytest.mark.parametrize("guarantee", ["at-most-once", "at-least-once", "exactly-once"])
+SETTLED_AFTER = pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])
+
+
+@EACH
+def test_a_batch_costs_one_commit(bench: Bench, guarantee: str):
+    lane = consume(bench, guarantee, nothing, batch=2)
+    bench.publish(*range(12))
+    rounds(lane, 2)
+    before = bench.commits
+    rounds(lane, 3)
+    assert bench.commits - before == 3
+    assert bench.seen == list(range(10))
+    rounds(lane, 3)
+    assert bench.seen == list(range(12))
+
+
+@EACH
+def test_what_was_claimed_ahead_is_given_back_uncharged(bench: Bench, guarantee: str):
+    lane = consume(bench, guarantee, nothing, batch=2)
+    bench.publish(*range(6))
+    rounds(lane, 2)
+    lane.stop()
+    rounds(lane, 1)
+    lane.close()
+    again = bench.lane("c")
+    rounds(again, 3)
+    assert bench.seen == list(range(6))
+    assert again.counts.claimed + lane.counts.claimed > 6
+
+
+def test_a_slow_handler_holds_nothing_back_before_its_messages_are_settled(bench: Bench):
+    def slow(number: int) -> None:
+        bench.now += 1
+
+    lane = consume(bench, "at-most-once", slow, batch=2)
+    bench.publish(*range(6))
+    rounds(lane, 2)
+    assert bench.seen == [0, 1, 2, 3]
+    assert lane.counts.claimed == 4
+
+
+def test_a_rate_limit_claims_nothing_ahead(bench: Bench):
+    lane = consume(bench, "at-least-once", nothing, batch=2)
+    lane.around.permits = Permits(2, lambda: bench.now)
+    bench.publish(*range(6))
+    for _ in range(4):
+        rounds(lane, 1)
+        assert lane.counts.claimed == len(bench.seen)
+        bench.now += 1
+    assert len(bench.seen) >= 4
+
+
+def test_calls_after_the_commit_run_before_the_next_claim(bench: Bench):
+    """A call that ends the process is charged to no message claimed alone behind it."""
+    claimed: list[int] = []
+
+    @bench.app.consumer(numbers, name="c", guarantee="exactly-once", batch=1)
+    def handle(number: int, tx: duly.Transaction[sqlite3.Connection]) -> None:
+        tx.after_commit(lambda: claimed.append(lane.counts.claimed))
+
+    lane = bench.lane("c")
+    bench.publish(*range(3))
+    rounds(lane, 3)
+    assert claimed == [1, 2, 3]
+
+
+@EACH
+def test_a_body_that_cannot_be_decoded_stops_nobody(bench: Bench, guarantee: str):
+    lane = consume(bench, guarantee, nothing)
+    bench.publish(*range(5))
+    bench.damage(2)
+    rounds(lane, 2)
+    assert bench.seen == [0, 1, 3, 4]
+    [dead] = bench.dead()
+    assert "cannot be decoded" in dead.error
+    assert dead.attempts == 1
+
+
+def test_a_body_that_cannot_be_decoded_undoes_no_transaction(bench: Bench):
+    lane = consume(bench, "exactly-once", nothing)
+    bench.publish(*range(5))
+    bench.damage(0)
+    bench.damage(4)
+    rounds(lane, 1)
+    assert bench.seen == [1, 2, 3]
+    assert lane.counts.commits == 1
+    assert len(bench.dead()) == 2
+
+
+@SETTLED_AFTER
+def test_a_failure_and_a_damaged_body_in_one_batch(bench: Bench, guarantee: str):
+    def fail(number: int) -> None:
+        if number == 3:
+            raise duly.Reject("three")
+
+    lane = consume(bench, guarantee, fail)
+    bench.publish(*range(6))
+    bench.damage(1)
+    rounds(lane, 3)
+    assert set(bench.seen) == {0, 2, 3, 4, 5}
+    assert len(bench.dead()) == 2
+
+
+@EACH
+def test_a_handler_that_raises_stop_iteration_has_failed(bench: Bench, guarantee: str):
+    def stop(number: int) -> None:
+        if number == 1:
+            raise StopIteration
+
+    retry = duly.RetryPolicy(attempts=1)
+    lane = consume(bench, guarantee, stop, retry=retry)
+    bench.publish(*range(3))
+    rounds(lane, 3)
+    assert lane.counts.failed >= 1
+    assert set(bench.seen) == {0, 1, 2}
+    assert len(bench.dead()) == (guarantee != "at-most-once")
+
+
+@SETTLED_AFTER
+def test_a_stop_in_the_middle_of_a_batch_starts_no_more(bench: Bench, guarantee: str):
+    lane = consume(bench, guarantee, lambda number: lane.stop() if number == 2 else None)
+    bench.publish(*range(6))
+    rounds(lane, 1)
+    assert bench.seen == [0, 1, 2]
+    lane.close()
+    rounds(bench.lane("c"), 2)
+    assert bench.seen == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_is_settled_first_runs_to_its_end_whatever_stops(bench: Bench):
+    lane = consume(bench, "at-most-once", lambda number: lane.stop() if number == 2 else None)
+    bench.publish(*range(6))
+    rounds(lane, 1)
+    assert bench.seen == [0, 1, 2, 3, 4, 5]
+
+
+@EACH
+def test_every_log_line_names_its_message(bench: Bench, guarantee: str):
+    records: list[logging.LogRecord] = []
+    log = logging.getLogger("bench")
+    logs.install()
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    keep = Keep()
+    log.addHandler(keep)
+    lane = consume(bench, guarantee, lambda number: log.warning("%d", number), batch=2)
+    published = bench.app.publish_many(numbers, range(4))
+    rounds(lane, 3)
+    log.removeHandler(keep)
+    found = [record.__dict__["duly_message_id"] for record in records]
+    assert found == [each.message_id for each in published]
+
+
+def test_bodies_are_decoded_when_they_are_handled(bench: Bench):
+    lane = consume(bench, "at-least-once", nothing)
+    bench.publish(1, 2)
+    assert isinstance(lane.claim(10, 0.0), BodyWork)
+
+
+def test_what_was_kept_and_what_is_left_go_on_together(bench: Bench):
+    lane = consume(bench, "at-least-once", nothing, batch=4)
+    bench.publish(*range(8))
+    first = lane.claim(4, 0.0)
+    second = lane.claim(4, 0.0)
+    both = first[2:].then(second)
+    assert [argument for _, argument in both] == [2, 3, 4, 5, 6, 7]
+    assert len(both.receipts()) == 6
