@@ -60,6 +60,11 @@ class Backends:
         return self._open is not None
 
     @property
+    def named(self) -> tuple[Any, Any]:
+        """The broker and the store as they were named: URLs, open ones, None."""
+        return self._named_broker, self._named_store
+
+    @property
     def topics(self) -> Iterable[Topic[Any]]:
         """The topics asked for so far."""
         return tuple(self._known.values())

@@ -66,15 +66,24 @@ class Publisher:
 
     def close(self, timeout_s: float) -> None:
         """Send what is buffered, for up to ``timeout_s`` seconds, and end the threads."""
+        self.flush(timeout_s)
         with self._lock:
-            buffer, self._buffer = self._buffer, None
             pool, self._pool = self._pool, None
             self._groups.clear()
-        if buffer is not None:
-            buffer.close(timeout_s)
-            self._dropped_before.update(buffer.drops)
         if pool is not None:
             pool.shutdown()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Send what is buffered, for up to ``timeout_s`` seconds; what was not sent then is
+        dropped. False: nothing was ever buffered since the last time.
+        """
+        with self._lock:
+            buffer, self._buffer = self._buffer, None
+        if buffer is None:
+            return False
+        buffer.close(timeout_s)
+        self._dropped_before.update(buffer.drops)
+        return True
 
     # --- one message
 

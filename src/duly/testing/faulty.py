@@ -7,13 +7,14 @@ must cope with it. `FaultyBroker` and `FaultyStore` put both around what they ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
 from random import Random
 from typing import Any, Literal, get_args
 
 from duly import errors
 from duly.broker import Broker, Capabilities
-from duly.errors import PublishFailed, PublishUnknown
+from duly.errors import ConfigurationError, PublishFailed, PublishUnknown
 from duly.store import Store
 from duly.testing.seam import Call, Name, WrappedBroker, WrappedStore
 
@@ -57,6 +58,21 @@ _POSSIBLE: dict[Name, tuple[Kind, ...]] = {
 }
 
 _UNCONFIRMED: tuple[Kind, ...] = ("lose", "duplicate", "reorder")
+
+Death = Literal["die before", "die after"]
+"""The worker's process dies when it makes a call: before it is made, or with it made and its
+answer never seen. Only who drives the worker can bring that about (`Faults.surrounded`)."""
+
+DEATHS: tuple[Death, ...] = get_args(Death)
+
+# Calls that only a worker makes. Who publishes may be the test itself, which must not die.
+_WORKERS: frozenset[Name] = frozenset(
+    {"claim", "settle", "extend", "begin", "admit", "settle in transaction", "commit"}
+)
+
+
+class Died(BaseException):
+    """A worker's process died here. No except clause of the code under test catches it."""
 
 
 def possible(call: Call, can: Capabilities) -> tuple[Kind, ...]:
@@ -159,9 +175,18 @@ _MAKERS: Mapping[str, Callable[[Call, Perform, Random], Any]] = {
 class Faults:
     """Faults from a seed: each call is hit with probability ``rate``, by one of ``kinds``.
 
-    ``at`` hits the n-th call (1, 2, ...) with a kind of its own, or raises an exception there.
-    ``pause`` is called to let a process stand still; without it nothing pauses. ``hits`` tells
-    what happened: number of the call, its name, the kind.
+    ``kinds`` are of `Kind`, and of `Death` where somebody drives the worker who can let it die.
+    ``at`` hits the n-th call (1, 2, ...), or the n-th of a name (``("settle", 1)``), with a kind
+    of its own, or raises an exception there.
+    ``pause`` is called to let a process stand still; without it nothing pauses. After ``most``
+    faults there are no more.
+
+    ``calls`` has the name of every call so far, and ``hits`` tells what happened: number of the
+    call, its name, the kind. The same calls are hit alike by the same seed; calls of several
+    threads come in no certain order.
+
+    Kinds that were asked for and that the broker's promises rule out are refused with
+    `ConfigurationError`, when it is met: a fault that can never hit proves nothing.
     """
 
     def __init__(
@@ -169,48 +194,126 @@ class Faults:
         seed: int = 0,
         *,
         rate: float = 0.05,
-        kinds: Collection[Kind] = KINDS,
-        at: Mapping[int, Kind | BaseException] | None = None,
+        kinds: Collection[Kind | Death] | None = None,
+        at: Mapping[int | tuple[Name, int], Kind | Death | BaseException] | None = None,
         pause: Callable[[], None] | None = None,
+        most: int | None = None,
     ) -> None:
+        self.seed = seed
+        self.calls: list[Name] = []
         self.hits: list[tuple[int, Name, str]] = []
         self._random = Random(seed)
         self._rate = rate
-        self._kinds: set[Kind] = set(kinds) if pause is not None else set(kinds) - {"pause"}
+        self._asked = None if kinds is None else frozenset(kinds)
+        self._kinds: frozenset[str] = frozenset(KINDS) if self._asked is None else self._asked
         self._at = dict(at or {})
-        self._pause = pause or (lambda: None)
-        self._calls = 0
+        self._pause = pause
+        self._most = most
+        self._dies = False
+        self._healed = False
         self._can: Capabilities | None = None
+        self._made: list[BaseException] = []
+        self._mutex = threading.Lock()
+        self._check_kinds()
+
+    def surrounded(self, pause: Callable[[], None]) -> None:
+        """Let somebody say how a process pauses, who also lets its worker die (`Died`)."""
+        self._pause = self._pause or pause
+        self._dies = True
+        if self._asked is None:
+            self._kinds = frozenset((*KINDS, *DEATHS))
 
     def meet(self, can: Capabilities) -> None:
         """Learn what the broker promises, and so which faults it may not show."""
         self._can = can
+        self._check_kinds()
+
+    def heal(self) -> None:
+        """From here on there are no faults."""
+        self._healed = True
+
+    def made(self, error: BaseException | None) -> bool:
+        """Whether an exception, or what caused it, comes from a fault."""
+        while error is not None:
+            if any(error is mine for mine in self._made):
+                return True
+            error = error.__cause__ or error.__context__
+        return False
 
     def __call__(self, call: Call, perform: Callable[[Any], Any]) -> Any:
-        self._calls += 1
-        fault = self._at.get(self._calls) or self._draw(call)
+        with self._mutex:
+            self.calls.append(call.name)
+            fault = self._choose(call)
+            if fault is not None:
+                shown = fault if isinstance(fault, str) else type(fault).__name__
+                self.hits.append((len(self.calls), call.name, shown))
         if fault is None:
             return perform(call.given)
-        if isinstance(fault, BaseException):
-            self.hits.append((self._calls, call.name, type(fault).__name__))
-            raise fault
-        self.hits.append((self._calls, call.name, fault))
-        return make(fault, call, perform, self._random, self._pause)
+        try:
+            answer = self._bring_about(fault, call, perform)
+        except BaseException as error:
+            self._made.append(error)
+            raise
+        if call.name == "publish" and isinstance(answer, Sequence):
+            self._made += [each for each in answer if isinstance(each, BaseException)]
+        return answer
 
-    def _draw(self, call: Call) -> Kind | None:
-        if self._random.random() >= self._rate:
+    def _bring_about(self, fault: str | BaseException, call: Call, perform: Perform) -> Any:
+        if isinstance(fault, BaseException):
+            raise fault
+        if fault not in DEATHS:
+            return make(fault, call, perform, self._random, self._pause or _stand)
+        if fault == "die after":
+            answer = perform(call.given)
+            if call.name == "begin":
+                answer.rollback()  # as the database does when it finds the process gone
+        raise Died(f"a fault: the worker died at {call.name}")
+
+    def _choose(self, call: Call) -> str | BaseException | None:
+        if self._healed:
             return None
-        can = self._can or Capabilities(name="unknown")
-        kinds: list[Kind] = [kind for kind in possible(call, can) if kind in self._kinds]
+        number, of_name = len(self.calls), self.calls.count(call.name) if self._at else 0
+        given = self._at.get(number) or self._at.get((call.name, of_name))
+        if given is not None:
+            return given
+        over = self._most is not None and len(self.hits) >= self._most
+        if over or self._random.random() >= self._rate:
+            return None
+        kinds = [kind for kind in self._possible(call) if kind in self._kinds]
         return self._random.choice(kinds) if kinds else None
+
+    def _possible(self, call: Call) -> Sequence[str]:
+        can = self._can or Capabilities(name="unknown")
+        kinds = [kind for kind in possible(call, can) if kind != "pause" or self._pause]
+        return [*kinds, *DEATHS] if self._dies and call.name in _WORKERS else kinds
+
+    def _check_kinds(self) -> None:
+        given = {each for each in self._at.values() if isinstance(each, str)} | self._kinds
+        if unknown := given - {*KINDS, *DEATHS}:
+            there = ", ".join((*KINDS, *DEATHS))
+            raise ConfigurationError(f"{min(unknown)!r} is no fault; there are {there}")
+        asked = self._asked or frozenset()
+        if self._can is None or not self._can.confirms_settlement:
+            return
+        if never := asked & set(_UNCONFIRMED):
+            raise ConfigurationError(
+                f"the fault {min(never)!r} cannot hit: {self._can.name} confirms settlements, "
+                "keeps messages in order and stores each once. Test with a broker that promises "
+                'less (broker="memory://?kind=queue"), or with other faults: "expire" and '
+                '"die after" make a message come twice on every broker.'
+            )
+
+
+def _stand() -> None:
+    """Without anybody who lets a process stand still, it goes on."""
 
 
 class FaultyBroker(WrappedBroker):
     """Any broker, with faults around it. See `duly.broker.Broker`."""
 
     def __init__(self, inner: Broker, faults: Faults) -> None:
-        super().__init__(inner, faults)
         faults.meet(inner.capabilities)
+        super().__init__(inner, faults)
 
 
 class FaultyStore(WrappedStore):
