@@ -23,6 +23,7 @@ from duly.errors import (
     PublishFailed,
     PublishUnknown,
 )
+from duly.guarantees import Done
 from duly.message import Topic
 from tests.sqlite.brokers import (
     KEYED,
@@ -75,6 +76,27 @@ def test_one_batch_for_several_topics_answers_in_order(db_path: Path):
     for topic in (PLAIN, ONCE):
         lane = broker.subscribe([topic], f"of-{topic.name}", options())
         assert drain(lane) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("count", [1, 9, 10, 99, 100, 101, 257])
+def test_batches_of_any_size_keep_every_message(db_path: Path, count: int):
+    broker = opened(db_path)
+    for given in ({}, {"key": "k"}, {"due_ms": 0}, {"headers": {"tenant": "a"}}):
+        sent = messages(PLAIN, range(count), **given)
+        assert broker.publish(sent) == [Published(m.id) for m in sent]
+        got = claim(broker.subscribe([PLAIN], "s", options()), count)
+        assert [d.message for d in got] == sent
+        broker.subscribe([PLAIN], "s", options()).settle([Done(d.receipt) for d in got])
+
+
+@pytest.mark.parametrize("again", [0, 99, 100, 150, 256])
+def test_one_repeat_in_a_large_batch_is_the_only_one_dropped(db_path: Path, again: int):
+    broker = opened(db_path)
+    sent = [ONCE.message(b"x", source="shop", id=str(n)) for n in range(257)]
+    broker.publish([sent[again]])
+    outcomes = broker.publish(sent)
+    assert [i for i, o in enumerate(outcomes) if isinstance(o, RepeatDropped)] == [again]
+    assert len(drain(broker.subscribe([ONCE], "s", options()))) == 257
 
 
 def test_publishing_nothing_is_nothing(db_path: Path):
@@ -242,7 +264,7 @@ def test_an_unavailable_file_fails_each_message(db_path: Path, monkeypatch: pyte
     def locked(*_: object, **__: object) -> None:
         raise BrokerUnavailable("locked")
 
-    monkeypatch.setattr(broker.file, "write", locked)
+    monkeypatch.setattr(broker.file, "write_items", locked)
     sent = messages(PLAIN, range(2))
     outcomes = broker.publish(sent)
     assert [type(outcome) for outcome in outcomes] == [PublishFailed, PublishFailed]
@@ -257,7 +279,7 @@ def test_a_commit_without_answer_is_unknown(db_path: Path, monkeypatch: pytest.M
 
     sent = messages(ONCE, range(2))
     with monkeypatch.context() as patch:
-        patch.setattr(broker.file, "write", silent)
+        patch.setattr(broker.file, "write_items", silent)
         outcomes = broker.publish(sent)
     assert [type(outcome) for outcome in outcomes] == [PublishUnknown, PublishUnknown]
     assert [o.message_id for o in outcomes] == [m.id for m in sent]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,61 @@ def test_one_callers_failure_is_its_own(file: DatabaseFile):
     assert isinstance(ended[5], LookupError)
     assert not [error for error in ended[:5] + ended[6:] if isinstance(error, Exception)]
     assert sorted(stored(file), key=int) == [str(i) for i in range(10)]
+
+
+class Shelf:
+    """Puts names away and gives each its place, or fails where one is called ``bad``."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def put(self, names: Sequence[str]) -> Steps[list[str]]:
+        self.asked.append([*names])
+        for name in names:
+            yield Ask("outbox_put", ("topic", "test", name, None, 0, None, None, b""))
+            if name == "bad":
+                raise LookupError(name)
+        return [f"place of {name}" for name in names]
+
+
+def writing_items(file: DatabaseFile, names: Sequence[str], shelf: Shelf) -> Callable[[], Any]:
+    return lambda: file.write_items(names, shelf.put)
+
+
+def test_items_of_several_callers_are_written_in_one_go(file: DatabaseFile):
+    shelf, another = Shelf(), Shelf()
+    callers = [["a", "b"], ["c"], ["d", "e", "f"]]
+    writes: list[Callable[[], Any]] = [
+        lambda: file.write_items(callers[0], shelf.put),
+        lambda: file.write_items(callers[1], shelf.put),
+        lambda: file.write_items(["x"], another.put),
+        writing(file, "y"),
+        lambda: file.write_items(callers[2], shelf.put),
+    ]
+    ended = together(file, writes)
+    assert [ended[i] for i in (0, 1, 4)] == [[f"place of {n}" for n in c] for c in callers]
+    assert ended[2] == ["place of x"]
+    assert [sorted(names) for names in shelf.asked] == [["a", "b", "c", "d", "e", "f"]]
+    assert another.asked == [["x"]]
+    assert sorted(stored(file)) == ["a", "b", "c", "d", "e", "f", "x", "y"]
+    assert file.stats.commits == 1
+
+
+def test_one_callers_items_that_fail_are_its_own(file: DatabaseFile):
+    shelf = Shelf()
+    given = [["a"], ["bad", "b"], ["c"]]
+    ended = together(file, [writing_items(file, names, shelf) for names in given])
+    assert isinstance(ended[1], LookupError)
+    assert [ended[0], ended[2]] == [["place of a"], ["place of c"]]
+    assert sorted(stored(file)) == ["a", "c"]
+
+
+def test_what_many_callers_write_at_once_is_looked_at_in_parts(file: DatabaseFile):
+    shelf = Shelf()
+    given = [[f"{caller}-{n}" for n in range(400)] for caller in range(5)]
+    ended = together(file, [writing_items(file, names, shelf) for names in given])
+    assert ended == [[f"place of {n}" for n in names] for names in given]
+    assert sorted(map(len, shelf.asked)) == [400, 800, 800]
 
 
 def test_a_statement_that_fails_is_one_of_dulys_errors(file: DatabaseFile):

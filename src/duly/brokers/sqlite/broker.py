@@ -26,7 +26,7 @@ from duly.inspection import DeadLetter, Incident, SubscriptionState
 from duly.message import Message, Topic
 from duly.sql import log, looking
 from duly.sql.sqlite import DatabaseFile
-from duly.sql.steps import statements
+from duly.sql.steps import Steps, statements
 
 # SQLite's own limit on a row is 1,000,000,000 bytes; half of it leaves room for the rest.
 MAX_MESSAGE_BYTES = 512 * 1024 * 1024
@@ -79,14 +79,16 @@ class SQLiteBroker:
         largest = max([len(message.body) for message in messages])
         if largest > MAX_MESSAGE_BYTES:
             return self._publish_the_fitting(messages)
-        now_ms = self._clock.wall_ms()
         try:
             self._find({message.topic for message in messages})
-            return self._file.write(lambda: log.publish(self._topics, messages, now_ms))
+            return self._file.write_items(messages, self._publish_steps)
         except BrokerError as error:
             return [_failed(message, error) for message in messages]
         except CommitUnknown as error:
             return [_unknown(message, error) for message in messages]
+
+    def _publish_steps(self, messages: Sequence[Message[Any]]) -> Steps[list[Outcome]]:
+        return log.publish(self._topics, messages, self._clock.wall_ms())
 
     def _find(self, names: AbstractSet[str]) -> None:
         """Look up topics that another process declared: a relay knows only their names."""

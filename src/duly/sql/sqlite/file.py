@@ -7,7 +7,7 @@ import secrets
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from duly.sql.sqlite.liveness import WorkerLock
 from duly.sql.sqlite.place import lock_folder, prepare
 from duly.sql.sqlite.turn import Turn, forked
 from duly.sql.sqlite.wal import Checkpoints
-from duly.sql.sqlite.writer import GroupWriter
+from duly.sql.sqlite.writer import GroupWriter, Together
 from duly.sql.steps import Steps
 
 R = TypeVar("R")
@@ -144,6 +144,12 @@ class DatabaseFile:
         whatever the steps raise (rolled back).
         """
         return self._writer.write(make_steps, durable)
+
+    def write_items(self, items: Sequence[Any], together: Together) -> Sequence[Any]:
+        """Run ``together(items)`` as `write` does, with the items of all who call this with the
+        same function just now in one go; returns the results of ``items``.
+        """
+        return self._writer.write_items(items, together)
 
     def read(self, make_steps: Callable[[], Steps[R]]) -> R:
         """Run steps that only read, on one consistent snapshot. Raises `BrokerError`."""

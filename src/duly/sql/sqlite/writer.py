@@ -6,7 +6,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,18 +19,36 @@ from duly.sql.steps import Steps
 
 R = TypeVar("R")
 
+Together = Callable[[Sequence[Any]], Steps[Sequence[Any]]]
+"""The steps for items of several callers at once; they give one result for each item."""
+
 # A group takes no further write after this long, so that others' turns come soon.
 _GROUP_S = 0.05
+# And runs so many items of several callers at once, between two looks at the clock.
+_ITEMS = 1000
 
 
 class _Write(Generic[R]):
-    """One caller's write and how it ended."""
+    """One caller's write and how it ended. ``items`` may be written with those of others that
+    have the same ``together``.
+    """
 
-    __slots__ = ("durable", "ended", "error", "leads", "make_steps", "result", "woken")
+    __slots__ = (
+        *("durable", "ended", "error", "items", "leads", "make_steps", "result", "together"),
+        "woken",
+    )
 
-    def __init__(self, make_steps: Callable[[], Steps[R]], durable: bool) -> None:
+    def __init__(
+        self,
+        make_steps: Callable[[], Steps[R]],
+        durable: bool,
+        items: Sequence[Any] = (),
+        together: Together | None = None,
+    ) -> None:
         self.make_steps = make_steps
         self.durable = durable
+        self.items = items
+        self.together = together
         self.result: Any = None
         self.error: BaseException | None = None
         self.ended = False
@@ -88,9 +107,17 @@ class GroupWriter:
         `BrokerUnavailable` or `BrokerUnusable` when nothing was changed, `CommitUnknown`, or
         what the steps raise (rolled back).
         """
+        return self._write(_Write(make_steps, durable))
+
+    def write_items(self, items: Sequence[Any], together: Together) -> Sequence[Any]:
+        """Run ``together`` for these items and those that others write by it just now, durably;
+        returns the results of these. Raises as `write`.
+        """
+        return self._write(_Write(lambda: together(items), True, items, together))
+
+    def _write(self, write: _Write[R]) -> R:
         if os.getpid() != self._pid:
             raise ConfigurationError(forked(self._path))
-        write = _Write(make_steps, durable)
         with self._mutex:
             if self._closed:
                 raise ConfigurationError(f"{self._path}: already closed")
@@ -198,8 +225,11 @@ class GroupWriter:
     ) -> list[tuple[_Write[Any], Any]]:
         until = time.monotonic() + _GROUP_S
         ran: list[tuple[_Write[Any], Any]] = []
-        for write in group:
-            ran.append((write, runner.run(write.make_steps())))
+        for writes in _shared(group):
+            if len(writes) == 1:
+                ran.append((writes[0], runner.run(writes[0].make_steps())))
+            else:
+                ran += _run_as_one(runner, writes)
             if time.monotonic() > until:
                 break
         return ran
@@ -262,6 +292,35 @@ class GroupWriter:
         if isinstance(error, sqlite3.Error):
             return broker_error(error, self._path)
         return error
+
+
+def _shared(group: Sequence[_Write[Any]]) -> Iterable[Sequence[_Write[Any]]]:
+    """The writes of a group, those side by side whose items can be written at once."""
+    if len(group) == 1:
+        return (group,)
+    shared: list[list[_Write[Any]]] = []
+    room: dict[Together, int] = {}
+    at: dict[Together, list[_Write[Any]]] = {}
+    for write in group:
+        if write.together is None:
+            shared.append([write])
+        elif len(write.items) > room.get(write.together, 0):
+            at[write.together] = [write]
+            room[write.together] = _ITEMS - len(write.items)
+            shared.append(at[write.together])
+        else:
+            at[write.together].append(write)
+            room[write.together] -= len(write.items)
+    return shared
+
+
+def _run_as_one(
+    runner: StatementRunner, writes: Sequence[_Write[Any]]
+) -> Iterable[tuple[_Write[Any], Sequence[Any]]]:
+    together = writes[0].together
+    assert together is not None, "only such writes share"
+    results = iter(runner.run(together([item for write in writes for item in write.items])))
+    return [(write, [*islice(results, len(write.items))]) for write in writes]
 
 
 def _fail(group: list[_Write[Any]], error: Exception) -> None:
