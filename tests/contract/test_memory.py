@@ -1,7 +1,10 @@
-"""What the memory kinds have beyond the contract: deaths, rebalancing, faults, tables."""
+"""What the memory kinds have beyond what every broker keeps: rebalancing, faults, tables."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,23 +18,29 @@ from duly.errors import (
     TransactionLost,
 )
 from duly.guarantees import Admission, Dead, Done, Guarantee, Release
-from duly.message import Topic
 from duly.store import Scope
 from duly.stores.memory import DuplicateKey, MemoryStore
-from tests.contract.backends import (
-    BROKERS,
-    Backend,
-    bodies,
-    claim,
-    drain,
-    memory,
-    places,
-    settle_done,
-)
-from tests.contract.backends import Place as AnyPlace
+from duly.testing.conformance.backend import Backend, backend_on, bodies, claim, drain, settle_done
+from duly.testing.conformance.memory import DATABASE, LOG, QUEUE
+from duly.testing.conformance.page import expected_on
+from duly.testing.conformance.subject import BrokerSubject, Clock, Site
+from tests.contract.subjects import DOCS
 
-MEMORY = [name for name in BROKERS if name.startswith("memory")]
-in_memory = pytest.mark.parametrize("backend", MEMORY, indirect=True)
+MEMORY = [DATABASE, LOG, QUEUE]
+
+
+@contextmanager
+def memory(subject: BrokerSubject) -> Iterator[Backend]:
+    # Nothing of theirs is in the folder.
+    site = Site(Path(), "memory", Clock())
+    with backend_on(subject, site, expected_on(DOCS / "memory.md", subject.name)) as backend:
+        yield backend
+
+
+@pytest.fixture(params=MEMORY, ids=lambda subject: subject.name)
+def backend(request: Any) -> Iterator[Backend]:
+    with memory(request.param) as opened:
+        yield opened
 
 
 # --- deaths
@@ -42,47 +51,8 @@ def crash(backend: Backend, lane: Any) -> None:
     backend.broker.crash(lane)
 
 
-@in_memory
-def test_a_crashed_lane_makes_its_claims_suspect(backend: Backend):
-    topic = backend.topic()
-    backend.publish(topic, "a", "b")
-    lane = backend.lane(topic)
-    held = claim(lane)
-    crash(backend, lane)
-    assert list(claim(lane)) == [], "the dead claim nothing"
-    other = backend.lane(topic)
-    assert list(other.settle([Done(d.receipt) for d in held])) == [d.receipt for d in held]
-    for body in "ab":
-        [delivery] = claim(other)
-        assert (bodies([delivery]), delivery.attempt, delivery.alone) == ([body], 1, True)
-        settle_done(other, [delivery])
-
-
-@in_memory
-def test_deaths_alone_add_up(backend: Backend):
-    topic = backend.topic()
-    backend.publish(topic, "poison", "mate")
-    for attempt in [0, 1, 2, 3, 4]:
-        lane = backend.lane(topic)
-        deliveries = claim(lane)
-        if attempt:
-            assert [(bodies([d])[0], d.attempt) for d in deliveries] == [("poison", attempt)]
-        crash(backend, lane)
-
-
-@in_memory
-def test_asked_for_one_a_death_is_charged_at_once(backend: Backend):
-    topic = backend.topic()
-    backend.publish(topic, "poison")
-    lane = backend.lane(topic)
-    assert claim(lane, limit=1)[0].attempt == 1
-    crash(backend, lane)
-    assert claim(backend.lane(topic))[0].attempt == 2
-
-
-@in_memory
 def test_crashing_anothers_lane_is_a_mistake(backend: Backend):
-    with memory(MemoryLog if backend.name != "MemoryLog" else MemoryQueue) as other:
+    with memory(QUEUE if backend.subject is LOG else LOG) as other:
         lane = other.lane(other.topic())
         with pytest.raises(TypeError):
             crash(backend, lane)
@@ -91,7 +61,6 @@ def test_crashing_anothers_lane_is_a_mistake(backend: Backend):
 # --- dead letters
 
 
-@in_memory
 def test_a_dead_letter_is_replayed_as_new(backend: Backend):
     topic = backend.topic()
     backend.publish(topic, "a", "b")
@@ -110,7 +79,6 @@ def test_a_dead_letter_is_replayed_as_new(backend: Backend):
         broker.replay(letter)
 
 
-@in_memory
 @pytest.mark.parametrize("how", ["replay", "discard"])
 def test_a_held_key_goes_on_when_its_dead_letter_is_resolved(backend: Backend, how: str):
     topic = backend.topic(partitions=1)
@@ -131,7 +99,7 @@ def test_a_held_key_goes_on_when_its_dead_letter_is_resolved(backend: Backend, h
 
 
 def test_a_lost_settlement_comes_again():
-    with memory(MemoryQueue) as backend:
+    with memory(QUEUE) as backend:
         broker = backend.broker
         assert isinstance(broker, MemoryQueue)
         topic = backend.topic()
@@ -153,7 +121,7 @@ def test_a_lost_settlement_comes_again():
 
 @pytest.fixture
 def log():
-    with memory(MemoryLog) as backend:
+    with memory(LOG) as backend:
         yield backend
 
 
@@ -234,7 +202,7 @@ def test_a_lane_that_let_a_lease_end_comes_back(log: Backend):
 
 @pytest.fixture
 def database():
-    with memory(MemoryDatabase) as backend:
+    with memory(DATABASE) as backend:
         assert isinstance(backend.broker, MemoryDatabase)
         yield backend, MemoryStore(backend.broker, begin_s=0.01)
 
@@ -379,20 +347,3 @@ def test_values_are_copied(tables: Any):
     tables.insert("t", "mine", mine)
     mine.append(4)
     assert tables.rows("t") == {"there": [1], "mine": [3]}
-
-
-@pytest.mark.parametrize("place", places("by-claim"), indirect=True)
-def test_within_joins_only_its_own_open_transaction(place: AnyPlace):
-    if not isinstance(place.store, MemoryStore):
-        return
-    out: Topic[Any] = place.backend.topic("out")
-    session = place.store.begin(None)
-    tables = session.connection
-    assert place.store.joins(tables)
-    assert not place.store.joins(object())
-    place.store.publish_within(tables, [place.backend.message(out, "a")])
-    session.commit()
-    assert not place.store.joins(tables)
-    with pytest.raises(ConfigurationError):
-        place.store.publish_within(tables, [])
-    assert place.outputs(out) == ["a"]

@@ -7,6 +7,7 @@ is an `Item` in exactly one state. Nothing here locks: the broker's lock guards 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from heapq import heappop, heappush
 from typing import Any, assert_never
 
@@ -89,31 +90,43 @@ class Group:
     # --- claiming
 
     def take(
-        self, lane: int, token: int, *, limit: int, max_bytes: int, now: float, lease_s: float
+        self,
+        lane: int,
+        topics: AbstractSet[str],
+        token: int,
+        *,
+        limit: int,
+        max_bytes: int,
+        now: float,
+        lease_s: float,
     ) -> Sequence[Delivery]:
-        """Claim what there is: one suspect alone, or else a batch of the others."""
+        """Claim what there is of the lane's topics: one suspect alone, or else a batch of the
+        others.
+        """
         self._reap(now)
         self._unpark(now)
-        suspect = self._next(self._suspects, {})
+        suspect = self._next(self._suspects, {}, topics)
         if suspect is not None:
             self._pick(suspect, {})
             taken = [suspect]
         else:
-            taken = self._batch(limit, max_bytes, now)
+            taken = self._batch(limit, max_bytes, now, topics)
         if not taken:
             return ()
         claim = Claim(token, lane, alone=suspect is not None, asked_for_one=limit == 1)
         self._claims[token] = claim
         return [self._hand_out(item, claim, now + lease_s) for item in taken]
 
-    def _batch(self, limit: int, max_bytes: int, now: float) -> list[Item]:
+    def _batch(
+        self, limit: int, max_bytes: int, now: float, topics: AbstractSet[str]
+    ) -> list[Item]:
         taken: list[Item] = []
         size = 0
         lined: dict[int, int] = {}
         while len(taken) < limit:
-            item = self._next(self._ready, lined)
+            item = self._next(self._ready, lined, topics)
             if item is None:
-                if self._fetch(now):
+                if self._fetch(now, topics):
                     continue
                 break
             if taken and size + item.message.size > max_bytes:
@@ -124,24 +137,36 @@ class Group:
             size += item.message.size
         return taken
 
-    def _next(self, heap: list[int], lined: dict[int, int]) -> Item | None:
+    def _next(
+        self, heap: list[int], lined: dict[int, int], topics: AbstractSet[str]
+    ) -> Item | None:
         """The first of a heap that may be claimed; what is behind in its line is set aside.
 
         ``lined`` counts, by line, the items that the batch has taken already: one lane runs
-        them in order, so that the next of the same key may join.
+        them in order, so that the next of the same key may join. What is of other topics stays.
         """
-        while heap:
+        of_others: list[int] = []
+        found = None
+        while heap and found is None:
             item = self._items.get(heappop(heap))
             if item is None or item.state is not State.READY:
                 continue
-            line = self._line(item)
-            if line is None:
-                return item
-            ahead = lined.get(id(line), 0)
-            if line.claimed == ahead and line.positions[ahead] == item.position:
-                return item
-            item.state = State.BLOCKED
-        return None
+            if item.topic not in topics:
+                of_others.append(item.position)
+            elif self._is_first(item, lined):
+                found = item
+            else:
+                item.state = State.BLOCKED
+        for position in of_others:
+            heappush(heap, position)
+        return found
+
+    def _is_first(self, item: Item, lined: dict[int, int]) -> bool:
+        line = self._line(item)
+        if line is None:
+            return True
+        ahead = lined.get(id(line), 0)
+        return line.claimed == ahead and line.positions[ahead] == item.position
 
     def _pick(self, item: Item, lined: dict[int, int]) -> None:
         # Claimed at once, so that nothing offers it again while the batch is put together.
@@ -152,9 +177,9 @@ class Group:
             ahead = lined[id(line)] = lined.get(id(line), 0) + 1
             self._unblock(line, ahead)
 
-    def _fetch(self, now: float) -> bool:
+    def _fetch(self, now: float, topics: AbstractSet[str]) -> bool:
         """Move the oldest unread message behind the cursor; False when there is none."""
-        found = [(r.position, topic, r) for topic, r in self._unread()]
+        found = [(r.position, topic, r) for topic, r in self._unread() if topic in topics]
         if not found:
             return False
         position, topic, record = min(found, key=lambda entry: entry[0])

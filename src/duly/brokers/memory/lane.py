@@ -126,7 +126,8 @@ class Claims:
                 if topic.name not in group.topics:
                     shelf = self.shelves[topic.name]
                     group.read(topic.name, shelf, shelf.enter(options.start))
-            lane = Lane(self, group, options, next(self._tokens))
+            names = frozenset(topic.name for topic in topics)
+            lane = Lane(self, group, names, options, next(self._tokens))
             self.lanes[lane.number] = lane
             return lane
 
@@ -159,6 +160,7 @@ class Claims:
         """What a lane may claim now. Call it with the lock held."""
         return lane.group.take(
             lane.number,
+            lane.topics,
             next(self._tokens),
             limit=limit,
             max_bytes=max_bytes,
@@ -288,9 +290,15 @@ class Lane:
     """One lane's view of a subscription; see `duly.broker.Subscription`."""
 
     def __init__(
-        self, broker: Claims, group: Group, options: SubscribeOptions, number: int
+        self,
+        broker: Claims,
+        group: Group,
+        topics: frozenset[str],
+        options: SubscribeOptions,
+        number: int,
     ) -> None:
         self.group = group
+        self.topics = topics
         self.options = options
         self.number = number
         self._broker = broker

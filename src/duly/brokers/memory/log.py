@@ -140,9 +140,10 @@ class MemoryLog:
             check_guarantee(subscription, group.guarantee, options)
             group.ordered, group.holds = options.order_by_key, options.hold_key_on_dead
             group.read(partitions, options)
-            lane = LogLane(self, group, options, next(self._tokens))
+            names = frozenset(topic.name for topic in topics)
+            lane = LogLane(self, group, names, options, next(self._tokens))
             self.lanes[lane.number] = lane
-            group.join(lane.number)
+            group.join(lane.number, names)
             self.changed.notify_all()
             return lane
 
@@ -158,7 +159,7 @@ class MemoryLog:
         now = self.clock()
         lane.group.expire(now)
         if lane.number not in lane.group.members:
-            lane.group.join(lane.number)
+            lane.group.join(lane.number, lane.topics)
         return lane.group.take(
             lane.number,
             next(self._tokens),
@@ -269,9 +270,15 @@ class LogLane:
     """One lane of a consumer group; see `duly.broker.Subscription`."""
 
     def __init__(
-        self, broker: MemoryLog, group: LogGroup, options: SubscribeOptions, number: int
+        self,
+        broker: MemoryLog,
+        group: LogGroup,
+        topics: frozenset[str],
+        options: SubscribeOptions,
+        number: int,
     ) -> None:
         self.group = group
+        self.topics = topics
         self.options = options
         self.number = number
         self._broker = broker

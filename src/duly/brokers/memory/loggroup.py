@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -45,7 +46,7 @@ class LogGroup:
         self.holds = options.hold_key_on_dead
         self.generation = 0
         self.shares: dict[str, Share] = {}
-        self.members: list[int] = []
+        self.members: dict[int, AbstractSet[str]] = {}
         self._history = history
         self._wall_ms = wall_ms
         self._corpses: list[Corpse] = []
@@ -64,16 +65,16 @@ class LogGroup:
         """A partition was deleted."""
         self.shares.pop(log, None)
 
-    def join(self, lane: int) -> None:
-        """A lane comes, or comes back after it was taken for dead."""
-        self.members.append(lane)
+    def join(self, lane: int, topics: AbstractSet[str]) -> None:
+        """A lane comes with the topics it reads, or comes back after it was taken for dead."""
+        self.members[lane] = topics
         self._rebalance()
 
     def leave(self, lane: int, *, died: bool) -> None:
         """A lane goes; what it had in flight comes again, as suspect where it died."""
         if lane not in self.members:
             return
-        self.members.remove(lane)
+        del self.members[lane]
         owned = [share for share in self.shares.values() if share.owner == lane]
         sole = sum(len(share.flying) for share in owned) == 1
         for share in owned:
@@ -81,11 +82,14 @@ class LogGroup:
         self._rebalance()
 
     def _rebalance(self) -> None:
-        """Deal the partitions evenly, and move no more of them than that takes."""
+        """Deal the partitions evenly to those who read them, and move no more than that takes."""
         self.generation += 1
         load = Counter(share.owner for share in self.shares.values())
-        for share in self.shares.values() if self.members else ():
-            least = min(self.members, key=lambda lane: load[lane])
+        for share in self.shares.values():
+            readers = [m for m, topics in self.members.items() if share.partition.topic in topics]
+            if not readers:
+                continue
+            least = min(readers, key=lambda lane: load[lane])
             if share.owner is not None and load[share.owner] <= load[least] + 1:
                 continue
             load[share.owner] -= 1

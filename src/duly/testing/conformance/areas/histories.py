@@ -9,7 +9,7 @@ import pytest
 
 from duly.broker import Delivery, Subscription
 from duly.guarantees import Dead, Done, Release, Retry, Settlement
-from tests.contract.backends import LEASE_S, Backend, claim
+from duly.testing.conformance.backend import LEASE_S, Backend, claim
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Model:
         fate = self.fates[delivery.message.id]
         assert not fate.ended, f"delivered again after {fate.ended}"
         assert fate.holder is None, f"delivered while lane {fate.holder} holds it"
-        assert fate.due <= self.backend.clock.now_s + 0.001, "delivered before it is due"
+        assert fate.due <= self.backend.clock() + 0.001, "delivered before it is due"
         assert delivery.alone == fate.suspect, "a suspect comes alone, and nobody else says so"
         if fate.perhaps and delivery.attempt == fate.charged + 2:
             fate.charged += 1
@@ -86,7 +86,7 @@ class Model:
         elif isinstance(end, Retry):
             fate.charged += 1
             fate.suspect = False
-            fate.due = self.backend.clock.now_s + end.delay_s
+            fate.due = self.backend.clock() + end.delay_s
 
     def fall_silent(self) -> None:
         """Every lane lets its leases end: charged is who was alone, the others are suspect.
@@ -120,6 +120,7 @@ class Model:
 def released_behind_failures(
     deliveries: list[Delivery], ends: list[Settlement]
 ) -> list[Settlement]:
+    """On a log: what stands behind one that is not done is given back."""
     stopped: set[str] = set()
     result: list[Settlement] = []
     for delivery, end in zip(deliveries, ends, strict=True):
@@ -130,34 +131,37 @@ def released_behind_failures(
     return result
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_random_histories_agree_with_the_model(backend: Backend, seed: int):
-    roll = random.Random(seed)
-    topic = backend.topic()
-    # One lane on a log: what its partition's next owner sees is test_memory's.
-    lanes = [backend.lane(topic) for _ in range(1 if backend.can.is_log else 3)]
-    model = Model(backend, roll, lanes, held=[[] for _ in lanes])
-    for number in range(400):
-        if number < 300 and roll.random() < 0.5:
-            for message in backend.publish(topic, *(str(n) for n in range(roll.randint(1, 4)))):
-                model.fates[message.id] = Fate(offset=len(model.fates))
-        if roll.random() < 0.04:
-            model.fall_silent()
-        n = roll.randrange(len(lanes))
-        if model.held[n] and roll.random() < 0.6:
-            model.settle(n)
-        else:
-            model.claim(n)
-        model.extend()
-        backend.clock.advance(roll.choice([0.0, 0.5]))
-    for _ in range(5000):
-        backend.clock.advance(5.0)
-        model.extend()
-        for n in range(len(lanes)):
-            model.claim(n)
-            while model.held[n]:
+class Histories:
+    """Random histories agree with a model."""
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_random_histories_agree_with_the_model(self, backend: Backend, seed: int) -> None:
+        roll = random.Random(seed)
+        topic = backend.topic()
+        # One lane on a log: what its partition's next owner sees is test_memory's.
+        lanes = [backend.lane(topic) for _ in range(1 if backend.can.is_log else 3)]
+        model = Model(backend, roll, lanes, held=[[] for _ in lanes])
+        for number in range(400):
+            if number < 300 and roll.random() < 0.5:
+                for message in backend.publish(topic, *(str(n) for n in range(roll.randint(1, 4)))):
+                    model.fates[message.id] = Fate(offset=len(model.fates))
+            if roll.random() < 0.04:
+                model.fall_silent()
+            n = roll.randrange(len(lanes))
+            if model.held[n] and roll.random() < 0.6:
                 model.settle(n)
-        if all(fate.ended for fate in model.fates.values()):
-            break
-    left = {id: fate for id, fate in model.fates.items() if not fate.ended}
-    assert not left, f"seed {seed}: never finished"
+            else:
+                model.claim(n)
+            model.extend()
+            backend.clock.advance(roll.choice([0.0, 0.5]))
+        for _ in range(5000):
+            backend.clock.advance(5.0)
+            model.extend()
+            for n in range(len(lanes)):
+                model.claim(n)
+                while model.held[n]:
+                    model.settle(n)
+            if all(fate.ended for fate in model.fates.values()):
+                break
+        left = {id: fate for id, fate in model.fates.items() if not fate.ended}
+        assert not left, f"seed {seed}: never finished"

@@ -1,0 +1,150 @@
+"""What is tested, area by area, and which areas a broker or a store has to pass.
+
+A capability adds an area; where it is absent another takes its place, which sees that what is
+not provided is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from duly.testing.conformance.areas.admission import ExactlyOnce, Savepoints
+from duly.testing.conformance.areas.claims import Claims, Deaths, Receipts
+from duly.testing.conformance.areas.commits import DoubtInTransactions, FaultsInTransactions
+from duly.testing.conformance.areas.crowds import (
+    Crowds,
+    CrowdsInTransactions,
+    IdentityInCrowds,
+    NoIdentityInCrowds,
+)
+from duly.testing.conformance.areas.cursor import ByCursor
+from duly.testing.conformance.areas.delays import Delays, NoDelays
+from duly.testing.conformance.areas.described import Page, StorePage, StorePageByClaim
+from duly.testing.conformance.areas.durability import Durable, DurableInside, Forgetful, Restart
+from duly.testing.conformance.areas.faults import Confirmed, Faults, Unconfirmed
+from duly.testing.conformance.areas.histories import Histories
+from duly.testing.conformance.areas.identity import Identity, NoIdentity
+from duly.testing.conformance.areas.inbox import ByInbox
+from duly.testing.conformance.areas.kills import Kills
+from duly.testing.conformance.areas.leases import Leases
+from duly.testing.conformance.areas.limits import Limits
+from duly.testing.conformance.areas.order import NoOrder, Order, OrderWithDelays
+from duly.testing.conformance.areas.outbox import Outboxes
+from duly.testing.conformance.areas.positions import NoPositions, Positions
+from duly.testing.conformance.areas.publishing import Publishing
+from duly.testing.conformance.areas.relay import Relaying
+from duly.testing.conformance.areas.settling import Inside, NoInside, Settling
+from duly.testing.conformance.areas.subscriptions import Retention, Subscriptions, Waiting
+from duly.testing.conformance.areas.survival import DurableStore, ForgetfulStore
+from duly.testing.conformance.areas.transactions import (
+    ByClaimElsewhere,
+    IntoTheLog,
+    OneWriter,
+    Transactions,
+    Within,
+)
+from duly.testing.conformance.page import Expected
+from duly.testing.conformance.subject import BrokerSubject, StoreSubject
+
+Area = type[Any]
+
+EVERY_BROKER: tuple[Area, ...] = (
+    Page,
+    Publishing,
+    Claims,
+    Receipts,
+    Deaths,
+    Leases,
+    Settling,
+    Subscriptions,
+    Waiting,
+    Retention,
+    Limits,
+    Restart,
+    Histories,
+    Faults,
+    Crowds,
+    ExactlyOnce,
+    FaultsInTransactions,
+    CrowdsInTransactions,
+)
+
+# With the capability, and without it.
+BY_CAPABILITY: dict[str, tuple[tuple[Area, ...], tuple[Area, ...]]] = {
+    "identity_retention": ((Identity, IdentityInCrowds), (NoIdentity, NoIdentityInCrowds)),
+    "delays": ((Delays,), (NoDelays,)),
+    "orders_by_key": ((Order,), (NoOrder,)),
+    "durable": ((Durable,), (Forgetful,)),
+    "confirms_settlement": ((Confirmed,), (Unconfirmed, DoubtInTransactions)),
+    "is_log": ((Positions,), (NoPositions,)),
+    "inspection": ((Inside,), (NoInside,)),
+}
+
+BY_CAPABILITIES: dict[tuple[str, str], tuple[Area, ...]] = {
+    ("orders_by_key", "delays"): (OrderWithDelays,),
+    ("durable", "inspection"): (DurableInside,),
+}
+
+EVERY_STORE: tuple[Area, ...] = (
+    StorePage,
+    ExactlyOnce,
+    Savepoints,
+    Transactions,
+    Within,
+    ByInbox,
+    ByCursor,
+    ByClaimElsewhere,
+    FaultsInTransactions,
+    DoubtInTransactions,
+    CrowdsInTransactions,
+)
+
+
+OF_SOME_STORES: tuple[Area, ...] = (
+    DurableStore,
+    ForgetfulStore,
+    StorePageByClaim,
+    IntoTheLog,
+    Outboxes,
+    Relaying,
+    OneWriter,
+)
+
+
+def every_area() -> Iterator[Area]:
+    """All there are, whoever passes them."""
+    yield from EVERY_BROKER
+    for present, absent in BY_CAPABILITY.values():
+        yield from (*present, *absent)
+    for areas in BY_CAPABILITIES.values():
+        yield from areas
+    yield Kills
+    yield from EVERY_STORE
+    yield from OF_SOME_STORES
+
+
+def brokers(subject: BrokerSubject, expected: Expected) -> Iterator[Area]:
+    """The areas of a broker that can what its page says."""
+    yield from EVERY_BROKER
+    for capability, (present, absent) in BY_CAPABILITY.items():
+        yield from present if expected.can.get(capability) else absent
+    for both, areas in BY_CAPABILITIES.items():
+        if all(expected.can.get(capability) for capability in both):
+            yield from areas
+    if subject.kill is not None:
+        yield Kills
+
+
+def stores(subject: StoreSubject, expected: Expected) -> Iterator[Area]:
+    """The areas of a store that can what its page says."""
+    yield from EVERY_STORE
+    yield DurableStore if expected.can.get("durable") else ForgetfulStore
+    if subject.broker is not None:
+        yield StorePageByClaim
+        yield IntoTheLog
+    if expected.can.get("outbox"):
+        yield Outboxes
+        yield Relaying
+    if expected.can.get("one_writer"):
+        yield OneWriter
