@@ -53,6 +53,18 @@ def test_a_worker_that_keeps_dying_is_started_ever_more_slowly(supervise: Start)
     assert waits[:5] == [0.01, 0.02, 0.04, 0.08, 0.08]
 
 
+def test_a_worker_that_dies_at_work_is_not_waited_for_long(supervise: Start):
+    running = supervise(first_backoff_s=0.01, longest_at_work_s=0.02)
+    for round_ in range(1, 5):
+        pid = running.await_pids("ready", round_)[-1]
+        os.kill(pid, signal.SIGKILL)
+    running.await_pids("started", 5)
+    running.send(signal.SIGTERM)
+    _, _, err = running.ended()
+    waits = [float(wait) for wait in re.findall(r"another starts in ([\d.]+) s", err)]
+    assert waits == [0.01, 0.02, 0.02, 0.02]
+
+
 def test_having_worked_well_for_a_while_forgives_earlier_deaths(supervise: Start):
     running = supervise(first_backoff_s=0.01, healthy_s=0.0)
     for round_ in range(1, 4):

@@ -39,6 +39,8 @@ class Patience:
     - ``start_s``: for a worker to start, its imports included.
     - ``first_backoff_s``, ``longest_backoff_s``: before a dead worker is started again, doubled
       each time it dies young.
+    - ``longest_at_work_s``: the same where it died at work and not at its start. A message that
+      kills its process has so many attempts and no more, and meanwhile others wait.
     - ``healthy_s``: having worked for this long, a worker's death is no longer one of a series.
     """
 
@@ -47,6 +49,7 @@ class Patience:
     start_s: float = 120.0
     first_backoff_s: float = 0.1
     longest_backoff_s: float = 30.0
+    longest_at_work_s: float = 1.0
     healthy_s: float = 5.0
 
 
@@ -271,6 +274,8 @@ class Supervisor:
         healthy = child.ready_at is not None and now - child.ready_at >= self._patience.healthy_s
         slot.young_deaths = 0 if healthy else slot.young_deaths + 1
         wait_s = self._backoff_s(slot.young_deaths)
+        if child.ready_at is not None:
+            wait_s = min(wait_s, self._patience.longest_at_work_s)
         slot.start_at = now + wait_s
         log.warning("%s; another starts in %.2g s", who, wait_s)
 

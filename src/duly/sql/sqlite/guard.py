@@ -66,6 +66,10 @@ def _refuse_setting(name: str) -> Callable[[Any, Any], NoReturn]:
     return refuse
 
 
+# Looked up once: this is what a statement of a handler costs more than it does without duly.
+_execute = sqlite3.Connection.execute
+
+
 class GuardedCursor(sqlite3.Cursor):
     """A cursor that does not write outside the transaction."""
 
@@ -113,7 +117,7 @@ class GuardedConnection(sqlite3.Connection):
         if not self.in_transaction:
             raise TransactionLost(_LOST)
         try:
-            return sqlite3.Connection.execute(self, sql, parameters)
+            return _execute(self, sql, parameters)
         except sqlite3.DatabaseError as error:
             _explain(error, self)
             raise
