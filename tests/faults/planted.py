@@ -77,12 +77,10 @@ def _no_fence(process: Any) -> None:
 def _publish_without_sync(process: Any) -> None:
     from duly.sql.sqlite.file import DatabaseFile
 
-    write = DatabaseFile.write
+    def unsynced(self: DatabaseFile, items: Any, together: Any) -> Any:
+        return self.write(lambda: together(items), durable=False)
 
-    def unsynced(self: DatabaseFile, make_steps: Any, *, durable: bool = True) -> Any:
-        return write(self, make_steps, durable=False)
-
-    DatabaseFile.write = unsynced  # type: ignore[method-assign]
+    DatabaseFile.write_items = unsynced  # type: ignore[method-assign]
 
 
 def _outputs_beside_the_transaction(process: Any) -> None:
