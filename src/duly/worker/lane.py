@@ -16,7 +16,7 @@ from typing import Any, cast
 from duly import errors, events
 from duly.broker import Ahead, ClaimsAhead, Delivery, Receipt, Subscription
 from duly.consumer import Consumer
-from duly.guarantees import Admission, Dead, Guarantee, Release, Retry, Settlement
+from duly.guarantees import Admission, Guarantee, Release, Settlement
 from duly.store import (
     Admitted,
     Scope,
@@ -30,6 +30,7 @@ from duly.store import ClaimsAhead as SessionClaimsAhead
 from duly.worker import rounds
 from duly.worker.calling import Caller
 from duly.worker.decoding import Decoder
+from duly.worker.failing import Failures
 from duly.worker.steps import (
     NO_WORK,
     Blocked,
@@ -88,6 +89,10 @@ class Lane:
             consumer, call, around, inside=store.capabilities.database if store else None
         )
         self.counts = Counts()
+        failures = Failures(consumer, around, self.counts)
+        # Verbs of a round: how a message ends whose handler failed.
+        self.failure = failures.settlement
+        self.report_failure = failures.report
         # Claimed and unsettled: what a round is working on, and what it left for later.
         self.in_round = NO_WORK
         self.pending = NO_WORK
@@ -310,48 +315,6 @@ class Lane:
             "consumer %s goes message by message after %s", self.consumer.name, describe(error)
         )
         self.careful = CAREFUL_ROUNDS + 1
-
-    # --- verbs of a round: how a message ends
-
-    def failure(self, delivery: Delivery, error: Exception) -> Settlement:
-        """What the handler's exception means for the message; told to the watchers."""
-        policy = self.consumer.options.retry
-        text = describe(error)
-        delay_s: float | None
-        if isinstance(error, errors.Reject):
-            delay_s = None
-        elif isinstance(error, errors.Retry) and error.in_s is not None:
-            delay_s = error.in_s if delivery.attempt < policy.attempts else None
-        else:
-            delay_s = policy.after_failure(delivery.attempt, error, self.around.roll())
-        self.counts.failed += 1
-        self.tell(events.HandlerFailed(self.consumer.name, delivery, error, delay_s))
-        if delay_s is None:
-            self.counts.dead += 1
-            log.error(
-                "message %s is dead for consumer %s after attempt %d: %s",
-                delivery.message_id, self.consumer.name, delivery.attempt, text, exc_info=error,
-            )  # fmt: skip
-            return Dead(delivery.receipt, text)
-        log.warning(
-            "consumer %s failed on message %s (attempt %d), again in %.1f s: %s",
-            self.consumer.name, delivery.message_id, delivery.attempt, delay_s, text,
-            exc_info=error,
-        )  # fmt: skip
-        return Retry(delivery.receipt, delay_s, text)
-
-    def report_failure(self, about: Delivery | Sequence[Delivery], error: Exception) -> None:
-        """At-most-once: settled already, so a failure is only reported."""
-        for delivery in (about,) if isinstance(about, Delivery) else about:
-            self._report_failure(delivery, error)
-
-    def _report_failure(self, delivery: Delivery, error: Exception) -> None:
-        self.counts.failed += 1
-        log.error(
-            "consumer %s failed on message %s; at-most-once does not try again: %s",
-            self.consumer.name, delivery.message_id, describe(error), exc_info=error,
-        )  # fmt: skip
-        self.tell(events.HandlerFailed(self.consumer.name, delivery, error, None))
 
     # --- verbs of a round: settling
 
