@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from tests.faults.scene import Nursery, Scene
+from tests.faults.scene import ROOT, Nursery, Scene
 
+PROGRAM = "tests.faults.program:run"
 MakeScene = Callable[..., Scene]
 
 
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
+    nursery = Nursery(PROGRAM, ROOT)
     yield nursery
     nursery.close()
 

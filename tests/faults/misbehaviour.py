@@ -14,8 +14,9 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+from duly.testing.chaos.surroundings import fill
 
 
 def _raise(process: Any, tx: Any) -> None:
@@ -80,18 +81,6 @@ def _file_full(process: Any, tx: Any) -> None:
     filler = process.path.with_name("filler")
     if not filler.exists():
         fill(filler)
-
-
-def fill(filler: Path) -> None:
-    """Write into a file until the disk has not a byte left."""
-    fd = os.open(filler, os.O_WRONLY | os.O_CREAT)
-    try:
-        for size in (65536, 4096, 512, 1):
-            with contextlib.suppress(OSError):
-                while True:
-                    os.write(fd, b"\0" * size)
-    finally:
-        os.close(fd)
 
 
 def _wait_at_gate(process: Any, tx: Any) -> None:

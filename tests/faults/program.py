@@ -25,7 +25,7 @@ from duly import Message, RetryPolicy, Topic, Transaction
 from duly.brokers.sqlite import SQLiteBroker
 from duly.stores.sqlite import SQLiteStore
 from duly.worker import Worker
-from tests.faults import planted
+from tests.faults import misbehaviour, planted, surroundings
 from tests.faults.points import Points, around_broker, around_store
 from tests.waiting import eventually
 
@@ -260,8 +260,6 @@ def _async_starts(process: Process) -> Callable[..., Any]:
 
 def _misbehaviour(process: Process) -> Callable[[int, Any], None]:
     """What the handler does to one message, beside its work."""
-    from tests.faults import misbehaviour
-
     asked = process.orders.get("misbehaviour")
     if asked is None:
         return lambda n, tx: None
@@ -464,8 +462,6 @@ def run(orders: dict[str, Any]) -> int:
     if bug := orders.get("bug"):
         planted.BUGS[bug](process)
     if before := orders.get("before"):
-        from tests.faults import surroundings
-
         surroundings.ALL[before["what"]](process, **before.get("with", {}))
     return ROLES[orders["role"]](process)
 

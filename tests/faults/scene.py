@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,113 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from duly import App, Message
+from duly.testing.chaos.processes import DEADLINE_S, KILLED, Child, Nursery
 from tests.faults.program import EFFECTS, UNREADABLE, inputs
-from tests.waiting import eventually
+
+__all__ = ["DEADLINE_S", "KILLED", "ROOT", "Child", "Nursery", "Scene", "State"]
 
 ROOT = Path(__file__).parent.parent.parent
-DEADLINE_S = 30.0
-KILLED = -signal.SIGKILL
 
 SLOWEST = "select stream, min(next_seq) from duly_cursors group by stream"
-
-
-class Child:
-    """A process of a scene."""
-
-    def __init__(self, log: Path) -> None:
-        self.log = log
-        self.pid = 0
-        self.status: int | None = None
-        self.started = threading.Event()
-        self.ended = threading.Event()
-
-    def wait(self, timeout_s: float = DEADLINE_S) -> int:
-        """Its exit status; negative: the signal that ended it."""
-        if not self.ended.wait(timeout_s):
-            self.signal(signal.SIGKILL)
-            raise AssertionError(f"process {self.pid} did not end:\n{self.said()}")
-        assert self.status is not None
-        return self.status
-
-    def signal(self, number: int) -> None:
-        """Send it a signal, if it is still there."""
-        if not self.ended.is_set():
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
-        self.signal(signal.SIGKILL)
-        self.ended.wait(DEADLINE_S)
-
-    def is_stopped(self) -> bool:
-        """Whether SIGSTOP has taken effect on every thread."""
-        tasks = Path(f"/proc/{self.pid}/task")
-        return all(
-            (task / "stat").read_text().rpartition(")")[2].split()[0] in "Tt"
-            for task in tasks.iterdir()
-        )
-
-    def stop(self) -> None:
-        """SIGSTOP, and wait until it stands still."""
-        self.signal(signal.SIGSTOP)
-        eventually(self.is_stopped, f"process {self.pid} stands still")
-
-    def said(self) -> str:
-        """What it wrote to its standard output and error."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-
-class Nursery:
-    """Starts children through a zygote, and hears how they end."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.zygote"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-        )
-        self._numbers = itertools.count()
-        self._mutex = threading.Lock()
-        self._starting: dict[int, Child] = {}
-        self._running: dict[int, Child] = {}
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def start(self, orders: dict[str, Any]) -> Child:
-        child = Child(Path(orders["log"]))
-        with self._mutex:
-            number = next(self._numbers)
-            self._starting[number] = child
-            assert self._process.stdin is not None
-            self._process.stdin.write(
-                json.dumps({"number": number, "orders": orders}).encode() + b"\n"
-            )
-            self._process.stdin.flush()
-        assert child.started.wait(DEADLINE_S), "the zygote does not answer"
-        return child
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            told = json.loads(line)
-            if "started" in told:
-                child = self._starting.pop(told["number"])
-                child.pid = told["started"]
-                self._running[child.pid] = child
-                child.started.set()
-            else:
-                child = self._running.pop(told["ended"])
-                child.status = told["status"]
-                child.ended.set()
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(DEADLINE_S)
-        self._reader.join(DEADLINE_S)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
 
 
 @dataclass

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import resource
 import sqlite3
-import struct
-import time
 from collections.abc import Callable
 from typing import Any
 
 from duly.sql.sqlite.file import DatabaseFile
 from duly.sql.sqlite.guard import GuardedConnection
+from duly.testing.chaos.surroundings import go_by, step
 
 
 def _impatient(process: Any, busy_s: float) -> None:
@@ -25,23 +23,7 @@ def _clock(process: Any, offset_s: float) -> None:
     path = process.folder / "clock"
     if not path.exists():
         step(path, offset_s)
-    with path.open("rb") as file:
-        shared = mmap.mmap(file.fileno(), 8, prot=mmap.PROT_READ)
-    now_ns = time.time_ns
-
-    def offset_ns() -> int:
-        (seconds,) = struct.unpack("<q", shared)
-        return int(seconds) * 1_000_000_000
-
-    time.time_ns = lambda: now_ns() + offset_ns()
-    time.time = lambda: (now_ns() + offset_ns()) / 1e9
-
-
-def step(path: Any, offset_s: float) -> None:
-    """Set the clock of the processes that go by this file."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT)
-    os.pwrite(fd, struct.pack("<q", int(offset_s)), 0)
-    os.close(fd)
+    go_by(path)
 
 
 def _small_files(process: Any, max_bytes: int) -> None:

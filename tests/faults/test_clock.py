@@ -7,10 +7,10 @@ from collections import Counter
 
 import pytest
 
+from duly.testing.chaos.surroundings import step
 from tests.faults import judge
 from tests.faults.conftest import MakeScene
 from tests.faults.scene import Child, Scene
-from tests.faults.surroundings import step
 from tests.waiting import eventually
 
 NUMBERS = range(4)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from duly.testing.chaos.surroundings import fill
 from tests.faults import judge
 from tests.faults.conftest import MakeScene
-from tests.faults.misbehaviour import fill
 from tests.faults.scene import Scene
 from tests.waiting import eventually
 

@@ -1,27 +1,33 @@
-"""Starts the tests' processes in milliseconds: a process that has imported duly, and forks.
+"""Starts processes in milliseconds: a process that has imported duly, and forks.
+
+    python -m duly.testing.chaos.zygote package.module:function
 
 It has one thread and opens no file of duly's, so that a child is as good as one newly started.
-One line of JSON on standard input starts a child; on standard output it tells who ended how.
+One line of JSON on standard input starts a child, which calls the function with its orders and
+ends with the status that returns; on standard output it tells who ended how.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from duly.sql.sqlite.driver import named_statements
-from tests.faults import misbehaviour, planted, program, surroundings
 
-IMPORTED = (misbehaviour, planted, surroundings)
+Run = Callable[[dict[str, Any]], int]
 
 
-def main() -> None:
+def main(named: str) -> None:
     """Serve until standard input ends; then whoever is left is killed."""
+    module, _, function = named.partition(":")
+    run: Run = getattr(importlib.import_module(module), function)
     named_statements()  # read once, for all children
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -42,20 +48,20 @@ def main() -> None:
             break
         *lines, asked = (asked + data).split(b"\n")
         for line in lines:
-            _start(json.loads(line), running)
+            _start(run, json.loads(line), running)
     for pid in running:
         os.kill(pid, signal.SIGKILL)
 
 
-def _start(told: dict[str, Any], running: set[int]) -> None:
+def _start(run: Run, told: dict[str, Any], running: set[int]) -> None:
     pid = os.fork()
     if pid == 0:
-        _be_child(told["orders"])
+        _be_child(run, told["orders"])
     running.add(pid)
     _tell({"number": told["number"], "started": pid})
 
 
-def _be_child(orders: dict[str, Any]) -> None:
+def _be_child(run: Run, orders: dict[str, Any]) -> None:
     status = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -65,10 +71,10 @@ def _be_child(orders: dict[str, Any]) -> None:
         for fd, end in ((null, 0), (log, 1), (log, 2)):
             os.dup2(fd, end)
         os.setsid()
-        status = program.run(orders)
+        status = run(orders)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - a child may end in no other way than below
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -98,4 +104,4 @@ def _tell(what: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
