@@ -20,7 +20,7 @@ CODE := $(wildcard src tests examples benchmarks)
 SHIPPED := $(shell find src -name __pycache__ -prune -o -print) pyproject.toml README.md LICENSE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev wheel test check fix bench clean
+.PHONY: help demo dev wheel test check fix bench chaos clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -50,6 +50,9 @@ fix: $(VENV)/.dev ## fix what ruff can fix, and format
 
 bench: $(VENV)/.dev ## measure the speed (writes benchmarks/RESULTS.md)
 	@$(VENV)/bin/python benchmarks/run.py $(ARGS)
+
+chaos: $(VENV)/.runtime ## kill, stop and starve real processes and judge what they did (minutes=10 seed=3)
+	@$(VENV)/bin/python -m duly.testing.chaos --minutes $(or $(minutes),1) $(if $(seed),--seed $(seed)) $(ARGS)
 
 clean: ## remove environments, builds and caches
 	rm -rf $(VENV) $(TEST) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

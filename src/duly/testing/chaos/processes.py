@@ -70,6 +70,14 @@ class Child:
             for task in tasks.iterdir()
         )
 
+    def is_stopping(self) -> bool:
+        """Whether a SIGSTOP has reached it, from wherever."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return stat.rpartition(")")[2].split()[0] in "Tt"
+
     def stop(self) -> None:
         """SIGSTOP, and wait until it stands still."""
         self.signal(signal.SIGSTOP)

@@ -1,0 +1,137 @@
+"""Recording what one process with many lanes and threads does."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from duly.broker import Delivery
+from duly.guarantees import Settlement
+from duly.logs import CURRENT, handling_now
+from duly.store import Transaction
+from duly.testing.history import About, End, Event, How, Recorder, Start, about
+from duly.testing.recording import Recording
+from duly.testing.seam import Call
+
+Perform = Callable[[Any], Any]
+# Of at most some 400 bytes each.
+RECORDS_A_FILE = 250
+_SETTLES = ("settle", "settle in transaction")
+
+
+class Recorded:
+    """An `Around` for all threads of a process, and the runs of its handlers.
+
+    A lane's calls come from one thread, so that each thread has a `Recording` of its own; what
+    the threads write goes to one file.
+    """
+
+    def __init__(self, folder: Path, who: str) -> None:
+        self.who = who
+        self._file = _File(folder, who)
+        self._threads = threading.local()
+        self._numbers = itertools.count(1)
+        self._transactions: dict[int, str] = {}
+
+    def put(self, make: Callable[..., Event], *args: Any, **more: Any) -> None:
+        """Record an event of this process, now."""
+        self._file.record(make(Recorder.clock(), self.who, *args, **more))
+
+    def __call__(self, call: Call, perform: Perform) -> Any:
+        recording: Recording | None = getattr(self._threads, "recording", None)
+        if recording is None:
+            recording = Recording(self._file.record, Recorder.clock, self.who)
+            self._threads.recording = recording
+        if call.name in _SETTLES:
+            given = call.given
+            shown = replace(call, given=message_by_message(given))
+            return recording(shown, lambda _: perform(given))
+        answer = recording(call, perform)
+        if call.name == "begin":
+            self._transactions[id(answer.connection)] = call.tx
+        return answer
+
+    @contextmanager
+    def run(self, tx: Transaction[Any] | None = None) -> Iterator[Sequence[Run]]:
+        """The run of a handler, from its first line to its last: one for each message."""
+        name, runs = self._begun()
+        transaction = "" if tx is None else self._transactions[id(tx.connection)]
+        for each in runs:
+            receipt = repr(each.delivery.receipt)
+            self.put(Start, name, receipt, each.about, each.name, each.attempt, transaction)
+        how: How = "raised"
+        try:
+            yield runs
+            how = "returned"
+        except asyncio.CancelledError:
+            how = "cancelled"
+            raise
+        finally:
+            for each in runs:
+                self.put(End, each.name, how)
+
+    def _begun(self) -> tuple[str, list[Run]]:
+        handling = CURRENT.get()
+        assert handling is not None, "a handler runs in a lane"
+        name, given = handling_now(handling)
+        deliveries: Sequence[Delivery] = (given,) if isinstance(given, Delivery) else given
+        return name, [
+            Run(f"{self.who}.{next(self._numbers)}", each, about(each.message))
+            for each in deliveries
+        ]
+
+
+class _File:
+    """A history in many small files, so that a limit on the size of files cuts none off."""
+
+    def __init__(self, folder: Path, who: str) -> None:
+        self._folder = folder
+        self._who = who
+        self._mutex = threading.Lock()
+        self._recorder = Recorder(folder, who)
+        self._count = 0
+
+    def record(self, event: Event) -> None:
+        """Append one record."""
+        with self._mutex:
+            self._count += 1
+            if self._count % RECORDS_A_FILE == 0:
+                self._recorder.close()
+                self._recorder = Recorder(self._folder, self._who)
+            self._recorder.record(event)
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One message's run; its name is unlike any other run's."""
+
+    name: str
+    delivery: Delivery
+    about: About
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt it is."""
+        return self.delivery.attempt
+
+
+def message_by_message(settlements: Sequence[Settlement]) -> list[Settlement]:
+    """Settlements of whole spans, as those of their messages."""
+    single: list[Settlement] = []
+    for each in settlements:
+        if isinstance(each.receipt, tuple) and len(each.receipt) == 3:
+            token, first, last = each.receipt
+            single += [
+                msgspec.structs.replace(each, receipt=(token, position))
+                for position in range(first, last + 1)
+            ]
+        else:
+            single.append(each)
+    return single

@@ -1,0 +1,106 @@
+"""The table that a chaos run prints."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from duly.testing.chaos.verdict import FAULTS, Tally
+from duly.testing.chaos.workload import SPECS
+
+Verdict = Literal["valid", "invalid", "unknown"]
+_COLOURS: dict[Verdict, str] = {"valid": "bold green", "invalid": "bold red", "unknown": "yellow"}
+_PHASES = ("ok", "fail", "refused", "info")
+_SHOWN = 20
+
+
+def verdict_of(tally: Tally, profile: Sequence[str] = FAULTS) -> Verdict:
+    """Of a whole run: it is unknown what was shown, where a fault of its profile never hit or
+    something never succeeded.
+    """
+    if not tally.is_good:
+        return "invalid"
+    return "unknown" if any(reasons(tally, profile)) else "valid"
+
+
+def reasons(tally: Tally, profile: Sequence[str]) -> Iterator[str]:
+    """Why a run shows nothing."""
+    yield from sorted(tally.unknown)
+    for kind in profile:
+        if not tally.hits[kind]:
+            yield f"the fault {kind!r} never hit"
+
+
+def report(console: Console, tally: Tally, profile: Sequence[str], seconds: float) -> None:
+    """Print operations, faults, and for each consumer what was broken, and the verdict."""
+    console.print(_operations(tally))
+    console.print(_faults(tally, profile))
+    console.print(_consumers(tally))
+    for round_, consumer, anomaly in tally.anomalies[:_SHOWN]:
+        console.print(f"[red]{round_} {consumer}[/]: {anomaly}", highlight=False)
+    if len(tally.anomalies) > _SHOWN:
+        console.print(f"... and {len(tally.anomalies) - _SHOWN} more")
+    for complaint in tally.complaints[:_SHOWN]:
+        console.print(f"[red]complaint[/]: {complaint}", highlight=False)
+    verdict = verdict_of(tally, profile)
+    for why in reasons(tally, profile):
+        console.print(f"unknown: {why}", highlight=False)
+    console.print(
+        f"{tally.rounds} rounds, {tally.events:,} events in {seconds:.0f} s, "
+        f"{len(tally.anomalies)} anomalies: [{_COLOURS[verdict]}]{verdict}[/]",
+        highlight=False,
+    )
+
+
+def _operations(tally: Tally) -> Table:
+    table = Table("operation", box=box.SIMPLE, title="operations", title_justify="left")
+    for name in ("invoked", "ok", "failed", "refused", "unknown"):
+        table.add_column(name, justify="right")
+    for operation in ("publish", "claim", "settle", "commit"):
+        ended = [tally.operations[operation, phase] for phase in _PHASES]
+        invoked = tally.operations[operation, "invoke"]
+        # Deliveries are counted one by one, claims by the call: their sum says nothing. A commit
+        # that was never asked for is a rollback. What has no end died in between.
+        counted = operation not in ("claim", "commit")
+        lost = f"{max(0, invoked - sum(ended)) + ended[3]:,}" if counted else f"{ended[3]:,}"
+        table.add_row(operation, f"{invoked:,}", *(f"{n:,}" for n in ended[:3]), lost)
+    starts = tally.operations["handler", "invoke"]
+    returned = tally.operations["handler", "returned"]
+    raised = tally.operations["handler", "raised"] + tally.operations["handler", "cancelled"]
+    cut = starts - returned - raised
+    table.add_row("handler", f"{starts:,}", f"{returned:,}", f"{raised:,}", "", f"{cut:,}")
+    return table
+
+
+def _faults(tally: Tally, profile: Sequence[str]) -> Table:
+    table = Table("fault", box=box.SIMPLE, title="faults", title_justify="left")
+    table.add_column("done", justify="right")
+    table.add_column("hit", justify="right")
+    for kind in profile:
+        done = max(tally.struck.get(kind, 0), tally.hits[kind])
+        table.add_row(kind, f"{done:,}", f"{tally.hits[kind]:,}")
+    return table
+
+
+def _consumers(tally: Tally) -> Table:
+    table = Table("consumer", "guarantee", box=box.SIMPLE, title="judged", title_justify="left")
+    for name in ("messages", "starts", "dead"):
+        table.add_column(name, justify="right")
+    table.add_column("anomalies")
+    for spec in SPECS:
+        names = Counter(each.name for _, name, each in tally.anomalies if name == spec.name)
+        found = ", ".join(f"{count} {name}" for name, count in names.most_common())
+        table.add_row(
+            spec.name,
+            spec.guarantee,
+            f"{tally.messages[spec.name]:,}",
+            f"{tally.starts[spec.name]:,}",
+            f"{tally.dead[spec.name]:,}",
+            f"[red]{found}[/]" if found else "0",
+        )
+    return table

@@ -1,0 +1,281 @@
+"""One round: a crowd at work on new files, faults for a while, then rest and the last reading."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import shutil
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+from duly.testing.chaos import surroundings
+from duly.testing.chaos.crowd import Crowd, Member
+from duly.testing.chaos.disk import Disk, disk_at
+from duly.testing.chaos.processes import Child, Nursery
+from duly.testing.chaos.reading import is_drained, prepare
+from duly.testing.chaos.workload import ATTEMPTS, LEASE_S, LONGEST_BACKOFF_S, SPECS
+from duly.testing.history import Heal, Recorder
+
+PAUSE_S = 2 * LEASE_S
+FULL_S = (0.3, 1.0)
+HELD_S = (0.3, 1.5)
+HOUR_S = 3600
+# Within this everything that is left has to be done: leases, retries of what kills its worker,
+# and what two cores need for it.
+REST_S = 3 * LEASE_S + ATTEMPTS * (LEASE_S + LONGEST_BACKOFF_S) + 40.0
+LOOK_S = 0.02
+
+STRIKES = {
+    "kill worker": 5.0,
+    "kill publisher": 3.0,
+    "pause": 2.5,
+    "drain": 1.5,
+    "clock": 1.0,
+    "lock": 1.0,
+    "full disk": 1.5,
+}
+"""What befalls a crowd, and how often in proportion."""
+
+Act = Callable[[], None]
+
+
+@dataclass(slots=True)
+class Played:
+    """What became of a round, before it is judged."""
+
+    folder: Path
+    seconds: float
+    struck: dict[str, int]
+    complaints: list[str]
+
+
+class Round:
+    """A round, played in ``folder``; all that is random in it comes from ``seed``.
+
+    ``on_disk``: what is synced, or what may be full. ``without`` are strikes to leave out.
+    ``before`` is called in every process first, ``package.module:function``.
+    """
+
+    def __init__(
+        self,
+        nursery: Nursery,
+        folder: Path,
+        seed: int,
+        *,
+        faults_s: float,
+        on_disk: Literal["real", "small", "limited"],
+        without: Collection[str] = (),
+        before: str | None = None,
+    ) -> None:
+        self._nursery = nursery
+        self._folder = folder
+        self._seed = seed
+        self._faults_s = faults_s
+        self._on_disk = on_disk
+        self._without = without
+        self._before = before
+        self._random = Random(seed)
+        self._later: list[tuple[float, int, Act]] = []
+        self._numbers = itertools.count()
+        self._disk: Disk | None = None
+        self._full = False
+        self._clock_s = 0
+        self._files = folder / "files"
+        self._pause = threading.Event()
+
+    def play(self) -> Played:
+        """Play it to its end; what is left in the folder is to be judged."""
+        began = time.monotonic()
+        for name in ("histories", "logs", *(f"read/{spec.name}" for spec in SPECS)):
+            (self._folder / name).mkdir(parents=True)
+        with ExitStack() as stack:
+            if self._on_disk != "real":
+                self._files = self._folder / "disk"
+                mount = self._on_disk == "small"
+                self._disk = stack.enter_context(disk_at(self._files, mount=mount))
+            self._files.mkdir(exist_ok=True)
+            prepare(self._messages, self._apart)
+            recorder = stack.enter_context(Recorder(self._folder / "histories", "world"))
+            crowd = Crowd(self._nursery, self._folder, self._files, self._members(), recorder)
+            stack.callback(crowd.kill_all)
+            self._strike_for_a_while(crowd)
+            self._heal(crowd)
+            self._rest(crowd)
+            crowd.end(20.0)
+            self._read(crowd)
+            if self._files.name == "disk":
+                # The disk goes, its files stay to be looked at.
+                shutil.copytree(self._files, self._folder / "files", ignore=_fillers)
+        return Played(self._folder, time.monotonic() - began, dict(crowd.counts), crowd.complaints)
+
+    @property
+    def _messages(self) -> Path:
+        return self._files / "chaos.db"
+
+    @property
+    def _apart(self) -> Path:
+        return self._files / "apart.db"
+
+    def _members(self) -> list[Member]:
+        orders = {"seed": self._seed, "pause_s": 0.03, "before": self._before}
+        return [
+            *(Member("worker", {**orders, "apart": False}) for _ in range(3)),
+            *(Member("worker", {**orders, "apart": True}) for _ in range(2)),
+            *(Member("publisher", {**orders, "publisher": number}) for number in range(2)),
+        ]
+
+    # --- faults
+
+    def _strike_for_a_while(self, crowd: Crowd) -> None:
+        until = time.monotonic() + self._faults_s
+        kinds = self._kinds_in_order()
+        crowd.tend()
+        next_at = time.monotonic() + 0.7
+        while time.monotonic() < until:
+            crowd.tend()
+            self._look_after_the_stopped(crowd)
+            self._do_what_is_due()
+            if time.monotonic() >= next_at:
+                self._strike(crowd, next(kinds))
+                next_at = time.monotonic() + self._random.uniform(0.05, 0.45)
+            self._pause.wait(LOOK_S)
+
+    def _kinds_in_order(self) -> itertools.chain[str]:
+        """Every kind once, in any order, so that each has its turn; then as the odds say."""
+        kinds = [kind for kind in STRIKES if kind not in self._without]
+        if self._disk is None:
+            kinds = [kind for kind in kinds if kind != "full disk"]
+        first = self._random.sample(kinds, len(kinds))
+        odds = [STRIKES[kind] for kind in kinds]
+        endless = (self._random.choices(kinds, odds)[0] for _ in itertools.count())
+        return itertools.chain(first, endless)
+
+    def _strike(self, crowd: Crowd, kind: str) -> None:
+        random = self._random
+        match kind:
+            case "kill worker" | "kill publisher":
+                member = crowd.any_running(random, kind.removeprefix("kill "))
+                if member is not None:
+                    crowd.kill(member)
+            case "pause":
+                self._stop_one(crowd)
+            case "drain":
+                member = crowd.any_running(random, "worker")
+                if member is not None:
+                    crowd.drain(member)
+            case "clock":
+                self._clock_s = random.choice((-HOUR_S, 0, HOUR_S))
+                surroundings.step(self._folder / "clock", self._clock_s)
+                crowd.fault("clock", f"now {self._clock_s:+} s")
+                crowd.counts["clock"] += 1
+            case "lock":
+                self._hold_lock(crowd)
+            case "full disk":
+                self._fill(crowd)
+            case _:
+                raise ValueError(f"{kind!r} is no strike")
+
+    def _stop_one(self, crowd: Crowd) -> None:
+        member = crowd.any_running(self._random, "worker")
+        if member is not None:
+            crowd.stop(member)
+            crowd.fault("stop", "SIGSTOP", member.who)
+            self._go_on_later(crowd, member)
+
+    def _go_on_later(self, crowd: Crowd, member: Member) -> None:
+        crowd.counts["pause"] += 1
+        who = member.who
+
+        def go_on() -> None:
+            if member.who == who:
+                crowd.fault("go on", "SIGCONT", who)
+                crowd.go_on(member)
+
+        self._after(PAUSE_S, go_on)
+
+    def _look_after_the_stopped(self, crowd: Crowd) -> None:
+        for member in crowd.newly_stopped():
+            self._go_on_later(crowd, member)
+
+    def _hold_lock(self, crowd: Crowd) -> None:
+        hold_s, apart = self._random.uniform(*HELD_S), self._random.random() < 0.3
+        stranger = Member("stranger", {"hold_s": hold_s, "apart": apart})
+        crowd.members.append(stranger)
+        crowd.start(stranger, f"s{len(crowd.members)}")
+        crowd.counts["lock"] += 1
+
+    def _fill(self, crowd: Crowd) -> None:
+        disk = self._disk
+        if disk is None or self._full:
+            return
+        crowd.fault("fill", "the disk is full")
+        self._full = True
+        victims = crowd.pids()
+        disk.fill(victims)
+        crowd.counts["full disk"] += 1
+
+        def make_room() -> None:
+            self._full = False
+            disk.make_room(victims)
+            crowd.fault("room", "the disk has room")
+
+        self._after(self._random.uniform(*FULL_S), make_room)
+
+    def _after(self, seconds: float, act: Act) -> None:
+        heapq.heappush(self._later, (time.monotonic() + seconds, next(self._numbers), act))
+
+    def _do_what_is_due(self, *, all_of_it: bool = False) -> None:
+        while self._later and (all_of_it or self._later[0][0] <= time.monotonic()):
+            heapq.heappop(self._later)[2]()
+
+    # --- rest
+
+    def _heal(self, crowd: Crowd) -> None:
+        """The faults are over; what was begun is finished, and nothing new begun."""
+        self._do_what_is_due(all_of_it=True)
+        for member in crowd.members:
+            crowd.go_on(member)
+        # Beyond every time that anything was told to wait for.
+        surroundings.step(self._folder / "clock", HOUR_S + 60)
+        (self._folder / "stop").touch()
+        crowd.recorder.record(Heal(crowd.recorder.clock(), "world"))
+
+    def _rest(self, crowd: Crowd) -> None:
+        until = time.monotonic() + REST_S
+        look: Future[bool] | None = None
+        # On a thread: whoever stands still may hold the file, and has to be let go on.
+        with ThreadPoolExecutor(1) as thread:
+            while time.monotonic() < until:
+                crowd.tend()
+                # What stops its worker may be handled only now.
+                self._look_after_the_stopped(crowd)
+                self._do_what_is_due()
+                if look is not None and look.done():
+                    if look.result():
+                        return
+                    look = None
+                published = all(m.done for m in crowd.members if m.role == "publisher")
+                if look is None and published:
+                    look = thread.submit(is_drained, self._messages, self._apart)
+                self._pause.wait(0.1)
+            # The checker says what is stuck; nobody keeps the file from who looks at it.
+            self._do_what_is_due(all_of_it=True)
+
+    def _read(self, crowd: Crowd) -> None:
+        reader = Member("reader", {})
+        crowd.start(reader, "reader")
+        child: Child | None = reader.child
+        assert child is not None, "it was started"
+        if child.wait(60.0) != 0:
+            crowd.complaints.append(f"the files could not be read:\n{child.said()}")
+
+
+def _fillers(_folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name == "filler"]

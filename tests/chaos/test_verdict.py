@@ -1,0 +1,114 @@
+"""Which faults are counted as hits, in what order claims stand, and what a run is worth."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from duly.guarantees import Done
+from duly.testing.chaos import verdict, workload
+from duly.testing.chaos.recorded import message_by_message
+from duly.testing.chaos.report import reasons, verdict_of
+from duly.testing.chaos.verdict import FAULTS, Tally, in_token_order
+from duly.testing.checker import Anomaly
+from duly.testing.history import About, Claim, Event, Fault, Publish, Settle
+
+
+class Story:
+    """A history, told event by event."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._at = itertools.count(1.0)
+
+    def tell(self, who: str, make: Any, *args: Any, **more: Any) -> None:
+        self.events.append(make(next(self._at), who, *args, **more))
+
+    def claims(self, who: str, token: int, message: str) -> None:
+        about = About("inputs", "chaos", message)
+        self.tell(who, Claim, "ok", "least", f"({token}, 1)", about)
+
+    def settles(self, who: str, token: int) -> None:
+        self.tell(who, Settle, "ok", "least", f"({token}, 1)", "done")
+
+    def hits(self) -> dict[str, int]:
+        tally = Tally()
+        verdict.hits_of(tally, self.events)
+        return dict(tally.hits)
+
+
+def test_a_kill_hits_in_the_middle_of_work():
+    story = Story()
+    story.claims("w1.1", 1, "a")
+    story.settles("w1.1", 1)
+    story.tell("w1.1", Fault, "crash", "killed")
+    assert story.hits() == {}
+    story.claims("w1.2", 2, "b")
+    story.tell("w1.2", Fault, "crash", "killed")
+    story.tell("p1.1", Fault, "crash", "killed")
+    story.tell("p2.1", Publish, "invoke", About("inputs", "chaos", "c"))
+    story.tell("p2.1", Fault, "crash", "killed")
+    assert story.hits() == {"kill worker": 1, "kill publisher": 1}
+
+
+def test_a_pause_hits_when_another_is_given_what_the_stopped_one_holds():
+    story = Story()
+    story.claims("w1.1", 1, "a")
+    story.tell("w1.1", Fault, "stop", "SIGSTOP")
+    story.tell("w1.1", Fault, "go on", "SIGCONT")
+    story.claims("w2.1", 2, "a")
+    assert story.hits() == {}
+    story.tell("w2.1", Fault, "stop", "SIGSTOP")
+    story.claims("w3.1", 3, "b")
+    assert story.hits() == {}
+    story.claims("w3.1", 4, "a")
+    assert story.hits() == {"pause": 1}
+
+
+def test_a_full_disk_hits_when_something_fails_on_it():
+    story = Story()
+    for phase in ("ok", "fail"):
+        story.tell("world", Fault, "fill", "")
+        story.tell("p1.1", Publish, phase, About("inputs", "chaos", phase))
+        story.tell("world", Fault, "room", "")
+    assert story.hits() == {"full disk": 1}
+
+
+def test_a_claim_that_is_recorded_late_stands_where_its_token_was_given_out():
+    story = Story()
+    story.claims("w2.1", 2, "a")
+    story.settles("w2.1", 2)
+    story.claims("w1.1", 1, "a")
+    ordered = in_token_order(story.events)
+    assert [getattr(event, "token", "") for event in ordered] == ["(2, 1)", "(1, 1)", "(2, 1)"]
+    assert [event.at for event in ordered] == [1.0, 1.0, 2.0]
+    assert in_token_order(ordered) == ordered
+
+
+def test_a_span_is_settled_message_by_message():
+    given = [Done((7, 3, 5)), Done((8, 1))]
+    assert message_by_message(given) == [Done((7, n)) for n in (3, 4, 5)] + [Done((8, 1))]
+
+
+def test_a_run_is_worth_what_it_shows():
+    tally = Tally()
+    tally.hits.update(dict.fromkeys(FAULTS, 1))
+    assert verdict_of(tally) == "valid"
+    del tally.hits["pause"]
+    assert verdict_of(tally) == "unknown"
+    assert list(reasons(tally, FAULTS)) == ["the fault 'pause' never hit"]
+    tally.anomalies.append(("round-0", "least", Anomaly("lost", "a")))
+    assert verdict_of(tally) == "invalid"
+    broken = Tally(complaints=["a worker ended with 3"])
+    assert verdict_of(broken) == "invalid"
+
+
+def test_a_publisher_repeats_itself():
+    def first(seed: int) -> list[Any]:
+        return list(itertools.islice(workload.steps(seed, 0), 200))
+
+    assert first(1) == first(1)
+    assert first(1) != first(2)
+    numbers = [item.n for step in first(1) for item in step.items]
+    assert numbers == list(range(len(numbers)))
+    assert {step.way for step in first(1)} == set(workload.WAYS)
