@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -59,11 +58,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run_pytest(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """A pytest that knows the plugin as an installed duly makes it known, or by its name."""
-    known = any(each.value == "duly.testing.plugin" for each in entry_points(group="pytest11"))
-    plugin = [] if known else ["-p", "duly.testing.plugin"]
-    # Other plugins' options and reports would only be in the way.
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *plugin, *options]
+    """A pytest that knows the plugin, as an installed duly makes it known or by its name."""
+    plugins = ["-p", "no:cacheprovider", "-p", "duly.testing.plugin"]
+    command = [sys.executable, "-m", "pytest", *plugins, *options]
     return subprocess.run(
         command,
         cwd=folder,
