@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,8 @@ def folder(tmp_path: Path) -> Path:
 
 def run_pytest(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """A pytest that knows the plugin, as an installed duly makes it known or by its name."""
-    plugins = ["-p", "no:cacheprovider", "-p", "duly.testing.plugin"]
+    known = any(each.value == "duly.testing.plugin" for each in entry_points(group="pytest11"))
+    plugins = ["-p", "no:cacheprovider", *([] if known else ["-p", "duly.testing.plugin"])]
     command = [sys.executable, "-m", "pytest", *plugins, *options]
     return subprocess.run(
         command,

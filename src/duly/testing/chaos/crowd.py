@@ -13,8 +13,9 @@ from typing import Any
 from duly.testing.chaos.processes import KILLED, Child, Nursery
 from duly.testing.history import Fault, Recorder
 
-# A worker that could not drain in time says 1, as duly's own worker process does.
-GOOD_ENDS = (0, 1, KILLED)
+# A worker that could not drain in time says 1, as duly's own worker process does; one that was
+# only being started has no handler of SIGTERM yet.
+GOOD_ENDS = (0, 1, KILLED, -signal.SIGTERM)
 
 
 @dataclass(slots=True)
@@ -82,6 +83,8 @@ class Crowd:
         if child.status not in GOOD_ENDS:
             last = "".join(child.said().splitlines(keepends=True)[-12:])
             self.complaints.append(f"{member.who} ended with {child.status}:\n{last}")
+        if child.status == -signal.SIGTERM:
+            self.fault("crash", "gone", member.who)
         # A publisher ends by itself when it has done what it was asked to.
         member.done = member.role in ("publisher", "stranger") and child.status == 0
 
