@@ -140,6 +140,7 @@ def test_identities_outlive_their_messages_up_to_their_retention(db_path: Path):
 def test_each_step_is_bounded_and_many_finish(db_path: Path, monkeypatch: Any):
     monkeypatch.setattr(retention, "_MESSAGES", 30)
     monkeypatch.setattr(retention, "_IDENTITIES", 25)
+    monkeypatch.setattr(retention, "_FIRST_ROUND_MS", 0)
     hands = Hands(wall=1 << 42)
     topic = Topic("t", bytes, guarantee="exactly-once", identity_retention_s=1)
     broker = opened(db_path, topic, hands=hands)

@@ -14,6 +14,8 @@ _INCIDENTS = 1_000
 
 # Going through the identities costs as much as storing a tenth of them; they are kept for days.
 _ROUND_EVERY_MS = 60_000
+# And a worker that starts has a backlog to see to first.
+_FIRST_ROUND_MS = 10_000
 
 INCIDENTS_KEPT_S = 30 * 86_400
 INCIDENTS_KEPT = 200_000
@@ -28,7 +30,7 @@ class Broom:
 
     reached: dict[int, int] = field(default_factory=dict)
     identity: _Identity = _START
-    next_round_ms: int = 0
+    next_round_ms: int | None = None
 
 
 def sweep(broom: Broom, now_ms: int) -> Steps[int]:
@@ -71,6 +73,8 @@ def _sweep_stream(broom: Broom, stream: int, horizon_ms: int) -> Steps[int]:
 
 def _sweep_identities(broom: Broom, now_ms: int) -> Steps[None]:
     if broom.identity == _START:
+        if broom.next_round_ms is None:
+            broom.next_round_ms = now_ms + _FIRST_ROUND_MS
         if now_ms < broom.next_round_ms:
             return
         broom.next_round_ms = now_ms + _ROUND_EVERY_MS
