@@ -44,6 +44,8 @@ class Group:
         self._ready: list[int] = []
         self._suspects: list[int] = []
         self._parked: list[tuple[float, int]] = []
+        # By the wall clock: what a publisher gave names a moment, whatever becomes of clocks.
+        self._due: list[tuple[int, int]] = []
         self._corpses: dict[int, Item] = {}
 
     # --- topics and options
@@ -110,23 +112,21 @@ class Group:
             self._pick(suspect, {})
             taken = [suspect]
         else:
-            taken = self._batch(limit, max_bytes, now, topics)
+            taken = self._batch(limit, max_bytes, topics)
         if not taken:
             return ()
         claim = Claim(token, lane, alone=suspect is not None, asked_for_one=limit == 1)
         self._claims[token] = claim
         return [self._hand_out(item, claim, now + lease_s) for item in taken]
 
-    def _batch(
-        self, limit: int, max_bytes: int, now: float, topics: AbstractSet[str]
-    ) -> list[Item]:
+    def _batch(self, limit: int, max_bytes: int, topics: AbstractSet[str]) -> list[Item]:
         taken: list[Item] = []
         size = 0
         lined: dict[int, int] = {}
         while len(taken) < limit:
             item = self._next(self._ready, lined, topics)
             if item is None:
-                if self._fetch(now, topics):
+                if self._fetch(topics):
                     continue
                 break
             if taken and size + item.message.size > max_bytes:
@@ -177,7 +177,7 @@ class Group:
             ahead = lined[id(line)] = lined.get(id(line), 0) + 1
             self._unblock(line, ahead)
 
-    def _fetch(self, now: float, topics: AbstractSet[str]) -> bool:
+    def _fetch(self, topics: AbstractSet[str]) -> bool:
         """Move the oldest unread message behind the cursor; False when there is none."""
         found = [(r.position, topic, r) for topic, r in self._unread() if topic in topics]
         if not found:
@@ -187,8 +187,10 @@ class Group:
         item = Item(position, topic, record.message, record)
         self._items[position] = item
         self._line_up(item)
-        if record.due is not None and record.due > now:
-            self._park(item, record.due)
+        due_ms = record.message.due_ms
+        if due_ms is not None and due_ms > self._wall_ms():
+            item.state = State.PARKED
+            heappush(self._due, (due_ms, item.position))
         else:
             self._offer(item)
         return True
@@ -361,7 +363,7 @@ class Group:
             self._note("redelivery", item, f"attempt {item.charged}: {why}")
             self._offer(item)
 
-    def next_event(self) -> float | None:
+    def next_event(self, now: float) -> float | None:
         """When something becomes claimable by itself: a due time or the end of a lease."""
         times = [
             self._items[position].until
@@ -370,6 +372,8 @@ class Group:
         ]
         if self._parked:
             times.append(self._parked[0][0])
+        if self._due:
+            times.append(now + (self._due[0][0] - self._wall_ms()) / 1000)
         return min(times, default=None)
 
     # --- moving items between states
@@ -387,6 +391,8 @@ class Group:
             item = self._items.get(heappop(self._parked)[1])
             if item is not None and item.state is State.PARKED:
                 self._offer(item)
+        while self._due and self._due[0][0] <= self._wall_ms():
+            self._offer(self._items[heappop(self._due)[1]])
 
     def _unblock(self, line: Line, place: int) -> None:
         """Offer what stands at a place of a line, where it only waited for those before."""

@@ -93,12 +93,10 @@ class Claims:
             self.history.published(message, outcome)
             return outcome
         at_ms = self.wall_ms()
-        due = message.due_ms
         self.shelves[message.topic].append(
             message,
             position=next(self._positions),
             stored_ms=at_ms,
-            due=None if due is None else self.clock() + (due - at_ms) / 1000,
             waiting=sum(message.topic in group.topics for group in self.groups.values()),
         )
         if self.capabilities.identity_retention:
@@ -322,11 +320,12 @@ class Lane:
 
     def _pause_s(self, left: float) -> float:
         """How long to wait before looking again; a change wakes earlier."""
-        event = self.group.next_event()
+        now = self._broker.clock()
+        event = self.group.next_event(now)
         if event is None:
             return left
         # Not 0: an injected clock that stands still would make this a busy loop.
-        return min(left, max(event - self._broker.clock(), 0.001))
+        return min(left, max(event - now, 0.001))
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Receipt]:
         """As `Subscription.settle`."""

@@ -19,7 +19,6 @@ class Record:
     position: int
     message: Message[Any]
     stored_ms: int
-    due: float | None
     waiting: int
 
 
@@ -42,11 +41,10 @@ class Shelf:
         *,
         position: int,
         stored_ms: int,
-        due: float | None,
         waiting: int,
     ) -> None:
         """Store one message at the end."""
-        self._records[self.end] = Record(self.end, position, message, stored_ms, due, waiting)
+        self._records[self.end] = Record(self.end, position, message, stored_ms, waiting)
         self.end += 1
 
     def after(self, index: int) -> Record | None:

@@ -39,6 +39,19 @@ class Delays:
         assert list(claim(lane)) == []
         assert len(deliveries) == 3
 
+    @pytest.mark.parametrize("hours", [1, -1])
+    def test_a_due_time_names_a_moment(self, backend: Backend, hours: int) -> None:
+        """It goes by the wall clock, also where that is set in between."""
+        topic = backend.topic()
+        backend.publish(topic, "later", due_ms=backend.clock.wall_ms() + 7200_000)
+        lane = backend.lane(topic)
+        assert list(claim(lane)) == []
+        backend.clock.step(hours * 3600)
+        backend.clock.advance(7200 - hours * 3600 - 5)
+        assert list(claim(lane)) == []
+        backend.clock.advance(6)
+        assert drain(lane) == ["later"]
+
     def test_every_subscription_waits_for_itself(self, backend: Backend) -> None:
         topic = backend.topic()
         one, two = backend.lane(topic, name="one"), backend.lane(topic, name="two")

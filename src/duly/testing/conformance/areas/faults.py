@@ -19,6 +19,7 @@ from duly.errors import BrokerError, CommitUnknown
 from duly.guarantees import Done, Guarantee, Release
 from duly.message import Topic
 from duly.testing.conformance.backend import LEASE_S, Backend, bodies, claim, drain, settle_done
+from duly.testing.conformance.subject import Clock
 from duly.testing.faulty import Faults as Seeded
 from duly.testing.faulty import FaultyBroker, make
 from duly.testing.seam import Call, WrappedBroker, WrappedSubscription
@@ -48,6 +49,26 @@ class NthCall:
     def around(self, broker: Broker) -> Broker:
         """This fault around a broker."""
         return WrappedBroker(broker, self)
+
+
+@dataclass
+class Slow:
+    """Every call of one name takes longer than a lease."""
+
+    name: str
+    when: str
+    clock: Clock
+    hits: int = 0
+
+    def __call__(self, call: Call, perform: Callable[[Any], Any]) -> Any:
+        hit = call.name == self.name
+        self.hits += hit
+        if hit and self.when == "before":
+            self.clock.advance(LEASE_S + 1)
+        answer = perform(call.given)
+        if hit and self.when == "after":
+            self.clock.advance(LEASE_S + 1)
+        return answer
 
 
 @dataclass(repr=False)
@@ -208,6 +229,27 @@ class Faults:
         backend.fall_silent()
         left = {"publish": "abc", "claim": "abc", "settle": "abcd", "extend": "abc", "close": "bcd"}
         assert sorted(drain(bare(lane))) == list(left[call])
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    @pytest.mark.parametrize("name", ["publish", "claim", "extend", "settle"])
+    def test_a_call_that_takes_longer_than_a_lease(
+        self, backend: Backend, name: str, when: str
+    ) -> None:
+        """A slow link, or a process that stood still: what comes too late is refused, not lost."""
+        topic = backend.topic(guarantee="exactly-once")
+        other = Story(backend, topic)
+        slow = Slow(name, when, backend.clock)
+        backend.broker = WrappedBroker(backend.broker, slow)
+        story = Story(backend, topic)
+        story.publish(*BODIES)
+        for _ in range(ROUNDS):
+            story.work(1)
+            other.work(1)
+        slow.name = ""
+        story.finish()
+        other.finish()
+        assert slow.hits > 1
+        assert {*story.handled, *other.handled} == set(BODIES)
 
     @pytest.mark.parametrize("seed", range(6))
     def test_at_least_once_under_random_faults(self, backend: Backend, seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from duly.broker import Subscription
 from duly.guarantees import Dead, Done, Release, Retry, Settlement
@@ -199,6 +200,17 @@ class Inside:
         assert (letter.message.id, letter.message.body) == (sent.id, b"bad")
         assert (letter.message.key, dict(letter.message.headers)) == ("k", {"tenant": "blue"})
         assert letter.dead_ms == backend.clock.wall_ms() - 30_500
+
+    def test_what_cannot_be_decoded_is_buried_as_it_is(self, backend: Backend) -> None:
+        topic = backend.topic()
+        wild = replace(backend.message(topic, "x"), body=b"\xff\x00 not text")
+        backend.broker.publish([wild])
+        lane = backend.lane(topic)
+        [delivery] = claim(lane)
+        assert list(lane.settle([Dead(delivery.receipt, "no text: \x00, 100 %, 'quoted'\n")])) == []
+        [letter] = backend.inside.dead_letters("sub")
+        assert letter.message.body == wild.body
+        assert "no text" in letter.error
 
     def test_dead_letters_belong_to_one_subscription(self, backend: Backend) -> None:
         topic = backend.topic()
