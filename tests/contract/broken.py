@@ -568,13 +568,13 @@ STORES = (
     ),
     Mistake(
         CommitsOnlyInWords,
-        ("Transactions::test_a_transaction_of_its_own", "FaultsInTransactions::test_a_fault"),
+        ("Publications::test_a_transaction_of_its_own", "FaultsInTransactions::test_a_fault"),
         STORE_APART,
     ),
     Mistake(
         PublishesAtOnce,
         (
-            "Transactions::test_a_transaction_of_its_own",
+            "Publications::test_a_transaction_of_its_own",
             "FaultsInTransactions::test_a_worker_that_is_ended",
         ),
         STORE_APART,

@@ -91,7 +91,7 @@ def write_example(folder: Path) -> None:
     files = {
         name: text for _, text in blocks for name in re.findall(r"\A(?:# |<!-- )(\w+\.\w+)", text)
     }
-    assert set(files) == {"pigeon.py", "pigeon.md", "test_pigeon.py"}
+    assert set(files) == {"pigeon.py", "pigeon.md", "test_pigeon.py", "nest.py", "test_nest.py"}
     for name, text in files.items():
         (folder / name).write_text(text)
 
@@ -106,8 +106,9 @@ def test_the_example_of_the_page_runs(tmp_path: Path):
     )
     pattern = ".*?".join(re.escape(part) for part in shown.strip().split("..."))
     assert re.search(pattern, output, re.DOTALL), output
-    [counted] = re.findall(r"^pigeon +(\d+) passed$", output, re.MULTILINE)
-    assert int(counted) > 200
+    counted = dict(re.findall(r"^(\w+) +(\d+) passed$", output, re.MULTILINE))
+    assert counted.keys() == {"pigeon", "nest"}
+    assert all(int(count) > 200 for count in counted.values()), counted
 
 
 def test_it_is_collected_whatever_the_author_calls_tests(tmp_path: Path):
@@ -116,7 +117,7 @@ def test_it_is_collected_whatever_the_author_calls_tests(tmp_path: Path):
         "[pytest]\npython_functions = check_*\npython_classes = Verify*\n"
         "addopts = --strict-markers --strict-config\nfilterwarnings = error\n"
     )
-    status, output = run(tmp_path, "-q", "-k", "Publishing")
+    status, output = run(tmp_path, "-q", "-k", "Publishing", "test_pigeon.py")
     assert status == 0, output
     assert re.search(r"^pigeon +\d\d passed$", output, re.MULTILINE)
 
@@ -232,7 +233,7 @@ TestNowhere = conformance(
 def test_a_skip_fails_in_ci(tmp_path: Path, ci: str, status: int):
     write_example(tmp_path)
     (tmp_path / "test_pigeon.py").write_text(SKIPPED)
-    ended, output = run(tmp_path, "-q", "-k", "Publishing", CI=ci)
+    ended, output = run(tmp_path, "-q", "-k", "Publishing", "test_pigeon.py", CI=ci)
     assert ended == status, output
     if status:
         assert "what is not tested is not promised" in output

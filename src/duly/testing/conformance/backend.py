@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -233,7 +233,7 @@ class Place:
         site = self.backend.site
         self.store = self.subject.open(site, self.backend.broker)
         self.effects = self.subject.effects(site, self.store)
-        if self.admission is not Admission.BY_CLAIM:
+        if self.admission is not Admission.BY_CLAIM and self.store.capabilities.outbox:
             self.outbox = opened_outbox(self.subject, site, self.store)
 
     def reopen(self) -> None:
@@ -264,6 +264,16 @@ class Place:
         """Tell the broker, where the commit has not settled already."""
         if self.admission is not Admission.BY_CLAIM:
             assert list(lane.settle(settlements)) == []
+
+    @property
+    def publishes(self) -> bool:
+        """Whether transactions here can publish: into the broker's log, or the outbox."""
+        return self.admission is Admission.BY_CLAIM or self.outbox is not None
+
+    def check_outputs(self, topic: Topic[Any], expected: Iterable[str]) -> None:
+        """See that transactions have published exactly these, where they can publish at all."""
+        if self.publishes:
+            assert sorted(self.outputs(topic)) == sorted(expected)
 
     def outputs(self, topic: Topic[Any]) -> list[str]:
         """What transactions have published to a topic and nobody has taken yet."""

@@ -82,17 +82,25 @@ def _area(
     for attribute, value in vars(area).items():
         if attribute.startswith("test_"):
             value.__test__ = True  # whatever an author's python_functions says
-    admissions = getattr(area, "admissions", frozenset(Admission))
+    suitable = [each for each in pairings if _suits(area, each, expected)]
     namespace: dict[str, Any] = {
         "__doc__": area.__doc__,
         "__test__": True,
         "conformance_subject": name,
-        "place": _place(expected, [each for each in pairings if each.admission in admissions]),
+        "place": _place(expected, suitable),
         "outboxed": _outboxed(expected, pairings),
     }
     if broker is not None:
         namespace["backend"] = _backend(expected, broker)
     return type(area.__name__, (area,), namespace)
+
+
+def _suits(area: Area, pairing: Pairing, expected: Expected) -> bool:
+    """Whether an area is about such a pairing: some are about one admission, or publish."""
+    if pairing.admission not in getattr(area, "admissions", frozenset(Admission)):
+        return False
+    publishes = pairing.admission is Admission.BY_CLAIM or expected.can.get("outbox", True)
+    return bool(publishes or not getattr(area, "publishes", False))
 
 
 # --- fixtures

@@ -40,10 +40,12 @@ from duly.testing.conformance.areas.survival import DurableStore, ForgetfulStore
 from duly.testing.conformance.areas.transactions import (
     ByClaimElsewhere,
     IntoTheLog,
-    OneWriter,
+    NoOutbox,
+    Publications,
     Transactions,
     Within,
 )
+from duly.testing.conformance.areas.writers import ManyWriters, OneWriter
 from duly.testing.conformance.page import Expected
 from duly.testing.conformance.subject import BrokerSubject, StoreSubject
 
@@ -91,7 +93,6 @@ EVERY_STORE: tuple[Area, ...] = (
     ExactlyOnce,
     Savepoints,
     Transactions,
-    Within,
     ByInbox,
     ByCursor,
     ByClaimElsewhere,
@@ -102,6 +103,9 @@ EVERY_STORE: tuple[Area, ...] = (
 
 
 OF_SOME_STORES: tuple[Area, ...] = (
+    Publications,
+    Within,
+    NoOutbox,
     DurableStore,
     ForgetfulStore,
     StorePageByClaim,
@@ -109,6 +113,7 @@ OF_SOME_STORES: tuple[Area, ...] = (
     Outboxes,
     Relaying,
     OneWriter,
+    ManyWriters,
 )
 
 
@@ -146,5 +151,9 @@ def stores(subject: StoreSubject, expected: Expected) -> Iterator[Area]:
     if expected.can.get("outbox"):
         yield Outboxes
         yield Relaying
-    if expected.can.get("one_writer"):
-        yield OneWriter
+    else:
+        yield NoOutbox
+    if expected.can.get("outbox") or subject.broker is not None:
+        yield Publications
+        yield Within
+    yield OneWriter if expected.can.get("one_writer") else ManyWriters

@@ -26,7 +26,8 @@ def handle(place: Place, session: Session[Any], out: Topic[Any], delivery: Deliv
     body = bodies([delivery])[0]
     place.effects.insert(session.connection, f"{body} first", "row")
     place.effects.insert(session.connection, f"{body} second", "row")
-    session.publish([place.backend.message(out, f"receipt of {body}")])
+    if place.publishes:
+        session.publish([place.backend.message(out, f"receipt of {body}")])
 
 
 def work(place: Place, lane: Any, out: Topic[Any], *, die_at: str = "") -> Sequence[Delivery]:
@@ -94,7 +95,7 @@ class ExactlyOnce:
             place.backend.fall_silent()
             work(place, lane, out)
         assert place.effects.rows() == expected("a", "b")
-        assert sorted(place.outputs(out)) == ["receipt of a", "receipt of b"]
+        place.check_outputs(out, ["receipt of a", "receipt of b"])
 
     @pytest.mark.parametrize("first", STEPS)
     def test_two_crashes_at_any_steps_leave_effects_and_outputs_once(
@@ -113,7 +114,7 @@ class ExactlyOnce:
             work(place, lane, out)
             lane.close()
         assert place.effects.rows() == expected(*STEPS)
-        assert sorted(place.outputs(out)) == sorted(f"receipt of {body}" for body in STEPS)
+        place.check_outputs(out, [f"receipt of {body}" for body in STEPS])
 
     def test_nobody_sees_effects_before_the_commit(
         self, place: Place, topic: Topic[Any], out: Topic[Any]
@@ -283,7 +284,7 @@ class Savepoints:
         session.settle(ends, deliveries)
         session.commit()
         assert place.effects.rows() == expected("good", "fine")
-        assert sorted(place.outputs(out)) == ["receipt of fine", "receipt of good"]
+        place.check_outputs(out, ["receipt of fine", "receipt of good"])
 
     def test_the_same_key_can_be_used_again_after_an_undo(self, place: Place) -> None:
         session = place.store.begin(None)

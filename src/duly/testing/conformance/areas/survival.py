@@ -19,9 +19,9 @@ class DurableStore:
         work(place, place.backend.lane(topic, guarantee=Guarantee.EXACTLY_ONCE), out)
         place.reopen()
         assert dict(place.effects.rows()) == expected("a", "b")
-        assert place.outputs(out) == ["receipt of a", "receipt of b"]
+        place.check_outputs(out, ["receipt of a", "receipt of b"])
         place.reopen()
-        assert place.outputs(out) == [], "what was sent is not sent again"
+        place.check_outputs(out, [])
 
     def test_what_took_effect_is_remembered(self, place: Place) -> None:
         out = place.topic("receipts")
@@ -41,11 +41,12 @@ class DurableStore:
         out = place.topic("receipts")
         session = place.store.begin(None)
         place.effects.insert(session.connection, "no", "row")
-        session.publish([place.backend.message(out, "no")])
+        if place.publishes:
+            session.publish([place.backend.message(out, "no")])
         session.rollback()
         place.reopen()
         assert dict(place.effects.rows()) == {}
-        assert place.outputs(out) == []
+        place.check_outputs(out, [])
 
 
 class ForgetfulStore:
@@ -60,4 +61,4 @@ class ForgetfulStore:
         work(place, place.backend.lane(topic, guarantee=Guarantee.EXACTLY_ONCE), out)
         place.reopen()
         assert dict(place.effects.rows()) == {}
-        assert place.outputs(out) == []
+        place.check_outputs(out, [])

@@ -7,15 +7,57 @@ from typing import Any
 import pytest
 
 from duly.broker import Published
-from duly.errors import BrokerUnavailable, ConfigurationError, DulyError, IdentityConflict
+from duly.errors import ConfigurationError, DulyError, IdentityConflict, PublishFailed
 from duly.guarantees import Admission
 from duly.message import Topic
-from duly.store import Scope
+from duly.store import Scope, outbox_of
 from duly.testing.conformance.backend import Place
 
 
 class Transactions:
-    """The application's own: what it publishes is true exactly when its rows are."""
+    """Begun by the store, without a message to admit."""
+
+    def test_a_session_is_over_after_its_end(self, place: Place) -> None:
+        for end in ("commit", "rollback"):
+            session = place.store.begin(None)
+            getattr(session, end)()
+            with pytest.raises(DulyError):
+                session.commit()
+            session.rollback()
+
+    def test_a_transaction_without_scope_admits_nothing(self, place: Place) -> None:
+        session = place.store.begin(None)
+        with pytest.raises(TypeError, match="scope"):
+            session.admit([])
+        session.rollback()
+
+
+class NoOutbox:
+    """No outbox: what a transaction would publish to a broker elsewhere is refused, not lost."""
+
+    admissions = frozenset({Admission.BY_CURSOR, Admission.BY_INBOX})
+
+    def test_it_has_none(self, place: Place) -> None:
+        assert outbox_of(place.store) is None
+
+    def test_publishing_is_refused(self, place: Place) -> None:
+        out = place.topic("receipts")
+        message = place.backend.message(out, "a")
+        session = place.store.begin(None)
+        place.effects.insert(session.connection, "a", "row")
+        try:
+            refused = all(isinstance(o, PublishFailed) for o in session.publish([message]))
+        except DulyError:
+            refused = True
+        session.rollback()
+        assert refused
+        assert dict(place.effects.rows()) == {}
+
+
+class Publications:
+    """What the application's own transaction publishes is true exactly when its rows are."""
+
+    publishes = True
 
     @pytest.fixture
     def out(self, place: Place) -> Topic[Any]:
@@ -34,20 +76,6 @@ class Transactions:
                 session.rollback()
         assert place.effects.rows() == {"yes": "row"}
         assert place.outputs(out) == ["yes"]
-
-    def test_a_session_is_over_after_its_end(self, place: Place) -> None:
-        for end in ("commit", "rollback"):
-            session = place.store.begin(None)
-            getattr(session, end)()
-            with pytest.raises(DulyError):
-                session.commit()
-            session.rollback()
-
-    def test_a_transaction_without_scope_admits_nothing(self, place: Place) -> None:
-        session = place.store.begin(None)
-        with pytest.raises(TypeError, match="scope"):
-            session.admit([])
-        session.rollback()
 
 
 class IntoTheLog:
@@ -84,19 +112,10 @@ class IntoTheLog:
         assert place.outputs(out) == ["a"]
 
 
-class OneWriter:
-    """One transaction at a time."""
-
-    def test_one_writer_at_a_time(self, place: Place) -> None:
-        session = place.store.begin(None)
-        with pytest.raises(BrokerUnavailable):
-            place.store.begin(None)
-        session.rollback()
-        place.store.begin(None).rollback()
-
-
 class Within:
     """What is published within a transaction that is not the store's."""
+
+    publishes = True
 
     @pytest.fixture
     def out(self, place: Place) -> Topic[Any]:
