@@ -52,7 +52,8 @@ class ManyWriters:
         for session, delivery in zip(sessions, deliveries, strict=True):
             assert list(session.admit([delivery]).fresh) == [delivery]
         for session, delivery in zip(sessions, deliveries, strict=True):
-            place.effects.insert(session.connection, *bodies([delivery]), "row")
+            [body] = bodies([delivery])
+            place.effects.insert(session.connection, body, "row")
             session.settle([Done(delivery.receipt)], [delivery])
             session.commit()
         assert len(place.effects.rows()) == len(deliveries)
