@@ -146,7 +146,7 @@ def test_each_step_is_bounded_and_many_finish(db_path: Path, monkeypatch: Any):
     broker = opened(db_path, topic, hands=hands)
     publish(broker, topic, range(100))
     drain(broker.subscribe([topic], "s", options()))
-    hands.advance(12)
+    hands.advance(2)
     broker._sweeper._broom.reached.clear()
     left = []
     for _ in range(6):

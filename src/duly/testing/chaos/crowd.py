@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -48,6 +50,7 @@ class Crowd:
     recorder: Recorder
     counts: Counter[str] = field(default_factory=Counter)
     complaints: list[str] = field(default_factory=list)
+    _pause: threading.Event = field(default_factory=threading.Event)
 
     def tend(self, *, restart: bool = True) -> None:
         """Note who has ended, and start them again."""
@@ -81,8 +84,7 @@ class Crowd:
             self.fault("crash", "gone", member.who)
             return
         if child.status not in GOOD_ENDS:
-            last = "".join(child.said().splitlines(keepends=True)[-12:])
-            self.complaints.append(f"{member.who} ended with {child.status}:\n{last}")
+            self.complaints.append(f"{member.who} ended with {child.status}:\n{_last(child)}")
         if child.status == -signal.SIGTERM:
             self.fault("crash", "gone", member.who)
         # A publisher ends by itself when it has done what it was asked to.
@@ -145,9 +147,15 @@ class Crowd:
             self.go_on(member)
             if member.is_running and member.child is not None:
                 member.child.signal(signal.SIGTERM)
+        until = time.monotonic() + timeout_s
+        while self.pids() and time.monotonic() < until:
+            for member in self.newly_stopped():
+                self.go_on(member)  # by what it had before it, a zombie, when it went on
+            self._pause.wait(0.02)
         for member in self.members:
-            if member.child is not None:
-                member.child.wait(timeout_s)
+            if member.is_running and member.child is not None:
+                self.complaints.append(f"{member.who} does not end:\n{_last(member.child)}")
+                member.child.kill()
         self.tend(restart=False)
 
     def kill_all(self) -> None:
@@ -156,3 +164,7 @@ class Crowd:
             if member.is_running and member.child is not None:
                 member.child.signal(signal.SIGCONT)
                 member.child.kill()
+
+
+def _last(child: Child) -> str:
+    return "".join(child.said().splitlines(keepends=True)[-12:])
