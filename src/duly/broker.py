@@ -74,7 +74,8 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     the broker's own mark that the message may have been delivered before. ``alone`` says the
     claim holds this message only and nothing else may run beside it in the lane: a death now
     is charged to it. ``carried`` is the message, or its body where the subscription asked for
-    `SubscribeOptions.bodies_only`.
+    `SubscribeOptions.bodies_only`. ``replays`` counts how often people brought it back from
+    the dead letters.
     """
 
     carried: Message[Any] | Unread
@@ -83,6 +84,7 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     repeated: bool = False
     alone: bool = False
     position: LogPosition | None = None
+    replays: int = 0
 
     @property
     def message_id(self) -> str:

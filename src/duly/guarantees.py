@@ -117,9 +117,14 @@ class Dead(msgspec.Struct, frozen=True, gc=False):
 
 
 class Release(msgspec.Struct, frozen=True, gc=False):
-    """Never started; deliver it again at once. Charges nothing."""
+    """Not done; deliver it again at once. Charges nothing.
+
+    ``started``: its transaction may stand, which nobody can say. The next delivery is marked as
+    repeated, as one of a message that was never started is not.
+    """
 
     receipt: Any
+    started: bool = False
 
 
 Settlement = Done | Retry | Dead | Release

@@ -50,12 +50,15 @@ class Admitted:
     ``fresh`` may run. ``repeated`` have taken effect before and are settled as done.
     ``conflicting`` carry the id of an earlier message with another body; ``too_old`` are
     marked as repeated and older than the inbox remembers. Neither may run: both are dead.
+    ``dead`` were given up on before, in a transaction that stands, and not replayed since: the
+    broker is told again.
     """
 
     fresh: Sequence[Delivery]
     repeated: Sequence[Delivery] = ()
     conflicting: Sequence[Delivery] = ()
     too_old: Sequence[Delivery] = ()
+    dead: Sequence[Delivery] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,8 @@ class Session(Protocol[C_co]):
     def settle(self, settlements: Sequence[Settlement], deliveries: Sequence[Delivery]) -> None:
         """Record how the deliveries ended; the last statement. ``settlements`` pair with
         ``deliveries``. By claim this settles them; by cursor it moves the cursor past them and
-        keeps their dead letters; by inbox it forgets the ids of those that are not done.
+        keeps their dead letters; by inbox it remembers the dead as dead, and forgets the ids of
+        those that will run again.
         """
         ...
 

@@ -48,6 +48,7 @@ def admit(consumer: str, logs: Logs, deliveries: Sequence[Delivery]) -> Steps[Ad
     """
     fresh: list[Delivery] = []
     repeated: list[Delivery] = []
+    dead: list[Delivery] = []
     for delivery in deliveries:
         position = _position(delivery)
         log = logs.get(position.log)
@@ -56,12 +57,18 @@ def admit(consumer: str, logs: Logs, deliveries: Sequence[Delivery]) -> Steps[Ad
         if log.read is not None:
             _check_history(consumer, position, log.read)
         if position.offset < log.next_offset:
-            repeated.append(delivery)
+            # Replayed, it would change the order of the log: it has no effect.
+            gave_up = not delivery.replays and (yield from _gave_up(consumer, position))
+            (dead if gave_up else repeated).append(delivery)
         else:
             fresh.append(delivery)
             log.admitted.append(position.offset)
             log.next_offset = position.offset + 1
-    return Admitted(fresh, repeated)
+    return Admitted(fresh, repeated, dead=dead)
+
+
+def _gave_up(consumer: str, position: LogPosition) -> Steps[bool]:
+    return bool((yield Ask("is_dead_of_log", (consumer, position.log, position.offset))))
 
 
 def _read(consumer: str, log: str) -> Steps[Reached]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from duly.broker import Delivery
-from duly.guarantees import Done, Settlement
+from duly.guarantees import Dead, Done, Settlement
 from duly.sql.steps import Ask, Many, Steps
 from duly.store import Admitted, Scope
 
@@ -44,20 +44,29 @@ def _sort_out(
     too_old: Sequence[Delivery],
     mark: int,
 ) -> Steps[Admitted]:
-    """Which were there before: by another transaction, or by an equal one of this batch."""
+    """Which were there before: by another transaction, or by an equal one of this batch.
+
+    What was given up on has a mark below zero: so often. Replayed as often, it may run again.
+    """
     ours: set[Key] = set()
     repeated: list[Delivery] = []
     conflicting: list[Delivery] = []
+    dead: list[Delivery] = []
     for key, hash, delivery in known:
         [(first_hash, first_mark)] = yield Ask("inbox_known", key)
         if first_mark == mark and key not in ours:
             ours.add(key)
-        elif first_hash == hash:
-            repeated.append(delivery)
-        else:
+        elif first_hash != hash:
             conflicting.append(delivery)
-    fresh = _without(deliveries, [*repeated, *conflicting])
-    return Admitted(fresh, repeated, conflicting, too_old)
+        elif first_mark >= 0:
+            repeated.append(delivery)
+        elif delivery.replays < -first_mark:
+            dead.append(delivery)
+        else:
+            yield Ask("inbox_mark", (mark, *key, first_mark))
+            ours.add(key)
+    fresh = _without(deliveries, [*repeated, *conflicting, *dead])
+    return Admitted(fresh, repeated, conflicting, too_old, dead)
 
 
 def _too_old(
@@ -78,14 +87,26 @@ def _too_old(
 def settle(
     scope: Scope, settlements: Sequence[Settlement], deliveries: Sequence[Delivery], mark: int
 ) -> Steps[None]:
-    """Forget those that did not take effect, so that they can run again."""
-    not_done = [
-        (*_key(scope.consumer, delivery), mark)
-        for settlement, delivery in zip(settlements, deliveries, strict=True)
-        if type(settlement) is not Done
-    ]
-    if not_done:
-        yield Many("inbox_forget", not_done)
+    """Forget those that will run again, and mark the dead as dead: who lost its claim to the
+    one that gave up must not commit after all.
+    """
+    forgotten: list[tuple[object, ...]] = []
+    marked: list[tuple[object, ...]] = []
+    for settlement, delivery in zip(settlements, deliveries, strict=True):
+        key = _key(scope.consumer, delivery)
+        match settlement:
+            case Done():
+                pass
+            case Dead():
+                marked.append((-delivery.replays - 1, *key, mark))
+            case _ if delivery.replays:
+                marked.append((-delivery.replays, *key, mark))  # as it was before
+            case _:
+                forgotten.append((*key, mark))
+    if forgotten:
+        yield Many("inbox_forget", forgotten)
+    if marked:
+        yield Many("inbox_mark", marked)
 
 
 @dataclass(slots=True)

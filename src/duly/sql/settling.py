@@ -151,7 +151,7 @@ def _end_specially(
     """What retried, dead and released messages become, beside leaving the claim."""
     retried: list[Retry] = []
     dead: list[Dead] = []
-    released: list[int] = []
+    released: dict[bool, list[int]] = {}
     for position, end in ends:
         match end:
             case Done():
@@ -161,17 +161,17 @@ def _end_specially(
             case Dead():
                 dead.append(end)
             case Release():
-                released.append(position)
+                released.setdefault(end.started, []).append(position)
             case _:
                 assert_never(end)
     if retried:
         yield from _park(piece, retried, now_ms)
     if dead:
         yield from _bury(piece, dead, now_ms)
-    if released:
+    for started, positions in released.items():
         # Charged nothing: attempt and marks stay what they were.
-        history = (piece.attempt, int(piece.alone == SUSPECT), piece.repeated)
-        free = [(piece.subscription_no, *run, *history) for run in runs(released)]
+        history = (piece.attempt, int(piece.alone == SUSPECT), int(piece.repeated or started))
+        free = [(piece.subscription_no, *run, *history) for run in runs(positions)]
         yield Many("add_free_range", free)
 
 

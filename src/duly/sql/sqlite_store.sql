@@ -5,7 +5,7 @@
 
 -- name: create_inbox
 -- What has taken effect. The topic belongs to the identity, as it does where it is published.
--- mark: the transaction that admitted it.
+-- mark: the transaction that admitted it; below 0: given up on instead, so often.
 create table if not exists duly_inbox (
     consumer text not null,
     topic text not null,
@@ -80,6 +80,10 @@ create table if not exists duly_log_dead (
     dead_ms integer not null
 );
 
+-- name: create_log_dead_by_offset
+-- A delivery below the cursor may be of one that was given up on.
+create index if not exists duly_log_dead_by_offset on duly_log_dead (consumer, log, "offset");
+
 
 -- ===== inbox ==================================================================================
 
@@ -92,6 +96,10 @@ select hash, mark from duly_inbox where consumer = ? and topic = ? and source = 
 
 -- name: inbox_forget
 delete from duly_inbox
+where consumer = ? and topic = ? and source = ? and id = ? and mark = ?;
+
+-- name: inbox_mark
+update duly_inbox set mark = ?
 where consumer = ? and topic = ? and source = ? and id = ? and mark = ?;
 
 -- name: inbox_after
@@ -128,6 +136,9 @@ insert into duly_log_dead (
     consumer, log, "offset", epoch, topic, source, id, key, time_ms, headers, due_ms, body,
     error, attempts, dead_ms
 ) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: is_dead_of_log
+select 1 from duly_log_dead where consumer = ? and log = ? and "offset" = ? limit 1;
 
 -- name: dead_of_logs
 select dead_id, consumer, topic, source, id, key, time_ms, headers, due_ms, body,

@@ -151,7 +151,7 @@ class ConcurrentLane:
 
     def _await_end(self, timeout_s: float) -> None:
         if self._in_flight and not self._ended:
-            self._something_ended.wait(timeout_s)
+            self._something_ended.wait(min(timeout_s, self.lane.around.wait_s))
             self._something_ended.clear()
 
     # --- on the loop's thread
@@ -185,6 +185,8 @@ class ConcurrentLane:
                 settlement = await self._outcome(delivery, argument)
                 if settlement is not None:
                     blocking(blocked, delivery, settlement)
+                elif blocked is not None and not self._settles_first:
+                    blocked.hold_behind(delivery)  # cancelled: it comes again
             if self._settles_first:
                 settlement = None
             self._ended.append((delivery.receipt, settlement))

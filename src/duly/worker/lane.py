@@ -120,6 +120,8 @@ class Lane:
         self._round: Round | None = None
         self._kept = NO_WORK
         self._pause_s = FIRST_PAUSE_S
+        # When what is worked on was claimed, and what was claimed ahead of it.
+        self._claimed_at = self._ahead_at = 0.0
 
     # --- driving
 
@@ -218,6 +220,7 @@ class Lane:
             limit = permits.take(limit)
         if not limit:
             return NO_WORK
+        self._claimed_at = self.around.clock()
         claimed = self.subscription.claim(limit, options.batch_bytes, wait_s)
         if permits is not None:
             permits.give_back(limit - len(claimed))
@@ -248,6 +251,7 @@ class Lane:
         ):
             return None
         options = self.consumer.options
+        self._ahead_at = self.around.clock()
         return self._claims_ahead.ahead(options.batch, options.batch_bytes)
 
     def ahead_of(self, tx: Transaction[Any], session: Session[Any]) -> Ahead | None:
@@ -270,6 +274,7 @@ class Lane:
             return
         try:
             self.pending = self._received(ahead.deliveries())
+            self._claimed_at = self._ahead_at
         except (errors.BrokerError, errors.CommitUnknown) as error:
             # This round is settled, and what it started goes on; these come again.
             log.warning("consumer %s: what it claimed next is lost: %s", self.consumer.name, error)
@@ -372,7 +377,7 @@ class Lane:
 
     def give_back(self, work: Work) -> Generator[Step, None, None]:
         """Release messages whose fate another claim must find out; uncharged, fenced."""
-        yield from self.settle([Release(receipt) for receipt in work.receipts()], 0)
+        yield from self.settle([Release(receipt, True) for receipt in work.receipts()], 0)
 
     def _tell_refused(self, refused: Sequence[Receipt] | set[Receipt]) -> None:
         if refused:
@@ -403,6 +408,25 @@ class Lane:
         except errors.BrokerError:
             self._kept = self.in_round
             raise
+
+    def admit(self, session: Session[Any], work: Work) -> Admitted:
+        """Through the fence; what it refuses as dead holds its key like any other dead letter.
+
+        Raises `Superseded` where the claim is older than the inbox remembers: had another taken
+        it over meanwhile, that could have been forgotten.
+        """
+        admitted = session.admit(work.deliveries)
+        # After the fence: from here on nobody else can take effect for these messages.
+        age_s = self.around.clock() - self._claimed_at
+        kept_s = self.consumer.options.inbox_retention_s
+        if self._admission is Admission.BY_INBOX and age_s > kept_s:
+            raise errors.Superseded(
+                f"consumer {self.consumer.name!r}: claimed {age_s:.0f} s ago, and the inbox "
+                f"remembers {kept_s:.0f} s; nothing was run"
+            )
+        for delivery in (*admitted.dead, *admitted.conflicting, *admitted.too_old):
+            blocking(self.order, delivery, Dead(delivery.receipt, ""))
+        return admitted
 
     def told_to_store(
         self, admitted: Admitted, ended: Sequence[Settlement]
@@ -449,12 +473,36 @@ class Lane:
             self.singly = max(0, self.singly - 1)
             delivery = work[0][0]
             ended = blocking(self.order, delivery, self.failure(delivery, error))
-            yield from self.settle([ended], 1)
+            yield from self.settle(self._recorded(work, ended), 1)
         else:
             # The commit itself, the flush or a lost transaction: it has no culprit to name.
             log.info("consumer %s goes one by one after %s", self.consumer.name, describe(error))
             self._kept = work
             self.singly = len(work)
+
+    def _recorded(self, work: Work, ended: Settlement) -> Sequence[Settlement]:
+        """What the broker is told of one that failed with its transaction.
+
+        Where the store remembers what has ended, it first remembers the dead, in a transaction of
+        its own: who lost the claim to this lane must not commit after all. Without that memory
+        nobody is given up on.
+        """
+        if self._admission is Admission.BY_CLAIM or not isinstance(ended, Dead):
+            return [ended]
+        session: Session[Any] | None = None
+        try:
+            session = self.begin()
+            admitted = self.admit(session, work)
+            dead = [ended] if admitted.fresh else []
+            session.settle(dead, admitted.fresh)
+            session.commit()
+            return rounds.of_all(dead, admitted)
+        except (errors.BrokerError, errors.TransactionError) as error:
+            log.warning("consumer %s could not record a dead letter: %s", self.consumer.name, error)
+            if session is not None:
+                session.rollback()
+            self._kept = NO_WORK
+            return [Release(ended.receipt, started=True)]
 
     def committed(
         self,

@@ -69,7 +69,7 @@ def exactly_once(lane: Lane) -> Round:
     session = lane.begin()
     tx: Transaction[Any] = Transaction(session.connection, lane.around.source)
     try:
-        admitted = session.admit(work.deliveries)
+        admitted = lane.admit(session, work)
         yield None
         ended = yield from call_within(lane, fresh_of(work, admitted), tx, session)
         yield None
@@ -271,6 +271,7 @@ def of_all(ended: Sequence[Settlement], admitted: Admitted) -> list[Settlement]:
         *(Done(delivery.receipt) for delivery in admitted.repeated),
         *(Dead(delivery.receipt, IDENTITY_TAKEN) for delivery in admitted.conflicting),
         *(Dead(delivery.receipt, OLDER_THAN_INBOX) for delivery in admitted.too_old),
+        *(Dead(delivery.receipt, GIVEN_UP_BEFORE) for delivery in admitted.dead),
     ]
 
 
@@ -281,4 +282,8 @@ IDENTITY_TAKEN = (
 OLDER_THAN_INBOX = (
     "a repeated delivery older than the inbox remembers: whether it took effect cannot be "
     "told. Look whether its effect is there; replay it only if not"
+)
+GIVEN_UP_BEFORE = (
+    "given up on before: the transaction that recorded it stands, and its worker ended before it "
+    "could tell the broker. The log of that worker has the error"
 )

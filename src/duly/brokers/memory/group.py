@@ -208,7 +208,9 @@ class Group:
             item.charged += 1
         attempt = item.charged if claim.alone else item.charged + 1
         receipt = Claimed(self.name, item.position, claim.token)
-        return Delivery(item.message, receipt, attempt, item.repeated, claim.alone)
+        return Delivery(
+            item.message, receipt, attempt, item.repeated, claim.alone, replays=item.replays
+        )
 
     # --- settling
 
@@ -248,6 +250,7 @@ class Group:
                 self._bury(item, settlement.error, now)
             case Release():
                 item.charged -= alone
+                item.repeated = item.repeated or settlement.started
                 self._offer(item)
             case _:
                 assert_never(settlement)
@@ -289,6 +292,7 @@ class Group:
         """Deliver a dead letter again, as if for the first time. Raises KeyError."""
         item = self._exhume(letter)
         item.charged, item.suspect, item.repeated = 0, False, False
+        item.replays += 1
         if item.position not in self._items:
             item.record = None  # the topic need not keep it: the item does
             self._items[item.position] = item

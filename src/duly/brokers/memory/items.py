@@ -36,8 +36,9 @@ class Item:
     """A message that the cursor passed and that is not done.
 
     ``charged`` counts the starts so far. ``suspect``: a worker died or fell silent with it, so
-    it is next claimed alone. ``repeated``: it may have been started before; a released one was
-    not. ``token`` and ``until`` are those of its claim, where it is claimed.
+    it is next claimed alone. ``repeated``: it may have been started before; one that was
+    released unstarted was not. ``replays`` counts how often it came back from the dead letters.
+    ``token`` and ``until`` are those of its claim, where it is claimed.
     """
 
     position: int
@@ -48,6 +49,7 @@ class Item:
     charged: int = 0
     suspect: bool = False
     repeated: bool = False
+    replays: int = 0
     token: int = 0
     until: float = 0.0
 

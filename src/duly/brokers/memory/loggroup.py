@@ -24,6 +24,7 @@ class Corpse:
     log: str
     entry: Entry
     holding: bool
+    replays: int
 
 
 class LogGroup:
@@ -208,7 +209,7 @@ class LogGroup:
             case Dead():
                 self._bury(share, offset, settlement.error)
             case Release():
-                share.release(offset)
+                share.release(offset, started=settlement.started)
             case _:
                 assert_never(settlement)
 
@@ -232,7 +233,8 @@ class LogGroup:
         self._note("dead-letter", share, offset, error)
         letter = DeadLetter(self.name, entry.message, error, attempts, self._wall_ms())
         holding = self.holds and self.ordered and entry.message.key is not None
-        self._corpses.append(Corpse(letter, share.partition.log, entry, holding))
+        replays = share.replays(offset)
+        self._corpses.append(Corpse(letter, share.partition.log, entry, holding, replays))
         if holding:
             share.hold(offset)
         else:
@@ -255,10 +257,10 @@ class LogGroup:
         share = self.shares.get(corpse.log)
         if share is None:
             return  # its topic was deleted
-        if corpse.holding:
-            share.unhold(corpse.entry.offset, again=again)
-        elif again:
-            share.replay(corpse.entry)
+        if again:
+            share.replay(corpse.entry, corpse.replays + 1)
+        elif corpse.holding:
+            share.unhold(corpse.entry.offset)
 
     # --- what people see
 

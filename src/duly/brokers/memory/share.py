@@ -27,13 +27,14 @@ class Past:
     """What is known of an offset that was delivered before and comes again.
 
     ``charged`` counts its starts, ``due`` is when it may come again (never: a dead letter that
-    holds what is behind it).
+    holds what is behind it), ``replays`` how often it came back from the dead letters.
     """
 
     charged: int = 0
     suspect: bool = False
     repeated: bool = False
     due: float = 0.0
+    replays: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -117,6 +118,7 @@ class Share:
             past.repeated,
             alone,
             LogPosition(self.partition.log, entry.offset, entry.epoch, self.partition.end),
+            past.replays,
         )
 
     def entry(self, offset: int) -> Entry | None:
@@ -146,9 +148,10 @@ class Share:
         past.suspect, past.repeated, past.due = False, True, due
         return past.charged
 
-    def release(self, offset: int) -> None:
-        """Never started: it comes again."""
-        self._land(offset, charge=False)
+    def release(self, offset: int, *, started: bool) -> None:
+        """Not done: it comes again."""
+        past = self._land(offset, charge=False)
+        past.repeated = past.repeated or started
 
     def hold(self, offset: int) -> int:
         """Dead, and the partition waits behind it. Returns the attempts so far."""
@@ -158,13 +161,14 @@ class Share:
         """The starts of a flying offset, this one included."""
         return self._known[offset].charged + (not self.flying[offset].alone)
 
-    def unhold(self, offset: int, *, again: bool) -> None:
-        """A dead letter that held the partition is delivered again, or discarded."""
+    def replays(self, offset: int) -> int:
+        """How often a flying offset came back from the dead letters."""
+        return self._known[offset].replays
+
+    def unhold(self, offset: int) -> None:
+        """A dead letter that held the partition is discarded."""
         del self._again[offset]
-        if again:
-            self._again[offset] = Past()
-        else:
-            self._finish(offset)
+        self._finish(offset)
 
     def _land(self, offset: int, *, charge: bool) -> Past:
         flight = self.flying.pop(offset)
@@ -175,10 +179,11 @@ class Share:
             past.charged -= flight.alone
         return past
 
-    def replay(self, entry: Entry) -> None:
-        """A dead letter behind the cursor is delivered again."""
-        self._replayed[entry.offset] = entry
-        self._again[entry.offset] = Past()
+    def replay(self, entry: Entry, replays: int) -> None:
+        """A dead letter is delivered again, for the ``replays``-th time."""
+        if entry.offset not in self._again:  # behind the cursor
+            self._replayed[entry.offset] = entry
+        self._again[entry.offset] = Past(replays=replays)
 
     def _finish(self, offset: int) -> None:
         if self._replayed.pop(offset, None) is not None and offset < self.committed:

@@ -22,6 +22,8 @@ class Remembered(NamedTuple):
 
     body_hash: bytes
     at_ms: int
+    deaths: int = 0
+    """Not 0: given up on instead, so often. Replayed as often, it may run again."""
 
 
 class Cursor(NamedTuple):
@@ -46,6 +48,8 @@ class Memory:
 
     inbox: dict[str, dict[Event, Remembered]] = field(default_factory=dict)
     cursors: dict[tuple[str, str], Cursor] = field(default_factory=dict)
+    dead: set[tuple[str, str, int]] = field(default_factory=set)
+    """Consumer, log and offset of what a consumer gave up on."""
 
 
 class ByInbox:
@@ -55,9 +59,9 @@ class ByInbox:
         self._scope = scope
         self._at_ms = at_ms
         self._inbox = memory.inbox.setdefault(scope.consumer, {})
-        # Admitted here, with the receipt it came under: it is remembered only if that is done.
+        # Admitted here, with the receipt it came under: it is remembered only if that ends it.
         self._fresh: dict[Event, tuple[Delivery, Remembered]] = {}
-        self._done: dict[Event, Remembered] = {}
+        self._ended: dict[Event, Remembered] = {}
 
     def admit(self, deliveries: Sequence[Delivery]) -> Admitted:
         """Sort deliveries into those that may run and those that may not."""
@@ -66,6 +70,7 @@ class ByInbox:
             "repeated": [],
             "conflicting": [],
             "too_old": [],
+            "dead": [],
         }
         for delivery in deliveries:
             kinds[self._judge(delivery)].append(delivery)
@@ -78,8 +83,10 @@ class ByInbox:
         known = self._inbox.get(event)
         if known is None and event in self._fresh:
             known = self._fresh[event][1]
-        if known is not None:
-            return "repeated" if known.body_hash == now.body_hash else "conflicting"
+        if known is not None and known.body_hash != now.body_hash:
+            return "conflicting"
+        if known is not None and delivery.replays < (known.deaths or delivery.replays + 1):
+            return "dead" if known.deaths else "repeated"
         age_ms = self._at_ms - message.time_ms
         # Only the broker's own mark makes a stranger suspicious: a first delivery may be of any
         # age, after a long backlog.
@@ -89,20 +96,25 @@ class ByInbox:
         return "fresh"
 
     def settle(self, settlement: Settlement, delivery: Delivery) -> None:
-        """Hear how a delivery ended: only what is done will be remembered."""
+        """Hear how a delivery ended: what is done or dead will be remembered."""
         event = _event(delivery)
         admitted = self._fresh.get(event)
         if admitted is None or admitted[0].receipt != delivery.receipt:
             return
         if isinstance(settlement, Done):
-            self._done[event] = admitted[1]
+            self._ended[event] = admitted[1]
+        elif isinstance(settlement, Dead):
+            # Who lost its claim to the one that gave up must not commit after all.
+            self._ended[event] = admitted[1]._replace(deaths=delivery.replays + 1)
 
     def check(self) -> None:
         """One writer at a time: nobody else can have inserted these ids."""
 
     def apply(self) -> None:
-        """Remember what is done, forget what is older than the retention."""
-        self._inbox.update(self._done)
+        """Remember what has ended, forget what is older than the retention."""
+        for event, remembered in self._ended.items():
+            self._inbox.pop(event, None)  # to the end: the oldest stand in front
+            self._inbox[event] = remembered
         oldest_ms = self._at_ms - self._scope.inbox_retention_s * 1000
         while self._inbox:
             event = next(iter(self._inbox))
@@ -119,6 +131,7 @@ class ByCursor:
         self._consumer = scope.consumer
         self._read: dict[str, Cursor | None] = {}
         self._moved: dict[str, Cursor] = {}
+        self._dead: set[tuple[str, str, int]] = set()
         # What was admitted of each log and is not settled yet, in order.
         self._admitted: dict[str, deque[int]] = {}
 
@@ -129,6 +142,7 @@ class ByCursor:
         """
         fresh: list[Delivery] = []
         repeated: list[Delivery] = []
+        dead: list[Delivery] = []
         reached: dict[str, int] = {}
         for delivery in deliveries:
             position = _position(delivery)
@@ -137,12 +151,17 @@ class ByCursor:
                 self._check_history(position, cursor)
             start = reached.get(position.log, cursor.next if cursor else 0)
             if position.offset < start:
-                repeated.append(delivery)
+                # Replayed, it would change the order of the log: it has no effect.
+                given_up = not delivery.replays and self._gave_up(position)
+                (dead if given_up else repeated).append(delivery)
             else:
                 fresh.append(delivery)
                 reached[position.log] = position.offset + 1
                 self._admitted.setdefault(position.log, deque()).append(position.offset)
-        return Admitted(fresh, repeated)
+        return Admitted(fresh, repeated, dead=dead)
+
+    def _gave_up(self, position: LogPosition) -> bool:
+        return (self._consumer, position.log, position.offset) in self._memory.dead
 
     def _cursor(self, log: str) -> Cursor | None:
         if log not in self._read:
@@ -188,6 +207,8 @@ class ByCursor:
                 "it is not done: by cursor, settlements cover a prefix"
             )
         self._moved[position.log] = Cursor(position.offset + 1, position.epoch)
+        if isinstance(settlement, Dead):
+            self._dead.add((self._consumer, position.log, position.offset))
 
     def check(self) -> None:
         """Compare before set. Raises `Superseded` where another transaction moved the cursor."""
@@ -200,6 +221,7 @@ class ByCursor:
 
     def apply(self) -> None:
         """Set the cursors."""
+        self._memory.dead |= self._dead
         for log, cursor in self._moved.items():
             self._memory.cursors[self._consumer, log] = cursor
 

@@ -11,9 +11,9 @@ from typing import Any, Protocol, TypeVar, assert_never
 from duly.broker import Ahead, Delivery, Outcome, Span
 from duly.errors import CommitUnknown, Superseded, TransactionFailed, TransactionLost
 from duly.guarantees import Admission, Retry, Settlement
-from duly.message import Message, Topic, now_ms
+from duly.message import Message, Topic
 from duly.sql import cursor, inbox, log
-from duly.sql.sqlite import DatabaseFile, Turn, boot_id, boot_ms
+from duly.sql.sqlite import DatabaseFile, Turn, boot_id
 from duly.sql.sqlite.driver import broker_error
 from duly.sql.sqlite.guard import Guard, GuardedConnection
 from duly.sql.steps import Steps
@@ -36,6 +36,14 @@ class Home(Protocol):
     @property
     def file(self) -> DatabaseFile:
         """The database."""
+        ...
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970 UTC."""
+        ...
+
+    def boot_ms(self) -> int:
+        """Milliseconds since boot."""
         ...
 
     def unknown(self, topics: Iterable[Topic[Any]]) -> Sequence[Topic[Any]]:
@@ -94,7 +102,7 @@ class SQLiteSession:
             case Admission.BY_CURSOR:
                 return self._run(cursor.admit(scope.consumer, self._logs, deliveries))
             case Admission.BY_INBOX:
-                return self._run(inbox.admit(scope, deliveries, now_ms(), self._mark))
+                return self._run(inbox.admit(scope, deliveries, self._home.now_ms(), self._mark))
         assert_never(scope.admission)
 
     def savepoint(self) -> None:
@@ -131,11 +139,15 @@ class SQLiteSession:
             case Admission.BY_CLAIM:
                 if any(isinstance(settlement, Retry) for settlement in settlements):
                     # Before a retry is noted by this clock, those noted before a step of it move.
-                    self._run(log.follow_clock(boot_id(), now_ms() - boot_ms()))
-                self._run(log.settle(settlements, now_ms(), self._mark))
+                    self._run(
+                        log.follow_clock(boot_id(), self._home.now_ms() - self._home.boot_ms())
+                    )
+                self._run(log.settle(settlements, self._home.now_ms(), self._mark))
             case Admission.BY_CURSOR:
                 self._run(
-                    cursor.settle(scope.consumer, self._logs, settlements, deliveries, now_ms())
+                    cursor.settle(
+                        scope.consumer, self._logs, settlements, deliveries, self._home.now_ms()
+                    )
                 )
             case Admission.BY_INBOX:
                 self._run(inbox.settle(scope, settlements, deliveries, self._mark))
@@ -220,7 +232,7 @@ class SQLiteSession:
         sweeper = self._home.sweeper(scope.consumer)
         sweeper.admitted += admitted
         if sweeper.admitted * 2 >= inbox.STRETCH:
-            before_ms = now_ms() - int(scope.inbox_retention_s * 1000)
+            before_ms = self._home.now_ms() - int(scope.inbox_retention_s * 1000)
             self._run(inbox.forget_old(sweeper, before_ms))
 
     def _scoped(self) -> Scope:

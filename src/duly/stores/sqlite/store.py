@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +14,7 @@ from duly.broker import Outcome
 from duly.errors import ConfigurationError
 from duly.message import Message, Topic, now_ms
 from duly.sql import inbox, log, outbox
-from duly.sql.sqlite import DatabaseFile
+from duly.sql.sqlite import DatabaseFile, boot_ms
 from duly.sql.sqlite.driver import broker_error, schema_blocks
 from duly.sql.sqlite.guard import Guard, GuardedConnection
 from duly.sql.sqlite.place import Place
@@ -41,6 +41,7 @@ class SQLiteStore:
       claim; otherwise they go to the outbox.
     - ``foreign_keys``: whether SQLite enforces foreign keys of what handlers write.
     - ``begin_s``: how long `begin` waits for the file's turn before `BrokerUnavailable`.
+    - ``wall_ms`` gives milliseconds since 1970 UTC, ``boot_ms`` since boot; tests bring their own.
     """
 
     def __init__(
@@ -51,12 +52,16 @@ class SQLiteStore:
         foreign_keys: bool = False,
         begin_s: float = 30.0,
         tx_s: float = _TX_S,
+        wall_ms: Callable[[], int] = now_ms,
+        boot_ms: Callable[[], int] = boot_ms,
     ) -> None:
         self._file = DatabaseFile.open(path)
         self._place = Place(self._file.path)
         self._log_here = broker_database == self._file.identity
         self._foreign_keys = foreign_keys
         self._begin_s = begin_s
+        self._wall_ms = wall_ms
+        self._boot_ms = boot_ms
         self._lanes: deque[Lane] = deque()
         self._catalog: dict[str, log.TopicRecord] = {}
         self._topics: set[str] = set()
@@ -93,7 +98,7 @@ class SQLiteStore:
     @property
     def outbox(self) -> SQLiteOutbox:
         """What transactions published; empty for ever where the broker is the same file."""
-        return SQLiteOutbox(self._file)
+        return SQLiteOutbox(self._file, wall_ms=self._wall_ms, boot_time_ms=self._boot_ms)
 
     def declare(self, topics: Sequence[Topic[Any]]) -> None:
         """Make known the topics that transactions publish to, creating what they need."""
@@ -160,6 +165,14 @@ class SQLiteStore:
 
     # --- the session's side
 
+    def now_ms(self) -> int:
+        """Milliseconds since 1970 UTC."""
+        return self._wall_ms()
+
+    def boot_ms(self) -> int:
+        """Milliseconds since boot."""
+        return self._boot_ms()
+
     def unknown(self, topics: Iterable[Topic[Any]]) -> Sequence[Topic[Any]]:
         """Those that have to be declared in this database before they can be published to."""
         if self._log_here:
@@ -177,7 +190,7 @@ class SQLiteStore:
         """Into the log where it is here, else into the outbox."""
         if self._log_here:
             catalog = {**self._catalog, **declared} if declared else self._catalog
-            return log.publish(catalog, messages, now_ms())
+            return log.publish(catalog, messages, self._wall_ms())
         return outbox.put(self._topics, messages)
 
     def sweeper(self, consumer: str) -> inbox.Sweeper:
