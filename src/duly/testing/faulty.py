@@ -241,6 +241,8 @@ class Faults:
         return False
 
     def __call__(self, call: Call, perform: Callable[[Any], Any]) -> Any:
+        if call.name == "made ahead":
+            return perform(call.given)  # part of the settlement, which is hit or is not
         with self._mutex:
             self.calls.append(call.name)
             fault = self._choose(call)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, assert_never
 
 from duly import errors
-from duly.broker import Delivery, Outcome, Published, RepeatDropped
+from duly.broker import Delivery, Outcome, Published, Receipt, RepeatDropped
 from duly.guarantees import Dead, Done, Release, Retry, Settlement
 from duly.logs import CURRENT, handling_now
 from duly.store import Admitted
@@ -59,6 +60,8 @@ class Recording:
         self._began = 0.0
 
     def __call__(self, call: Call, perform: Perform) -> Any:
+        if call.is_made:
+            return perform(call.given)  # recorded when it was made
         record = _BY_NAME.get(call.name)
         return perform(call.given) if record is None else record(self, call, perform)
 
@@ -66,6 +69,12 @@ class Recording:
         """Record an event of this process, now."""
         if not self._is_dead():
             self._sink(make(self._clock(), self._who, *args, **more))
+
+    def _token(self, receipt: Receipt) -> str:
+        """What the history calls a claim. With the process, for a broker's receipts may be wrong:
+        where two claims had the same one, nobody could see that one was taken from the other.
+        """
+        return f"{receipt!r} {self._who}"
 
     # --- publishing
 
@@ -121,7 +130,7 @@ class Recording:
                 Claim,
                 "ok",
                 call.on,
-                repr(each.receipt),
+                self._token(each.receipt),
                 about(each.message),
                 each.attempt,
                 each.repeated,
@@ -150,7 +159,7 @@ class Recording:
         self, call: Call, phase: Phase, settlements: Sequence[Settlement], refused: bool = False
     ) -> None:
         for each in settlements:
-            token = repr(each.receipt)
+            token = self._token(each.receipt)
             self.put(Settle, phase, call.on, token, kind_of(each), call.tx, refused)
 
     # --- transactions
@@ -169,9 +178,9 @@ class Recording:
             call.tx,
             call.on,
             "" if call.scope is None else str(call.scope.admission),
-            tuple(repr(each.receipt) for each in admitted.fresh),
-            tuple(repr(each.receipt) for each in admitted.repeated),
-            tuple(repr(e.receipt) for e in [*admitted.conflicting, *admitted.too_old]),
+            tuple(self._token(each.receipt) for each in admitted.fresh),
+            tuple(self._token(each.receipt) for each in admitted.repeated),
+            tuple(self._token(e.receipt) for e in [*admitted.conflicting, *admitted.too_old]),
             self._began,
         )
         return admitted
@@ -216,26 +225,39 @@ class Recording:
         """The handler, its runs recorded. It finds the numbers of its runs in `runs`."""
 
         def recorded(*arguments: Any) -> Any:
-            self._start()
-            how: How = "raised"
-            runs = self.runs
-            try:
-                result = call(*arguments)
-                how = "returned"
-                return result
-            except asyncio.CancelledError:
-                how = "cancelled"
-                raise
-            except Exception:
-                raise
-            except BaseException:
-                how = "killed"
-                raise
-            finally:
-                for run in runs:
-                    self.put(End, run, how)
+            with self._run():
+                return call(*arguments)
 
         return recorded
+
+    def async_handler(self, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """As `handler`; where several are under way, `runs` are its own until it first awaits."""
+
+        async def recorded(*arguments: Any) -> Any:
+            with self._run():
+                return await call(*arguments)
+
+        return recorded
+
+    @contextmanager
+    def _run(self) -> Iterator[None]:
+        self._start()
+        how: How = "raised"
+        runs = self.runs
+        try:
+            yield
+            how = "returned"
+        except asyncio.CancelledError:
+            how = "cancelled"
+            raise
+        except Exception:
+            raise
+        except BaseException:
+            how = "killed"
+            raise
+        finally:
+            for run in runs:
+                self.put(End, run, how)
 
     def _start(self) -> None:
         handling = CURRENT.get()
@@ -247,7 +269,7 @@ class Recording:
             self.put(
                 Start,
                 name,
-                repr(each.receipt),
+                self._token(each.receipt),
                 about(each.message),
                 run,
                 each.attempt,
@@ -276,6 +298,7 @@ def kind_of(settlement: Settlement) -> Kind:
 _BY_NAME: dict[str, Callable[[Recording, Call, Perform], Any]] = {
     "publish": Recording._publish,
     "claim": Recording._claim,
+    "made ahead": Recording._claim,
     "settle": Recording._settle,
     "begin": Recording._begin,
     "admit": Recording._admit,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from duly.broker import (
@@ -42,6 +42,7 @@ from duly.store import ClaimsAhead as SessionClaimsAhead
 Name = Literal[
     "publish",
     "claim",
+    "made ahead",
     "settle",
     "extend",
     "close",
@@ -68,7 +69,8 @@ class Call:
 
     ``given`` is what it was called with (messages, settlements, receipts, deliveries), ``on``
     the subscription or consumer, ``tx`` the transaction it belongs to. ``inner`` is what is
-    wrapped, for faults that use it otherwise (end a lease, deliver twice).
+    wrapped, for faults that use it otherwise (end a lease, deliver twice). ``is_made``: a claim
+    that was made with a settlement, and seen then as "made ahead", now has its answer taken.
     """
 
     name: Name
@@ -77,6 +79,7 @@ class Call:
     tx: str = ""
     inner: Any = None
     scope: Scope | None = None
+    is_made: bool = False
 
 
 Around = Callable[[Call, Callable[[Any], Any]], Any]
@@ -161,16 +164,20 @@ class WrappedSubscription:
         inner = self.inner.ahead(limit, max_bytes)
         if inner is None:
             return None
-        return WrappedAhead(inner, lambda take: self._call("claim", limit, take))
+        return WrappedAhead(inner, Call("claim", limit, self.name, inner=self.inner), self._around)
 
     def settle_and_claim(
         self, settlements: Sequence[Settlement], ahead: Ahead
     ) -> Sequence[Receipt]:
         """As `ClaimsAhead.settle_and_claim`."""
-        inner, made = cast(ClaimsAhead, self.inner), cast(WrappedAhead, ahead).inner
-        refused: Sequence[Receipt] = self._call(
-            "settle", settlements, lambda given: inner.settle_and_claim(given, made)
-        )
+        inner, made = cast(ClaimsAhead, self.inner), cast(WrappedAhead, ahead)
+
+        def both(given: Any) -> Any:
+            refused = inner.settle_and_claim(given, made.inner)
+            made.stands()
+            return refused
+
+        refused: Sequence[Receipt] = self._call("settle", settlements, both)
         return refused
 
     def extend(self, receipts: Iterable[Receipt], lease_s: float) -> Sequence[Receipt]:
@@ -186,15 +193,26 @@ class WrappedSubscription:
 
 
 class WrappedAhead:
-    """A claim made with a settlement; it is seen as a claim when its deliveries are taken."""
+    """A claim made with a settlement; it is seen as "made ahead" then, and as a claim when its
+    deliveries are taken.
+    """
 
-    def __init__(self, inner: Ahead, claim: Callable[[Callable[[Any], Any]], Any]) -> None:
+    def __init__(self, inner: Ahead, call: Call, around: Around) -> None:
         self.inner = inner
-        self._claim = claim
+        self._call = call
+        self._around = around
+
+    def stands(self) -> None:
+        """The settlement is made, and with it the claim."""
+        self._seen("made ahead")
 
     def deliveries(self) -> Sequence[Delivery]:
         """As `Ahead.deliveries`."""
-        deliveries: Sequence[Delivery] = self._claim(lambda _: self.inner.deliveries())
+        return self._seen("claim")
+
+    def _seen(self, name: Name) -> Sequence[Delivery]:
+        call = replace(self._call, name=name, is_made=name == "claim")
+        deliveries: Sequence[Delivery] = self._around(call, lambda _: self.inner.deliveries())
         return deliveries
 
 
@@ -251,6 +269,7 @@ class WrappedSession:
         self._around = around
         self._scope = scope
         self._on = "" if scope is None else scope.consumer
+        self._aheads: list[WrappedAhead] = []
 
     def _call(self, name: Name, given: Any, perform: Callable[[Any], Any]) -> Any:
         call = Call(name, given, self._on, self.tx, self.inner, self._scope)
@@ -299,11 +318,19 @@ class WrappedSession:
 
     def claim(self, ahead: Ahead) -> None:
         """As `duly.store.ClaimsAhead.claim`."""
-        cast(SessionClaimsAhead, self.inner).claim(cast(WrappedAhead, ahead).inner)
+        made = cast(WrappedAhead, ahead)
+        cast(SessionClaimsAhead, self.inner).claim(made.inner)
+        self._aheads.append(made)
 
     def commit(self) -> None:
         """As `Session.commit`."""
-        self._call("commit", None, lambda _: self.inner.commit())
+
+        def commit(_: Any) -> None:
+            self.inner.commit()
+            for ahead in self._aheads:
+                ahead.stands()
+
+        self._call("commit", None, commit)
 
     def rollback(self) -> None:
         """As `Session.rollback`."""

@@ -28,6 +28,7 @@ from duly.store import (
 )
 from duly.store import ClaimsAhead as SessionClaimsAhead
 from duly.worker import rounds
+from duly.worker.admission import recorded
 from duly.worker.calling import Caller
 from duly.worker.decoding import Decoder
 from duly.worker.failing import Failures
@@ -105,7 +106,7 @@ class Lane:
         # Whether the handler takes so little time that what is claimed meanwhile does not wait.
         self.is_quick = False
         self._store = store
-        self._admission = admission
+        self.admission = admission
         self._scope = (
             None
             if admission is None
@@ -121,7 +122,7 @@ class Lane:
         self._kept = NO_WORK
         self._pause_s = FIRST_PAUSE_S
         # When what is worked on was claimed, and what was claimed ahead of it.
-        self._claimed_at = self._ahead_at = 0.0
+        self.claimed_at = self._ahead_at = 0.0
 
     # --- driving
 
@@ -220,7 +221,7 @@ class Lane:
             limit = permits.take(limit)
         if not limit:
             return NO_WORK
-        self._claimed_at = self.around.clock()
+        self.claimed_at = self.around.clock()
         claimed = self.subscription.claim(limit, options.batch_bytes, wait_s)
         if permits is not None:
             permits.give_back(limit - len(claimed))
@@ -260,7 +261,7 @@ class Lane:
         None where calls wait for the commit: one that ends the process would charge its death
         to a message claimed alone, which never started.
         """
-        if self._admission is not Admission.BY_CLAIM or waits_for_commit(tx):
+        if self.admission is not Admission.BY_CLAIM or waits_for_commit(tx):
             return None
         ahead = self.ahead()
         if ahead is not None:
@@ -274,7 +275,7 @@ class Lane:
             return
         try:
             self.pending = self._received(ahead.deliveries())
-            self._claimed_at = self._ahead_at
+            self.claimed_at = self._ahead_at
         except (errors.BrokerError, errors.CommitUnknown) as error:
             # This round is settled, and what it started goes on; these come again.
             log.warning("consumer %s: what it claimed next is lost: %s", self.consumer.name, error)
@@ -409,25 +410,6 @@ class Lane:
             self._kept = self.in_round
             raise
 
-    def admit(self, session: Session[Any], work: Work) -> Admitted:
-        """Through the fence; what it refuses as dead holds its key like any other dead letter.
-
-        Raises `Superseded` where the claim is older than the inbox remembers: had another taken
-        it over meanwhile, that could have been forgotten.
-        """
-        admitted = session.admit(work.deliveries)
-        # After the fence: from here on nobody else can take effect for these messages.
-        age_s = self.around.clock() - self._claimed_at
-        kept_s = self.consumer.options.inbox_retention_s
-        if self._admission is Admission.BY_INBOX and age_s > kept_s:
-            raise errors.Superseded(
-                f"consumer {self.consumer.name!r}: claimed {age_s:.0f} s ago, and the inbox "
-                f"remembers {kept_s:.0f} s; nothing was run"
-            )
-        for delivery in (*admitted.dead, *admitted.conflicting, *admitted.too_old):
-            blocking(self.order, delivery, Dead(delivery.receipt, ""))
-        return admitted
-
     def told_to_store(
         self, admitted: Admitted, ended: Sequence[Settlement]
     ) -> tuple[Sequence[Settlement], Sequence[Delivery]]:
@@ -435,7 +417,7 @@ class Lane:
         their ids already.
         """
         fresh = admitted.fresh
-        if self._admission is Admission.BY_INBOX:
+        if self.admission is Admission.BY_INBOX:
             unstarted = [Release(delivery.receipt) for delivery in fresh[len(ended) :]]
             return [*ended, *unstarted], fresh
         return ended, fresh[: len(ended)]
@@ -473,36 +455,12 @@ class Lane:
             self.singly = max(0, self.singly - 1)
             delivery = work[0][0]
             ended = blocking(self.order, delivery, self.failure(delivery, error))
-            yield from self.settle(self._recorded(work, ended), 1)
+            yield from self.settle(recorded(self, work, ended), 1)
         else:
             # The commit itself, the flush or a lost transaction: it has no culprit to name.
             log.info("consumer %s goes one by one after %s", self.consumer.name, describe(error))
             self._kept = work
             self.singly = len(work)
-
-    def _recorded(self, work: Work, ended: Settlement) -> Sequence[Settlement]:
-        """What the broker is told of one that failed with its transaction.
-
-        Where the store remembers what has ended, it first remembers the dead, in a transaction of
-        its own: who lost the claim to this lane must not commit after all. Without that memory
-        nobody is given up on.
-        """
-        if self._admission is Admission.BY_CLAIM or not isinstance(ended, Dead):
-            return [ended]
-        session: Session[Any] | None = None
-        try:
-            session = self.begin()
-            admitted = self.admit(session, work)
-            dead = [ended] if admitted.fresh else []
-            session.settle(dead, admitted.fresh)
-            session.commit()
-            return rounds.of_all(dead, admitted)
-        except (errors.BrokerError, errors.TransactionError) as error:
-            log.warning("consumer %s could not record a dead letter: %s", self.consumer.name, error)
-            if session is not None:
-                session.rollback()
-            self._kept = NO_WORK
-            return [Release(ended.receipt, started=True)]
 
     def committed(
         self,
@@ -529,7 +487,7 @@ class Lane:
 
     def settle_after_commit(self, settlements: Sequence[Settlement]) -> Generator[Step, None, None]:
         """Tell the broker how messages ended, where the transaction did not do that itself."""
-        if self._admission is not Admission.BY_CLAIM:
+        if self.admission is not Admission.BY_CLAIM:
             yield from self.settle(settlements, 0, claims=True)
 
     def tell(self, event: events.Event) -> None:

@@ -7,7 +7,7 @@ process may die without breaking the promise.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from duly.broker import Delivery
 from duly.errors import BrokerError
 from duly.guarantees import Dead, Done, Release, Settlement
 from duly.store import Admitted, Session, Transaction, end, flush, forget_since, mark
+from duly.worker.admission import admit, of_all
 from duly.worker.steps import (
     Blocked,
     BrokerFailed,
@@ -69,7 +70,7 @@ def exactly_once(lane: Lane) -> Round:
     session = lane.begin()
     tx: Transaction[Any] = Transaction(session.connection, lane.around.source)
     try:
-        admitted = lane.admit(session, work)
+        admitted = admit(lane, session, work)
         yield None
         ended = yield from call_within(lane, fresh_of(work, admitted), tx, session)
         yield None
@@ -260,30 +261,3 @@ def fresh_of(work: Work, admitted: Admitted) -> Work:
         return work
     fresh = {delivery.receipt for delivery in admitted.fresh}
     return work.only(lambda delivery, _: delivery.receipt in fresh)
-
-
-def of_all(ended: Sequence[Settlement], admitted: Admitted) -> list[Settlement]:
-    """How every admitted message ended, also those that did not run: a repeat is settled like
-    any other, not ignored.
-    """
-    return [
-        *ended,
-        *(Done(delivery.receipt) for delivery in admitted.repeated),
-        *(Dead(delivery.receipt, IDENTITY_TAKEN) for delivery in admitted.conflicting),
-        *(Dead(delivery.receipt, OLDER_THAN_INBOX) for delivery in admitted.too_old),
-        *(Dead(delivery.receipt, GIVEN_UP_BEFORE) for delivery in admitted.dead),
-    ]
-
-
-IDENTITY_TAKEN = (
-    "identity conflict: this (source, id) has taken effect before with another body. "
-    "One id names one event; publish the new event under an id of its own"
-)
-OLDER_THAN_INBOX = (
-    "a repeated delivery older than the inbox remembers: whether it took effect cannot be "
-    "told. Look whether its effect is there; replay it only if not"
-)
-GIVEN_UP_BEFORE = (
-    "given up on before: the transaction that recorded it stands, and its worker ended before it "
-    "could tell the broker. The log of that worker has the error"
-)

@@ -24,9 +24,38 @@ def lost(case: Case) -> Iterator[str]:
             yield f"{identity[0]}/{identity[2]} was neither handled nor dead-lettered"
 
 
-@forbids("premature settle", AT_LEAST_ONCE)
+@forbids("premature settle", AT_LEAST_ONCE, EXACTLY_ONCE)
 def premature_settle(case: Case) -> Iterator[str]:
-    """A message was settled as done before a start of it had returned."""
+    """A message was settled as done before a start of it had returned, or as failed though its
+    handler was only cancelled.
+    """
+    yield from _settled_as_failed(case)
+    if case.terms.guarantee is AT_LEAST_ONCE:
+        yield from _settled_as_done(case)
+
+
+def _settled_as_failed(case: Case) -> Iterator[str]:
+    by_token: dict[str, list[Run]] = {}
+    for run in case.runs:
+        by_token.setdefault(run.start.token, []).append(run)
+    for token, settles in case.settles.items():
+        for at, settle in settles:
+            if settle.phase != "invoke" or settle.kind not in ("retry", "dead"):
+                continue
+            runs = [run for run in by_token.get(token, ()) if run.at < at]
+            if runs and not any(_ended_by_itself(case, run) for run in runs):
+                yield f"claim {token} was settled as {settle.kind}, its handler was cancelled"
+
+
+def _ended_by_itself(case: Case, run: Run) -> bool:
+    """Whether a run came to an end that says something about its message."""
+    if run.how != "cancelled" or run.ended is None:
+        return run.how is not None
+    lasted_s = case.events[run.ended].at - case.events[run.at].at
+    return lasted_s >= case.terms.max_run_s  # its own limit is a failure like any other
+
+
+def _settled_as_done(case: Case) -> Iterator[str]:
     returned: dict[str, int] = {}
     for run in case.runs:
         if run.how == "returned" and run.ended is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from duly.guarantees import Admission, Guarantee
 from duly.testing.history import (
@@ -29,8 +30,10 @@ from duly.testing.history import (
     Start,
 )
 
-DEATHS = frozenset({"crash", "vanish"})
-"""Kinds of faults of which a process dies: at once known to the others, or not."""
+DEATHS = frozenset({"crash", "vanish", "hang"})
+"""Kinds of faults after which a process goes on with nothing: its death is known to the others
+at once, or not; or it hangs.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Terms:
     - ``tables``: every run that commits writes one row to each; ``has_output``: and publishes
       one message.
     - ``batch_handler``: a failed call of many is followed by one call each, in one attempt.
+    - ``max_run_s``: a handler that is cancelled after so long has failed.
     - ``crash_points``: those that the run must have reached.
     """
 
@@ -67,6 +71,7 @@ class Terms:
     tables: tuple[str, ...] = ()
     has_output: bool = False
     batch_handler: bool = False
+    max_run_s: float = inf
     crash_points: frozenset[str] = frozenset()
 
 

@@ -9,7 +9,7 @@ from duly.guarantees import Admission, Guarantee
 from duly.testing.checker.case import Case
 from duly.testing.checker.properties import forbids
 from duly.testing.history import Identity
-from duly.worker.rounds import OLDER_THAN_INBOX
+from duly.worker.admission import OLDER_THAN_INBOX
 
 EXACTLY_ONCE = Guarantee.EXACTLY_ONCE
 
@@ -45,20 +45,10 @@ def effect_of_a_dead_letter(case: Case) -> Iterator[str]:
     copies = case.copies()
     done = {row.message.identity for row in case.final.rows}
     # Older than the inbox remembers, nobody can tell; the letter says so, and is no anomaly.
-    # By inbox a claim that was lost may still take effect after its successor gave up: the
-    # inbox remembers what is done only, and a replay of the letter will be dropped by it.
     unsure = {d.message.identity for d in case.final.dead if d.error == OLDER_THAN_INBOX}
     for identity in sorted((case.dead() & done) - unsure):
-        if copies[identity] <= 1 and not _late_by_inbox(case, identity):
+        if copies[identity] <= 1:
             yield f"{_name(identity)} is dead-lettered and its effect is committed"
-
-
-def _late_by_inbox(case: Case, identity: Identity) -> bool:
-    if case.terms.admission is not Admission.BY_INBOX:
-        return False
-    written = {row.run for row in case.final.rows if row.message.identity == identity}
-    lost = (case.superseded(case.run_of[run].start.token) for run in written if run in case.run_of)
-    return any(at is not None for at in lost)
 
 
 @forbids("identity conflict", EXACTLY_ONCE)
@@ -209,7 +199,9 @@ def dedup_horizon(case: Case) -> Iterator[str]:
         if claim is None or not claim.repeated or tx is None or tx.admitted is None:
             continue
         began = tx.admit.began if tx.admit is not None else None
-        age_s = (began or case.events[tx.admitted].at) - run.start.message.time_ms / 1000
+        # In whole milliseconds, as messages and inboxes have them.
+        began_ms = int((began or case.events[tx.admitted].at) * 1000)
+        age_s = (began_ms - run.start.message.time_ms) / 1000
         if age_s > kept_s:
             message = run.start.message
             yield (

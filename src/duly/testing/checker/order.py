@@ -62,16 +62,28 @@ def _success(case: Case, run: Run, there: set[str]) -> Place | None:
 
 def _handled(case: Case, run: Run) -> int | None:
     """Where a run that returned was settled: that is its commit, and what is settled together
-    counts together. At most once it was settled before.
+    counts together. At most once it was settled before. What was refused has not succeeded.
     """
     if run.how != "returned":
         return None
     if case.terms.guarantee is Guarantee.AT_MOST_ONCE:
         return run.ended
-    for at, settle in case.settles.get(run.start.token, ()):
-        if settle.kind == "done":
-            return at
-    return None
+    settles = [each for each in case.settles.get(run.start.token, ()) if each[1].kind == "done"]
+    phases = [settle.phase for _, settle in settles]
+    if not settles or (phases[-1] == "fail" and ("info" not in phases or _otherwise(case, run))):
+        return None
+    return settles[0][0]
+
+
+def _otherwise(case: Case, run: Run) -> bool:
+    """Whether another claim on the message was settled: what became of this one is unknown, but
+    it was not what counted.
+    """
+    return any(
+        other.start.token != run.start.token
+        and case.settled(other.start.token, "done", "dead") is not None
+        for other in case.runs_by_identity()[run.start.message.identity]
+    )
 
 
 def _deaths(case: Case) -> dict[Identity, Place]:
@@ -103,8 +115,15 @@ def inversion(case: Case) -> Iterator[str]:
     for line in _lines(case):
         done = [m for m in line.messages if m.identity in line.done]
         for earlier, later in itertools.pairwise(done):
+            if _given_up(line, earlier, before=later):
+                continue  # what succeeded later is another copy of it, or a replay
             if line.done[earlier.identity] > line.done[later.identity]:
                 yield f"key {later.key}: {later.id} succeeded before {earlier.id}"
+
+
+def _given_up(line: _Line, message: About, *, before: About) -> bool:
+    dead = line.dead.get(message.identity)
+    return dead is not None and dead < line.done[before.identity]
 
 
 @forbids("skip", Guarantee.AT_LEAST_ONCE, Guarantee.EXACTLY_ONCE, ordered=True)
@@ -160,7 +179,8 @@ def _overlapping(case: Case, runs: list[Run]) -> Iterator[tuple[Run, Run]]:
         for second in runs[number + 1 :]:
             if second.at >= end:
                 break
-            if second.start.who != first.start.who:
+            # One call of a batch handler is many runs at once.
+            if second.start.who != first.start.who or not case.terms.batch_handler:
                 yield first, second
 
 
@@ -176,6 +196,8 @@ def _fenced(case: Case, run: Run, at: int) -> bool:
             continue
         if (claim.message.topic, claim.message.key) == (message.topic, message.key):
             taken = case.superseded(claim.token)
-            if taken is not None and taken < at and case.settled(claim.token, "done") is None:
+            # What is settled comes again only where the whole partition has changed hands.
+            settled = case.settled(claim.token, "done") if case.terms.confirms_settlement else None
+            if taken is not None and taken < at and settled is None:
                 return True
     return False

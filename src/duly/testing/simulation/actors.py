@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from duly import errors
-from duly.broker import SubscribeOptions
+from duly.broker import Receipt, SubscribeOptions
 from duly.consumer import Consumer, Handler, Options
-from duly.guarantees import Guarantee, RetryPolicy
+from duly.guarantees import Admission, Guarantee, RetryPolicy
 from duly.message import Message, Topic
 from duly.relay import Relay, RelayOptions
-from duly.store import Transaction
 from duly.testing.history import about
 from duly.testing.seam import WrappedBroker, WrappedOutbox, WrappedStore
+from duly.testing.simulation.handling import AsyncHandlerOf, HandlerOf
 from duly.testing.simulation.kinds import (
     ATTEMPTS,
     HORIZON_S,
     LEASE_S,
     LONGEST_BACKOFF_S,
-    TABLES,
+    MAX_RUN_S,
     Place,
 )
+from duly.testing.simulation.loop import SimulatedLoop
 from duly.testing.simulation.scenario import Manner, Scenario
 from duly.testing.simulation.world import Process, World
+from duly.worker.concurrent import ConcurrentLane
 from duly.worker.keeper import Keeper
 from duly.worker.lane import Lane
 from duly.worker.steps import Surroundings
 
 POLICY = RetryPolicy(attempts=ATTEMPTS, first_s=1.0, longest_s=LONGEST_BACKOFF_S)
-MAX_RUN_S = 1000.0
+
+
+Driven = Lane | ConcurrentLane
 
 
 @dataclass(slots=True)
@@ -47,6 +50,7 @@ class Setting:
     starts: Counter[str] = field(default_factory=Counter)
     to_publish: deque[Item] = field(default_factory=deque)
     spawned: Counter[str] = field(default_factory=Counter)
+    workers: list[Worker] = field(default_factory=list)
 
     @property
     def place(self) -> Place:
@@ -71,7 +75,8 @@ class Item:
 def spawn_worker(setting: Setting) -> Process:
     """Start a worker process."""
     process = _process(setting, "w")
-    process.actor = Worker(setting, process)
+    process.actor = worker = Worker(setting, process)
+    setting.workers.append(worker)
     return process
 
 
@@ -100,16 +105,29 @@ def _process(setting: Setting, letter: str) -> Process:
 
 
 class Worker:
-    """One process with one lane and what keeps its leases."""
+    """One process with one lane, what keeps its leases and, for coroutines, its event loop."""
 
     def __init__(self, setting: Setting, process: Process) -> None:
-        world, place, scenario = setting.world, setting.place, setting.scenario
         self._setting = setting
         self._process = process
+        self._hung: tuple[Sequence[Receipt], float | None] = ((), None)
+        self._loop: SimulatedLoop | None = None
+        if setting.scenario.asynchronous:
+            self._loop = SimulatedLoop(self, setting.world.on_loop_is)
+        self.lane = self._lane()
+        self.driven: Driven = self.lane
+        if setting.scenario.concurrency > 1:
+            assert self._loop is not None, "only coroutines run side by side"
+            self.driven = ConcurrentLane(self.lane, self._loop)
+        self._keeper = Keeper(setting.world.clock, lambda _name, _seconds: None, None)
+        self._keeper.watch(self.lane, self)
+
+    def _lane(self) -> Lane:
+        setting, process = self._setting, self._process
+        world, place, scenario = setting.world, setting.place, setting.scenario
         exactly = setting.guarantee is Guarantee.EXACTLY_ONCE
-        broker = WrappedBroker(place.broker, process.seam)
-        store = WrappedStore(place.store, process.seam, f"{process.name}/tx")
         consumer = consumer_of(setting)
+        broker = WrappedBroker(place.broker, process.seam)
         self._subscription = broker.subscribe(
             consumer.topics,
             consumer.name,
@@ -120,47 +138,88 @@ class Worker:
                 hold_key_on_dead=scenario.hold,
             ),
         )
-        self.lane = Lane(
+        recording = process.recording
+        return Lane(
             consumer,
             self._subscription,
-            process.recording.handler(HandlerOf(setting, process)),
+            recording.handler(HandlerOf(setting, process, self.hang))
+            if self._loop is None
+            else recording.async_handler(AsyncHandlerOf(setting, process)),
             Surroundings(
                 "sim",
                 clock=world.clock,
                 roll=world.order.random,
                 wait_s=0.0,
+                on_loop=None if self._loop is None else self._loop.until,
                 one_call_a_step=scenario.preempt > 0,
             ),
-            store=store if exactly else None,
+            store=WrappedStore(place.store, process.seam, f"{process.name}/tx")
+            if exactly
+            else None,
             admission=place.admission if exactly else None,
             retries_in_place=place.broker.capabilities.retries_in_place,
         )
-        self._keeper = Keeper(world.clock, lambda _name, _seconds: None, None)
-        self._keeper.watch(self.lane, self.lane)
 
     def step(self) -> float:
         """One step of the lane, or what follows the last."""
         lane, process = self.lane, self._process
-        if lane.stopping and lane.idle():
-            lane.close()
+        if lane.stopping and self.driven.idle():
+            self.driven.close()
             process.ended = True
             return 0.0
         claimed = lane.counts.claimed
-        pause_s = lane.step()
+        pause_s = self.driven.step()
+        if self._loop is not None and self.driven is not lane:
+            for _ in range(self._setting.world.order.randint(0, 2)):
+                self._loop.turn()
         if process.point(f"between steps, after {process.last}", ("stop",)) == "stop":
             lane.stop()
-        if process.last == "claim" and lane.counts.claimed == claimed and not lane.pending:
+        if process.last == "claim" and lane.counts.claimed == claimed and self.driven.idle():
             return max(pause_s, 0.25)  # nothing to do
         return pause_s
 
     def idle(self) -> bool:
         """Whether nothing is left to run of what was claimed."""
-        waiting = self._process.last == "claim" and not self.lane.receipts()
-        return waiting or self.lane.idle()
+        waiting = self._process.last == "claim" and not self.driven.receipts()
+        return waiting or self.driven.idle()
+
+    # --- what its keeper sees
 
     def look(self) -> None:
         """Renew the leases that are due."""
         self._keeper.look()
+
+    def receipts(self) -> Sequence[Receipt]:
+        """What is claimed and not settled; of one that hangs, for ever."""
+        return self.driven.receipts() if self._process.hung_since is None else self._hung[0]
+
+    def holds(self) -> bool:
+        """Whether it holds claims."""
+        return bool(self.receipts())
+
+    def oldest_start(self) -> float | None:
+        """When the oldest handler that runs began."""
+        return self.driven.oldest_start() if self._process.hung_since is None else self._hung[1]
+
+    def hang(self) -> NoReturn:
+        """Its handler never returns. What it holds is kept here, for its step is unwound."""
+        self._hung = (self.driven.receipts(), self.driven.oldest_start())
+        self._process.hang()
+
+    # --- what its loop sees
+
+    def now(self) -> float:
+        """The world's time."""
+        return self._setting.world.clock.now
+
+    def sleep(self, seconds: float) -> None:
+        """Time passes while the whole loop waits; the leases are kept meanwhile."""
+        clock = self._setting.world.clock
+        until = clock.now + seconds
+        while clock.now < until:
+            clock.now += min(until - clock.now, LEASE_S / 4)
+            if self._process.alive and not self._setting.world.is_locked():
+                self._process.look()
 
     def died(self, kind: str) -> None:
         """Its sessions are rolled back; only where a death is known at once do claims go."""
@@ -170,6 +229,12 @@ class Worker:
             self._setting.world.silent.append(
                 (self._setting.world.clock.now + LEASE_S, self._subscription.inner)
             )
+
+    def end(self) -> None:
+        """The simulation is over: nothing of this process goes on."""
+        self._process.alive = False
+        if self._loop is not None:
+            self._loop.end()
 
 
 def consumer_of(setting: Setting) -> Consumer:
@@ -182,7 +247,7 @@ def consumer_of(setting: Setting) -> Consumer:
         setting.guarantee,
         Handler(
             function=print,
-            is_async=False,
+            is_async=scenario.asynchronous,
             is_batch=scenario.batch_handler,
             wants_message=True,
             wants_tx=exactly,
@@ -190,6 +255,7 @@ def consumer_of(setting: Setting) -> Consumer:
         ),
         Options(
             batch=scenario.batch,
+            concurrency=scenario.concurrency,
             lease_s=LEASE_S,
             max_run_s=MAX_RUN_S,
             retry=POLICY,
@@ -198,61 +264,6 @@ def consumer_of(setting: Setting) -> Consumer:
             inbox_retention_s=HORIZON_S if scenario.horizon else 7 * 86400.0,
         ),
     )
-
-
-class HandlerOf:
-    """The handler of one process: two rows and an output for each message, manners besides."""
-
-    def __init__(self, setting: Setting, process: Process) -> None:
-        self._setting = setting
-        self._process = process
-
-    def __call__(self, given: Any, tx: Transaction[Any] | None = None) -> None:
-        messages: Sequence[Message[Any]] = given if isinstance(given, list) else [given]
-        runs = list(self._process.recording.runs)
-        for message, run in zip(messages, runs, strict=True):
-            self._process.point("handler: before")
-            if tx is not None:
-                self._write(message, run, tx)
-            self._behave(message)
-            self._process.point("handler: after")
-
-    def _write(self, message: Message[Any], run: str, tx: Transaction[Any]) -> None:
-        setting, written = self._setting, about(message)
-        setting.place.insert(tx.connection, TABLES[0], run, written)
-        self._process.point("handler: one row written")
-        setting.place.insert(tx.connection, TABLES[1], run, written)
-        self._process.point("handler: both rows written")
-        tx.publish(setting.outputs, message.payload, id=f"out-{run}")
-
-    def _behave(self, message: Message[Any]) -> None:
-        setting, world = self._setting, self._setting.world
-        setting.starts[message.id] += 1
-        first = setting.starts[message.id] == 1
-        match setting.manners[message.id]:
-            case "fail once" if first:
-                raise ValueError("it fails the first time")
-            case "fail always":
-                raise ValueError("it always fails")
-            case "retry" if first:
-                raise errors.Retry("later", in_s=0.5)
-            case "reject":
-                raise errors.Reject("never")
-            case "cancel once" if first:
-                world.record_fault(self._process, "cancel", "handler")
-                raise asyncio.CancelledError
-            case "die once" if first:
-                self._die()
-            case "die always":
-                self._die()
-            case "slow":
-                world.clock.now += LEASE_S / 8
-            case _:
-                pass
-
-    def _die(self) -> None:
-        self._setting.world.record_fault(self._process, "crash", "handler: in the middle")
-        self._process.die("crash")
 
 
 # --- publishers
@@ -284,6 +295,10 @@ class Publisher:
 
     def look(self) -> None:
         """It does nothing besides."""
+
+    def holds(self) -> bool:
+        """It claims nothing."""
+        return False
 
     def died(self, kind: str) -> None:
         """Another process takes over what it had not finished."""
@@ -335,7 +350,8 @@ def may_repeat(setting: Setting) -> bool:
     if setting.guarantee is Guarantee.AT_LEAST_ONCE:
         return True
     exactly = setting.guarantee is Guarantee.EXACTLY_ONCE
-    return exactly and setting.scenario.kind != "log" and not setting.scenario.horizon
+    by_cursor = setting.place.admission is Admission.BY_CURSOR
+    return exactly and not by_cursor and not setting.scenario.horizon
 
 
 # --- relays
@@ -367,10 +383,9 @@ class RelayActor:
     def look(self) -> None:
         """It does nothing besides."""
 
+    def holds(self) -> bool:
+        """It claims nothing."""
+        return False
+
     def died(self, kind: str) -> None:
         """Another takes over when its hold on the outbox ends."""
-        del kind
-        place = self._setting.place
-        if place.locks and place.outbox is not None:
-            # That hold is by the machine's clock, which does not pass here.
-            place.outbox.let_go(self._relay.name)

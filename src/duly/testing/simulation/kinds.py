@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 from duly.broker import Broker, Subscription
 from duly.brokers.memory import MemoryDatabase, MemoryLog, MemoryQueue
 from duly.errors import BrokerUnavailable
 from duly.guarantees import Admission, Guarantee
-from duly.inspection import SubscriptionState
+from duly.inspection import DeadLetter, SubscriptionState
 from duly.store import Backlog, Outbox, Store, outbox_of
 from duly.stores.memory import MemoryStore
 from duly.testing.checker import Terms
@@ -24,6 +25,7 @@ LEASE_S = 6.0
 ATTEMPTS = 3
 LONGEST_BACKOFF_S = 4.0
 HORIZON_S = 12.0
+MAX_RUN_S = 15.0
 TABLES = ("one", "two")
 # The simulation's time begins here, so that wall time and monotonic time can be one number.
 BEGIN_S = 1_700_000_000.0
@@ -43,28 +45,43 @@ class Clock:
         return int(self.now * 1000)
 
 
+# What is simulated here is processes that die; for disks there are the images of lost power.
+_SHM = Path("/dev/shm")
+_IN_MEMORY = _SHM if _SHM.is_dir() and os.access(_SHM, os.W_OK) else None
+
 Insert = Callable[[Any, str, str, About], None]
+"""Writes a row: connection, table, run, message."""
+
+
+@dataclass(slots=True)
+class At:
+    """Whom to tell that a call has come to a point within."""
+
+    point: Callable[[str], None] = lambda _: None
 
 
 @dataclass(slots=True)
 class Place:
     """Where a simulation takes place.
 
-    ``bury`` tells the broker at once that a lane's process died, where it can know. ``locks``:
-    an open transaction keeps everybody else out of the file. ``outbox`` is there where the
-    broker is another database.
+    ``lose`` lets the database roll a transaction back by itself. ``bury`` tells the broker at
+    once that a lane's process died, where it can know. ``locks``: an open transaction keeps
+    everybody else out of the file. ``outbox`` is there where the broker is another database.
+    ``at``: where the place itself says that it is in the middle of a call.
     """
 
     broker: Broker
     store: Store
     admission: Admission
     insert: Insert
+    lose: Callable[[Any], None]
     rows: Callable[[], list[Row]]
     states: Callable[[], Sequence[SubscriptionState]]
     dead: Callable[[], list[Dead]]
     bury: Callable[[Subscription], None]
     locks: bool = False
     outbox: Outbox | None = None
+    at: At = field(default_factory=At)
 
     def leaks(self) -> list[str]:
         """What is left open."""
@@ -97,14 +114,14 @@ def place(scenario: Scenario, clock: Clock) -> Iterator[Place]:
         case "queue":
             queue = MemoryQueue(clock=clock, wall_ms=clock.wall_ms)
             yield _in_memory(queue, _apart(clock), Admission.BY_INBOX)
-        case "sqlite" | "sqlite-inbox":
+        case "sqlite" | "sqlite-inbox" | "sqlite-cursor":
             from duly.testing.simulation.sqlite import sqlite_place
 
             with ExitStack() as stack:
-                folder = Path(stack.enter_context(TemporaryDirectory(prefix="duly-")))
-                yield stack.enter_context(
-                    sqlite_place(folder, clock, apart=scenario.kind == "sqlite-inbox")
+                folder = Path(
+                    stack.enter_context(TemporaryDirectory(prefix="duly-", dir=_IN_MEMORY))
                 )
+                yield stack.enter_context(sqlite_place(folder, clock, scenario.kind))
 
 
 def _apart(clock: Clock) -> MemoryStore:
@@ -119,6 +136,7 @@ def _in_memory(
         store,
         admission,
         insert=_insert,
+        lose=lambda connection: connection.rollback(),
         rows=lambda: [
             Row(table, About(*value), run)
             for table in TABLES
@@ -126,7 +144,7 @@ def _in_memory(
             if isinstance(run, str)
         ],
         states=broker.subscriptions,
-        dead=lambda: [*_dead_of(broker), *_dead_in(store)],
+        dead=lambda: [*dead_of(broker), *_dead_in(store)],
         bury=broker.crash,
         outbox=outbox_of(store),
     )
@@ -138,7 +156,18 @@ def _insert(connection: Any, table: str, run: str, message: About) -> None:
     )
 
 
-def _dead_of(broker: MemoryDatabase | MemoryLog | MemoryQueue) -> list[Dead]:
+class Buries(Protocol):
+    """A broker that tells what it gave up on."""
+
+    def dead_letters(
+        self, subscription: str | None = None, limit: int = 100
+    ) -> Sequence[DeadLetter]:
+        """As `Inspection.dead_letters`."""
+        ...
+
+
+def dead_of(broker: Buries) -> list[Dead]:
+    """A broker's dead letters, as a history has them."""
     return [
         Dead(letter.subscription, about(letter.message), letter.attempts, letter.error)
         for letter in broker.dead_letters(limit=10_000)
@@ -177,4 +206,6 @@ def terms_of(scenario: Scenario, place: Place) -> Terms:
         tables=TABLES if exactly else (),
         has_output=exactly,
         batch_handler=scenario.batch_handler,
+        # A microsecond less, for a timer is due when its time is nearly there.
+        max_run_s=MAX_RUN_S - 1e-5,
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +15,7 @@ from duly.broker import SubscribeOptions, Subscription
 from duly.guarantees import Done, Guarantee, GuaranteeName
 from duly.message import Message, Topic
 from duly.testing.checker import Judgement, judge
-from duly.testing.history import Event, Final, Heal, Output, Read, Waiting, about
+from duly.testing.history import Commit, Event, Final, Heal, Output, Read, Settle, Waiting, about
 from duly.testing.simulation.actors import (
     Item,
     Setting,
@@ -29,19 +28,26 @@ from duly.testing.simulation.kinds import (
     ATTEMPTS,
     LEASE_S,
     LONGEST_BACKOFF_S,
+    MAX_RUN_S,
     Clock,
     Place,
     place,
     terms_of,
 )
 from duly.testing.simulation.plan import Hit, Plan
-from duly.testing.simulation.scenario import Scenario
+from duly.testing.simulation.scenario import Manner, Scenario
 from duly.testing.simulation.world import World
 
 # With faults for so many ticks at most, and then without until all is done, or it is stuck.
 TICKS_WITH_FAULTS = 400
-# A message that kills its worker needs a lease, or a backoff, for each of its attempts.
+# A message that kills its worker needs a lease, or a backoff, for each of its attempts, and others
+# may have to wait for it; one whose handler hangs is held for as long as that may run.
 REST_S = 3 * LEASE_S + ATTEMPTS * (LONGEST_BACKOFF_S + LEASE_S)
+FOR_EVER = 5
+MORE_S: Mapping[Manner, float] = {
+    "die always": ATTEMPTS * (LONGEST_BACKOFF_S + LEASE_S),
+    "hang once": MAX_RUN_S + 2 * LEASE_S,
+}
 SOURCE = "sim"
 _A_LOT = 1 << 30
 
@@ -84,11 +90,11 @@ def quiet() -> Iterator[None]:
 
 def run(scenario: Scenario, seed: int, plan: Plan) -> Outcome:
     """Run one schedule and judge it."""
-    # The store on SQLite goes by the machine's clock, which must not be far ahead.
-    clock = Clock(time.time()) if scenario.kind.startswith("sqlite") else Clock()
+    clock = Clock()
     with quiet(), place(scenario, clock) as where:
         world = World(where, plan, seed, scenario.preempt)
         world.clock = clock
+        where.at.point = world.inside_a_call
         setting = Setting(
             scenario, world, *_topics(scenario.guarantee, 2 if scenario.ordered else 0)
         )
@@ -98,8 +104,12 @@ def run(scenario: Scenario, seed: int, plan: Plan) -> Outcome:
             [setting.topic, setting.outputs], "observer", SubscribeOptions(Guarantee.AT_LEAST_ONCE)
         )
         _fill(setting, Random(seed))
-        _play(setting)
-        _rest(setting)
+        try:
+            _play(setting)
+            _rest(setting)
+        finally:
+            for worker in setting.workers:
+                worker.end()
         world.events.append(Read(clock.now, "observer", _read(where, observer)))
         judgement = judge(world.events, terms_of(scenario, where))
         return Outcome(
@@ -167,13 +177,24 @@ def _play(setting: Setting) -> None:
 def _rest(setting: Setting) -> None:
     """Without faults, until everything is handled or the time for that is over."""
     world = setting.world
-    until = world.clock.now + REST_S
-    while world.clock.now < until:
+    more_s = sum(MORE_S.get(manner, 0.0) for manner in setting.manners.values())
+    rest_s = REST_S + more_s
+    until = world.clock.now + rest_s
+    # As long as something ends, nothing is stuck; but who never comes to an end is.
+    last = world.clock.now + FOR_EVER * rest_s
+    ended = 0
+    while world.clock.now < min(until, last):
         for _ in range(8):
             world.tick()
             _replace_the_dead(setting)
         if _is_done(setting):
             return
+        if ended != (ended := _count_ended(world.events)):
+            until = world.clock.now + rest_s
+
+
+def _count_ended(events: list[Event]) -> int:
+    return sum(isinstance(event, Settle | Commit) and event.phase == "ok" for event in events)
 
 
 def _replace_the_dead(setting: Setting) -> None:
@@ -184,11 +205,14 @@ def _replace_the_dead(setting: Setting) -> None:
     for process in world.processes:
         if process.busy:
             return
-    gone = [p for p in world.processes if not p.alive or p.ended]
-    if not gone:
-        return
-    world.processes = [p for p in world.processes if p.alive and not p.ended]
+    world.processes, gone = (
+        [p for p in world.processes if p.alive and not p.ended],
+        [p for p in world.processes if not p.alive or p.ended or p.hung_since is not None],
+    )
     for process in gone:
+        if process.replaced:
+            continue
+        process.replaced = True  # one that hangs is still there
         if process.name.startswith("w"):
             spawn_worker(setting)
         elif process.name.startswith("r"):
@@ -202,7 +226,9 @@ def _is_done(setting: Setting, *, but_held: bool = False) -> bool:
     if setting.to_publish or any(p.name.startswith("p") for p in setting.world.processes):
         return False
     for process in setting.world.processes:
-        if process.sessions or (isinstance(process.actor, Worker) and not process.actor.idle()):
+        if process.sessions:
+            return False
+        if isinstance(process.actor, Worker) and not (process.is_gone or process.actor.idle()):
             return False
     outbox = setting.place.outbox
     if outbox is not None and outbox.backlog().unsent:

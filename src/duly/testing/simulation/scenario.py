@@ -9,9 +9,10 @@ import msgspec
 
 from duly.guarantees import GuaranteeName
 
-Kind = Literal["database", "log", "log-inbox", "queue", "sqlite", "sqlite-inbox"]
-"""The broker and how its messages are admitted: by claim, by cursor, by inbox, by inbox; and
-SQLite, by claim in the broker's own file and by inbox in another."""
+Kind = Literal["database", "log", "log-inbox", "queue", "sqlite", "sqlite-inbox", "sqlite-cursor"]
+"""The broker and how its messages are admitted: by claim, by cursor, by inbox, by inbox; and a
+store on SQLite: by claim in the broker's own file, by inbox beside a SQLite broker, by cursor
+beside a log in memory."""
 
 Manner = Literal[
     "ok",
@@ -19,16 +20,22 @@ Manner = Literal[
     "fail always",
     "retry",
     "reject",
+    "reject once",
     "cancel once",
     "die once",
     "die always",
     "slow",
+    "hang once",
+    "lose once",
     "undecodable",
 ]
-"""What the handler does with a message."""
+"""What the handler does with a message. ``hang once``: it never returns. ``lose once``: the
+database rolls the transaction back inside it, and it goes on as if nothing had happened."""
 
 MANNERS: tuple[Manner, ...] = get_args(Manner)
-MEMORY_KINDS: tuple[Kind, ...] = ("database", "log", "log-inbox", "queue")
+KINDS: tuple[Kind, ...] = get_args(Kind)
+MEMORY_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if not kind.startswith("sqlite"))
+SQLITE_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind.startswith("sqlite"))
 GUARANTEES: tuple[GuaranteeName, ...] = get_args(GuaranteeName)
 
 
@@ -40,6 +47,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     - ``conflicts``: some ids are published again with another body.
     - ``horizon``: the inbox forgets before the end of the run.
     - ``preempt``: how often a process is interrupted by another between two statements.
+    - ``asynchronous``: the handler is a coroutine; ``concurrency``: so many of them at once.
     """
 
     kind: Kind = "database"
@@ -55,6 +63,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     conflicts: bool = False
     horizon: bool = False
     preempt: float = 0.0
+    asynchronous: bool = False
+    concurrency: int = 1
 
     def text(self) -> str:
         """The scenario as one word for the command line."""
@@ -82,47 +92,48 @@ def scenario_of(text: str) -> Scenario:
         raise ValueError(f"{text!r} is no scenario: {error}") from None
 
 
-def any_scenario(random: Random, kinds: tuple[Kind, ...] = MEMORY_KINDS) -> Scenario:
+def any_scenario(random: Random, kinds: tuple[Kind, ...]) -> Scenario:
     """One that makes sense, out of all of them."""
     kind = random.choice(kinds)
     # A queue neither confirms settlements nor orders; the contract refuses what needs that.
     guarantee = random.choice(GUARANTEES[1:] if kind == "queue" else GUARANTEES)
+    return any_of(random, kind, guarantee)
+
+
+def any_of(random: Random, kind: Kind, guarantee: GuaranteeName) -> Scenario:
+    """One of a kind and guarantee; without exactly-once there is nothing to admit."""
     exactly = guarantee == "exactly-once"
-    if kind in ("log-inbox", "sqlite-inbox") and not exactly:
-        kind = "log" if kind == "log-inbox" else "sqlite"
+    if not exactly:
+        kind = _WITHOUT_STORE.get(kind, kind)
     ordered = kind != "queue" and random.random() < 0.4
     rough = random.random() < 0.6
-    by_inbox = kind in ("log-inbox", "queue", "sqlite-inbox") and exactly
-    # The store on SQLite ages its inbox by the machine's clock, which does not pass here.
-    horizon = by_inbox and kind != "sqlite-inbox" and random.random() < 0.2
+    by_inbox = exactly and kind in ("log-inbox", "queue", "sqlite-inbox")
+    by_cursor = exactly and kind in ("log", "sqlite-cursor")
+    horizon = by_inbox and random.random() < 0.2
+    batch_handler = random.random() < 0.2
+    asynchronous = random.random() < 0.3
+    many = asynchronous and not exactly and not batch_handler and random.random() < 0.7
     return Scenario(
         kind=kind,
         guarantee=guarantee,
         ordered=ordered,
-        hold=ordered and _may_hold(kind, guarantee) and random.random() < 0.4,
+        hold=ordered and guarantee != "at-most-once" and random.random() < 0.4,
         messages=random.randint(2, 8),
         workers=random.randint(1, 3),
         batch=random.choice((1, 2, 3, 10)),
-        batch_handler=random.random() < 0.2,
-        manners=_any_manners(random, guarantee) if rough else ("ok",),
+        batch_handler=batch_handler,
+        manners=tuple(random.choices(MANNERS, k=3)) if rough else ("ok",),
         within=exactly and kind in ("database", "sqlite") and random.random() < 0.5,
-        conflicts=exactly and kind != "log" and not horizon and random.random() < 0.2,
+        conflicts=exactly and not by_cursor and not horizon and random.random() < 0.2,
         horizon=horizon,
         preempt=random.choice((0.0, 0.05, 0.2)),
+        asynchronous=asynchronous,
+        concurrency=random.choice((2, 4)) if many else 1,
     )
 
 
-def _any_manners(random: Random, guarantee: GuaranteeName) -> tuple[Manner, ...]:
-    manners = list(MANNERS)
-    if guarantee == "at-most-once":
-        # A handler that cancels itself takes with it what was claimed and settled beside its
-        # message; whether that may be is not for random schedules to say again and again.
-        manners.remove("cancel once")
-    return tuple(random.choices(manners, k=3))
-
-
-def _may_hold(kind: Kind, guarantee: GuaranteeName) -> bool:
-    # By cursor the dead letter is the store's, and the broker that should hold the key learns of
-    # it after the commit: whoever takes over in between finds the message passed, and goes on.
-    by_cursor = kind == "log" and guarantee == "exactly-once"
-    return guarantee != "at-most-once" and not by_cursor
+_WITHOUT_STORE: dict[Kind, Kind] = {
+    "log-inbox": "log",
+    "sqlite-inbox": "sqlite",
+    "sqlite-cursor": "log",
+}

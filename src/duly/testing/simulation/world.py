@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 from random import Random
 from typing import Any, NoReturn, Protocol
@@ -20,7 +21,7 @@ from duly.testing.faulty import make, possible
 from duly.testing.history import Event, Fault
 from duly.testing.recording import Recording
 from duly.testing.seam import Call, inside
-from duly.testing.simulation.kinds import LEASE_S, Clock, Place
+from duly.testing.simulation.kinds import LEASE_S, MAX_RUN_S, Clock, Place
 from duly.testing.simulation.plan import Hit, Plan
 
 DEADLY = ("crash", "vanish")
@@ -49,6 +50,10 @@ class Actor(Protocol):
         """What the process does beside its steps, as long as it is not standing still."""
         ...
 
+    def holds(self) -> bool:
+        """Whether it holds claims."""
+        ...
+
 
 class Process:
     """One process of the world: its points, its recorder, and whether it lives."""
@@ -61,6 +66,10 @@ class Process:
         self.busy = False
         self.paused = False
         self.ended = False
+        # Since when its handler hangs; what it does beside its steps goes on.
+        self.hung_since: float | None = None
+        self.replaced = False
+        self.looking = False
         self.wake = 0.0
         self.points = 0
         self.last = "start"
@@ -68,25 +77,32 @@ class Process:
         self.actor: Actor
         # Its own, as a process's is: the lanes say in a context variable what they run.
         self._context = copy_context()
-        self.recording = Recording(world.events.append, world.clock, name, lambda: not self.alive)
+        self.recording = Recording(world.events.append, world.clock, name, lambda: self.is_gone)
         self.around = inside(self.recording, self._around)
         # A claim is recorded when the broker makes it, whether or not its answer arrives.
         self._claim = inside(self._around, self.recording)
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether what it still does on its stack has not happened: it died, or hangs."""
+        return not self.alive or (self.hung_since is not None and not self.looking)
+
     def point(self, name: str, more: tuple[str, ...] = ()) -> str | None:
         """Pass a point; returns a fault of ``more`` that hits there. Raises `Crash`."""
-        if not self.alive:
+        if self.is_gone:
             raise Crash
         return self.world.point(self, name, more)
 
     def seam(self, call: Call, perform: Callable[[Any], Any]) -> Any:
         """What every call of this process goes through."""
+        if call.name == "made ahead":
+            return self.recording(call, perform)
         return (self._claim if call.name == "claim" else self.around)(call, perform)
 
     def _around(self, call: Call, perform: Callable[[Any], Any]) -> Any:
-        if not self.alive:
+        if self.is_gone:
             if call.name == "rollback":
-                return None  # the system has done it
+                return None  # the system has done it, or it is not done as long as it hangs
             raise Crash
         world = self.world
         kinds = possible(call, world.place.broker.capabilities) if world.faulty else ()
@@ -112,22 +128,37 @@ class Process:
         self.actor.died(kind)
         raise Crash
 
+    def hang(self) -> NoReturn:
+        """Nothing of its step ever goes on: unwound here, and its sessions stay open."""
+        self.world.record_fault(self, "hang", "handler: in the middle")
+        self.hung_since = self.world.clock.now
+        raise Crash
+
     def step(self) -> None:
         """Let it do a little."""
         self.busy = True
+        outer, self.world.acting = self.world.acting, self
         try:
             self.wake = self.world.clock.now + self._context.run(self.actor.step)
         except Crash:
-            self.alive = False
+            pass  # it died, or it hangs
         finally:
             self.busy = False
+            self.world.acting = outer
 
     def look(self) -> None:
-        """Let it do what it does beside its steps."""
+        """Let it do what it does beside its steps. Where it dies of it, a step of it that is
+        under way ends at its next point.
+        """
+        self.looking = True
+        outer, self.world.acting = self.world.acting, self
         try:
             self.actor.look()
         except Crash:
-            self.alive = False  # a step of it that is under way ends at its next point
+            pass
+        finally:
+            self.looking = False
+            self.world.acting = outer
 
 
 def _kind_of(call: Call, answer: Any) -> str:
@@ -163,11 +194,31 @@ class World:
         self.points: Counter[str] = Counter()
         self.trace = 0
         self.faulty = True
+        # Whose step or look is being made, and whether it can only go on or die.
+        self.acting: Process | None = None
+        self.only_deaths = False
         # Lanes of processes that fell silent, and when that is noticed by those who look.
         self.silent: list[tuple[float, Subscription]] = []
         self._depth = 0
 
     # --- points
+
+    def on_loop_is(self, running: bool) -> None:
+        """Whether what happens now happens on an event loop: no other can run meanwhile."""
+        self.only_deaths = running
+
+    def inside_a_call(self, name: str) -> None:
+        """The place says that it is in the middle of a call that some process makes.
+
+        It may die there. It does not stand still: what it was given is recorded once it has it,
+        which others would then have before.
+        """
+        if self.acting is not None:
+            outer, self.only_deaths = self.only_deaths, True
+            try:
+                self.acting.point(name)
+            finally:
+                self.only_deaths = outer
 
     def point(self, process: Process, name: str, more: tuple[str, ...]) -> str | None:
         """A process passes a point."""
@@ -176,11 +227,11 @@ class World:
         if self.faulty:
             self.points[process.name] = process.points
             self.reached[name] += 1
-            kinds = ANYWHERE + more
+            kinds = DEADLY if self.only_deaths else ANYWHERE + more
             kind = self.plan.fault(process.name, process.points, kinds)
             if kind is not None:
                 return self._hit(process, name, kind)
-        if self.preempt and self.order.random() < self.preempt:
+        if self.preempt and not self.only_deaths and self.order.random() < self.preempt:
             self._overtake(process, self.order.randint(1, 4))
         return None
 
@@ -238,12 +289,17 @@ class World:
     def tick(self) -> None:
         """A little time passes and one process takes a step."""
         self.clock.now += self.order.choice(TICKS_S)
+        self._end_the_hung()
         if not self.is_locked():
             for process in self.processes:
                 if process.alive and not process.paused and not process.ended:
                     process.look()
         now = self.clock.now
-        free = [p for p in self.processes if p.alive and not (p.busy or p.ended)]
+        free = [
+            p
+            for p in self.processes
+            if p.alive and p.hung_since is None and not (p.busy or p.paused or p.ended)
+        ]
         if self.is_locked():
             free = [process for process in free if process.sessions]  # the others would wait
         ready = [process for process in free if process.wake <= now]
@@ -255,6 +311,19 @@ class World:
             process = ready[0] if len(ready) == 1 else self.order.choice(ready)
             self.trace = hash((self.trace, process.number))
             process.step()
+
+    def _end_the_hung(self) -> None:
+        """A supervisor ends who hangs. Where its claims are what holds its messages nobody does,
+        for their leases end as well.
+        """
+        for process in self.processes:
+            since = process.hung_since
+            if not process.alive or since is None or self.clock.now - since <= MAX_RUN_S:
+                continue
+            if process.sessions or not process.actor.holds():
+                self.record_fault(process, "crash", "the hung is ended")
+                with suppress(Crash):
+                    process.die("crash")
 
     def expire_silent(self) -> None:
         """Processes that have been silent for a lease are taken for dead."""

@@ -1,0 +1,34 @@
+"""Small scenarios that together pass every crash point, for each kind and guarantee."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from duly.testing.simulation.scenario import GUARANTEES, KINDS, Kind, Manner, Scenario
+
+# A retry, a dead letter, a handler that takes long, and one that dies with its worker.
+_MANNERS: tuple[Manner, ...] = ("fail once", "reject", "slow", "die once")
+
+
+def _covering() -> Iterator[Scenario]:
+    for kind in KINDS:
+        for guarantee in GUARANTEES:
+            exactly = guarantee == "exactly-once"
+            if (kind == "queue" and guarantee == "at-most-once") or (
+                kind in _ONLY_EXACTLY and not exactly
+            ):
+                continue
+            yield Scenario(
+                kind=kind,
+                guarantee=guarantee,
+                messages=4,
+                batch=2,
+                manners=_MANNERS,
+                within=exactly and kind in ("database", "sqlite"),
+            )
+
+
+_ONLY_EXACTLY: tuple[Kind, ...] = ("log-inbox", "sqlite-inbox", "sqlite-cursor")
+
+COVERING: tuple[Scenario, ...] = tuple(_covering())
+"""Every single crash of these reaches every crash point that there is."""
