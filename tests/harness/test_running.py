@@ -220,6 +220,61 @@ def test_a_rate_limit_is_waited_out_on_the_clock():
         assert t.clock.now - began >= timedelta(seconds=8)
 
 
+@pytest.mark.parametrize("hold", [False, True])
+def test_order_by_key_behind_a_failure(hold: bool):
+    app = duly.App("theirs", "memory://")
+    topic: Topic[int] = Topic(
+        "t", int, guarantee="exactly-once", partitions=2, key=lambda n: f"k{n % 2}"
+    )
+
+    @app.consumer(
+        topic, name="c", guarantee="exactly-once", order_by_key=True, hold_key_on_dead=hold
+    )
+    def handle(n: int, tx: duly.Transaction[Any]) -> None:
+        if n == 2:
+            raise ValueError("the even ones wait")
+        tx.connection.insert("handled", n, n)
+
+    def handled(t: Running) -> list[int]:
+        with t.connection() as tables:
+            return list(tables.rows("handled"))
+
+    with running(app) as t:
+        t.publish_many(topic, range(1, 7))
+        t.drain(failures="expected")
+        assert handled(t) == [1, 3, 5]
+        t.drain(advance=True, failures="expected")
+        assert handled(t) == ([1, 3, 5] if hold else [1, 3, 5, 4, 6])
+        assert [letter.message.payload for letter in t.dead("c")] == [2]
+        assert t.waiting("c").parked == (2 if hold else 0)
+
+
+@pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])
+def test_batch_handlers(guarantee: Any):
+    app = duly.App("theirs", "memory://")
+    topic: Topic[int] = Topic("t", int, guarantee="exactly-once")
+    batches: list[list[int]] = []
+
+    def plain(batch: list[int]) -> None:
+        batches.append(batch)
+        if 3 in batch:
+            raise ValueError("not with the three")
+
+    def within(batch: list[int], tx: duly.Transaction[Any]) -> None:
+        plain(batch)
+
+    declare: Any = app.batch_consumer(topic, name="c", guarantee=guarantee, batch=10)
+    declare(within if guarantee == "exactly-once" else plain)
+    with running(app) as t:
+        t.publish_many(topic, range(5))
+        with pytest.raises(ValueError, match="three"):
+            t.drain()
+        t.drain(advance=True, failures="expected")
+        assert batches[0] == [0, 1, 2, 3, 4]
+        assert batches[1:6] == [[0], [1], [2], [3], [4]], "alone, so that the culprit is found"
+        assert [letter.message.payload for letter in t.dead("c")] == [3]
+
+
 # --- failures
 
 
