@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import duly
 from duly import RetryPolicy, Topic
+from duly.testing import Running
 
 NEVER = "never-made-by-a-test.db"
 
@@ -57,3 +58,18 @@ def show(cents: int) -> None:
 
 
 TABLE = "create table charges (cents integer)"
+
+
+def charged(t: Running) -> list[int]:
+    with t.connection() as db:
+        return [cents for (cents,) in db.execute("select cents from charges order by rowid")]
+
+
+def deciding(app: duly.App, raises: Exception) -> Topic[int]:
+    topic: Topic[int] = Topic("t", int, guarantee="at-least-once")
+
+    @app.consumer(topic, name="c", guarantee="at-least-once")
+    def decide(n: int) -> None:
+        raise raises
+
+    return topic
