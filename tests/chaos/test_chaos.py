@@ -30,8 +30,6 @@ def test_a_short_run_breaks_nothing(tmp_path: Path):
     assert ended.returncode in (0, 2), said
     assert "2 rounds" in said, said
     assert "0 anomalies: " in said
-    unknown = [line for line in said.splitlines() if line.startswith("unknown: ")]
-    assert all("never hit" in line for line in unknown), said
     assert not (tmp_path / "chaos").exists(), "what was good is not kept"
 
 
@@ -39,7 +37,7 @@ def test_a_short_run_breaks_nothing(tmp_path: Path):
 def test_what_is_settled_in_the_wrong_order_is_named(tmp_path: Path):
     ended = chaos(
         tmp_path / "chaos",
-        *("--round", "1", "--faults-s", "5", "--seed", "4"),
+        *("--round", "1", "--faults-s", "4", "--seed", "4"),
         *("--before", "tests.chaos.planted:settled_in_the_wrong_order"),
     )
     said = ended.stdout + ended.stderr

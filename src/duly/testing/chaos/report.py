@@ -29,8 +29,8 @@ def verdict_of(tally: Tally, profile: Sequence[str] = FAULTS) -> Verdict:
 
 
 def reasons(tally: Tally, profile: Sequence[str]) -> Iterator[str]:
-    """Why a run shows nothing."""
-    yield from sorted(tally.unknown)
+    """Why a run shows nothing: what succeeded in no round, and what hit in none."""
+    yield from sorted(why for why, rounds in tally.unknown.items() if rounds == tally.rounds)
     for kind in profile:
         if not tally.hits[kind]:
             yield f"the fault {kind!r} never hit"

@@ -52,17 +52,16 @@ class Tally:
     dead: Counter[str] = field(default_factory=Counter)
     anomalies: list[tuple[str, str, Anomaly]] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
-    unknown: set[str] = field(default_factory=set)
+    unknown: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
     events: int = 0
 
     def add(self, other: Tally) -> None:
         """Add another's."""
-        for name in ("operations", "struck", "hits", "messages", "starts", "dead"):
+        for name in ("operations", "struck", "hits", "messages", "starts", "dead", "unknown"):
             getattr(self, name).update(getattr(other, name))
         self.anomalies += other.anomalies
         self.complaints += other.complaints
-        self.unknown |= other.unknown
         self.rounds += other.rounds
         self.events += other.events
 
@@ -85,7 +84,7 @@ def judged(folder: Path) -> Tally:
         ]
         judgement = judge(mine, spec.terms())
         tally.anomalies += [(folder.name, spec.name, each) for each in judgement.anomalies]
-        tally.unknown |= {f"{spec.name}: {why}" for why in judgement.unknown}
+        tally.unknown.update(f"{spec.name}: {why}" for why in judgement.unknown)
         for event in mine:
             if isinstance(event, Read):
                 tally.messages[spec.name] += sum(
