@@ -35,6 +35,13 @@ Sink = Callable[[Event], None]
 Perform = Callable[[Any], Any]
 
 
+def claimed(receipt: Receipt, who: str) -> str:
+    """What the history calls the claim of a process. With its name, for a broker's receipts may be
+    wrong: where two claims had the same one, nobody could see that one was taken from the other.
+    """
+    return f"{receipt!r} {who}"
+
+
 class Recording:
     """An `Around` that records what process ``who`` does, and what it is told.
 
@@ -69,12 +76,6 @@ class Recording:
         """Record an event of this process, now."""
         if not self._is_dead():
             self._sink(make(self._clock(), self._who, *args, **more))
-
-    def _token(self, receipt: Receipt) -> str:
-        """What the history calls a claim. With the process, for a broker's receipts may be wrong:
-        where two claims had the same one, nobody could see that one was taken from the other.
-        """
-        return f"{receipt!r} {self._who}"
 
     # --- publishing
 
@@ -130,7 +131,7 @@ class Recording:
                 Claim,
                 "ok",
                 call.on,
-                self._token(each.receipt),
+                claimed(each.receipt, self._who),
                 about(each.message),
                 each.attempt,
                 each.repeated,
@@ -159,7 +160,7 @@ class Recording:
         self, call: Call, phase: Phase, settlements: Sequence[Settlement], refused: bool = False
     ) -> None:
         for each in settlements:
-            token = self._token(each.receipt)
+            token = claimed(each.receipt, self._who)
             self.put(Settle, phase, call.on, token, kind_of(each), call.tx, refused)
 
     # --- transactions
@@ -178,9 +179,11 @@ class Recording:
             call.tx,
             call.on,
             "" if call.scope is None else str(call.scope.admission),
-            tuple(self._token(each.receipt) for each in admitted.fresh),
-            tuple(self._token(each.receipt) for each in admitted.repeated),
-            tuple(self._token(e.receipt) for e in [*admitted.conflicting, *admitted.too_old]),
+            tuple(claimed(each.receipt, self._who) for each in admitted.fresh),
+            tuple(claimed(each.receipt, self._who) for each in admitted.repeated),
+            tuple(
+                claimed(e.receipt, self._who) for e in [*admitted.conflicting, *admitted.too_old]
+            ),
             self._began,
         )
         return admitted
@@ -269,7 +272,7 @@ class Recording:
             self.put(
                 Start,
                 name,
-                self._token(each.receipt),
+                claimed(each.receipt, self._who),
                 about(each.message),
                 run,
                 each.attempt,

@@ -18,7 +18,7 @@ from duly.guarantees import Settlement
 from duly.logs import CURRENT, handling_now
 from duly.store import Transaction
 from duly.testing.history import About, End, Event, How, Recorder, Start, about
-from duly.testing.recording import Recording
+from duly.testing.recording import Recording, claimed
 from duly.testing.seam import Call
 
 Perform = Callable[[Any], Any]
@@ -65,8 +65,8 @@ class Recorded:
         name, runs = self._begun()
         transaction = "" if tx is None else self._transactions[id(tx.connection)]
         for each in runs:
-            receipt = repr(each.delivery.receipt)
-            self.put(Start, name, receipt, each.about, each.name, each.attempt, transaction)
+            token = claimed(each.delivery.receipt, self.who)
+            self.put(Start, name, token, each.about, each.name, each.attempt, transaction)
         how: How = "raised"
         try:
             yield runs
