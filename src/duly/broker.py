@@ -108,6 +108,12 @@ class Span(Sequence[Delivery], ABC):
 
     bodies: list[bytes]
     attempt: int
+    repeated: bool
+
+    @property
+    @abstractmethod
+    def identities(self) -> tuple[str, Sequence[str], Sequence[str]]:
+        """The topic, the sources and the ids of its messages."""
 
     @property
     @abstractmethod
@@ -169,7 +175,8 @@ class SubscribeOptions:
     with it then; another one later is refused with `ConfigurationError`. ``hold_key_on_dead``:
     with ``order_by_key``, messages of a key wait behind its dead letter until that is replayed
     or discarded; otherwise they go on. ``bodies_only``: deliveries may carry `Unread`, to save
-    fetching what nobody looks at; a broker may ignore it.
+    fetching what nobody looks at; a broker may ignore it. ``identities``: every message's source
+    and id will be looked at too.
     """
 
     guarantee: Guarantee
@@ -178,6 +185,7 @@ class SubscribeOptions:
     hold_key_on_dead: bool = False
     start: Start = "earliest"
     bodies_only: bool = False
+    identities: bool = False
 
 
 class Subscription(Protocol):

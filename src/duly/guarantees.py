@@ -96,9 +96,13 @@ class Admission(StrEnum):
 
 
 class Done(msgspec.Struct, frozen=True, gc=False):
-    """Handled; the subscription forgets the message."""
+    """Handled; the subscription forgets the message.
+
+    ``count``: of how many messages, where the receipt stands for a span of them.
+    """
 
     receipt: Any
+    count: int = 1
 
 
 class Retry(msgspec.Struct, frozen=True, gc=False):

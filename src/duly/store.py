@@ -7,7 +7,7 @@ worker drives the `Session` beneath it: fence first (`admit`), settlement last (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from duly.broker import Ahead, Delivery, Outcome
 from duly.errors import ConfigurationError, TransactionFailed
-from duly.guarantees import Admission, Settlement
+from duly.guarantees import Admission, Done, Settlement
 from duly.message import Message, Topic, due_ms
 
 C = TypeVar("C")
@@ -109,7 +109,7 @@ class Session(Protocol[C_co]):
 
     def settle(self, settlements: Sequence[Settlement], deliveries: Sequence[Delivery]) -> None:
         """Record how the deliveries ended; the last statement. ``settlements`` pair with
-        ``deliveries``. By claim this settles them; by cursor it moves the cursor past them and
+        ``deliveries`` (see `paired`). By claim this settles them; by cursor it moves the cursor past them and
         keeps their dead letters; by inbox it remembers the dead as dead, and forgets the ids of
         those that will run again.
         """
@@ -262,6 +262,36 @@ class Outbox(Protocol):
     def backlog(self) -> Backlog:
         """How much there is."""
         ...
+
+
+def paired(
+    settlements: Sequence[Settlement], deliveries: Sequence[Delivery]
+) -> Iterator[tuple[Settlement, Delivery]]:
+    """Each delivery with its settlement, which for a span is one of several."""
+    at = 0
+    for settlement in settlements:
+        count = settlement.count if isinstance(settlement, Done) else 1
+        for delivery in deliveries[at : at + count]:
+            yield settlement, delivery
+        at += count
+
+
+def not_done(
+    settlements: Sequence[Settlement], deliveries: Sequence[Delivery]
+) -> Iterator[tuple[Settlement, Delivery]]:
+    """Those of `paired` that are not done; no others are looked at."""
+    at = 0
+    for settlement in settlements:
+        if isinstance(settlement, Done):
+            at += settlement.count
+        else:
+            yield settlement, deliveries[at]
+            at += 1
+
+
+def covered(settlements: Sequence[Settlement]) -> int:
+    """How many deliveries they settle."""
+    return sum([s.count if isinstance(s, Done) else 1 for s in settlements])
 
 
 def outbox_of(store: Store) -> Outbox | None:

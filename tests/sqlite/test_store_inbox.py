@@ -28,6 +28,7 @@ from tests.sqlite.stores import (
 )
 
 DAY_MS = 86_400_000
+COUNTED = "select consumer, count(*) from duly_inbox natural join duly_inbox_flows group by 1"
 
 
 @pytest.fixture
@@ -181,9 +182,36 @@ def test_what_is_older_than_the_retention_is_forgotten_in_short_steps(
         run(store, forgetful, batch)
     for start in range(100, 200, 10):
         run(store, forgetful, [delivery(f"{n:03}") for n in range(start, start + 10)])
-    counts = dict(rows(store.path, "select consumer, count(*) from duly_inbox group by 1"))
+    counts = dict(rows(store.path, COUNTED))
     assert counts["billing"] <= 60
     assert counts["audit"] == 100, "another consumer's memory is its own"
+
+
+def test_every_source_and_topic_of_a_consumer_is_cleaned(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(inbox, "STRETCH", 10)
+    forgetful = Scope("billing", Admission.BY_INBOX, inbox_retention_s=0)
+    for n in range(40):
+        run(store, forgetful, [delivery(f"{n:03}", source=f"s{n % 4}") for _ in range(1)])
+    for n in range(40):
+        run(store, forgetful, [delivery(f"late-{n:03}", source="s9")])
+    left = [id for id in remembered(store) if not id.startswith("late")]
+    assert left == []
+
+
+def test_the_same_id_of_two_sources_is_two_messages(store: SQLiteStore):
+    both = [delivery("a", source="one"), delivery("a", source="two")]
+    assert run(store, INBOX, both) == ["a", "a"]
+    assert run(store, INBOX, [*both, delivery("a", source="three")]) == ["a"]
+
+
+def test_a_flow_that_was_rolled_back_is_made_again(store: SQLiteStore):
+    session = store.begin(INBOX)
+    session.admit([delivery("a")])
+    session.rollback()
+    assert run(store, INBOX, [delivery("a")]) == ["a"]
+    assert run(store, INBOX, [delivery("a")]) == []
 
 
 def test_a_sweep_forgets_nothing_within_the_retention(

@@ -19,7 +19,7 @@ from duly.sql.steps import Ask, Many, Steps
 
 Row = tuple[Any, ...]
 """position, source, id, time_ms, key, headers, due_ms, body; or position, id and body; or, of
-a range without gaps, id and body, or body alone"""
+a range without gaps as a span: body; id and body; source, id and body"""
 
 # Ranges that yield nothing (all parked) are passed over so many times in one transaction.
 _ROUNDS = 8
@@ -31,7 +31,8 @@ NOT_ALONE, SUSPECT, ASKED_FOR_ONE = 0, 1, 2
 class Lane:
     """Who claims: one lane of a worker, for one topic of a subscription.
 
-    ``settles_first``: ids come with the bodies, for nothing can be looked up of what is settled.
+    ``settles_first``: ids come with the bodies, for nothing can be looked up of what is settled;
+    ``identities``: they do, and the sources.
     """
 
     subscription_no: int
@@ -42,10 +43,14 @@ class Lane:
     hold_key_on_dead: bool
     bodies_only: bool = False
     settles_first: bool = False
+    identities: bool = False
 
 
 class Part(NamedTuple):
-    """Some of what was claimed: rows of one stream with the same history, from ``first`` on."""
+    """Some of what was claimed: rows of one stream with the same history, from ``first`` on.
+
+    ``is_span``: their positions are not in the rows, for there is no gap.
+    """
 
     stream: int
     first: int
@@ -53,6 +58,7 @@ class Part(NamedTuple):
     attempt: int
     alone: bool
     repeated: bool
+    is_span: bool
 
 
 @dataclass(slots=True)
@@ -346,7 +352,7 @@ def _take(
     attempt, alone, repeated = history
     if blocked and lane.order_by_key:
         held = held | (yield from _park_behind(lane, reach, history))
-    rows = yield from _fetch_for(lane, first, last, whole=not held)
+    rows, is_span = yield from _fetch_for(lane, first, last, whole=not held)
     if held:
         rows = [row for row in rows if row[0] not in held]
     if not rows:
@@ -374,7 +380,7 @@ def _take(
             ),
         )
     room.parts.append(
-        Part(stream_of(first), first, rows, attempt, alone == SUSPECT, bool(repeated))
+        Part(stream_of(first), first, rows, attempt, alone == SUSPECT, bool(repeated), is_span)
     )
     room.messages -= len(rows)
     if room.messages:  # else there is nothing more to take
@@ -392,15 +398,22 @@ def _park_behind(lane: Lane, reach: Range, history: tuple[int, int, int]) -> Ste
     return {position for (position,) in (yield Ask("park_behind", params))}
 
 
-def _fetch_for(lane: Lane, first: int, last: int, *, whole: bool) -> Steps[list[Row]]:
+def _fetch_for(lane: Lane, first: int, last: int, *, whole: bool) -> Steps[tuple[list[Row], bool]]:
+    """The rows, and whether they are those of a span."""
     if lane.bodies_only and whole:
         rows: list[Row] = []
         with contextlib.suppress(Exception):  # an id that is no text: the raw fetch below tells
-            name = "fetch_span_with_ids" if lane.settles_first else "fetch_span"
-            rows = yield Ask(name, (first, last))
+            rows = yield Ask(_span_of(lane), (first, last))
         if len(rows) == last - first + 1:
-            return rows
-    return (yield from fetch(first, last, bodies_only=lane.bodies_only))
+            return rows, True
+    rows = yield from fetch(first, last, bodies_only=lane.bodies_only and not lane.identities)
+    return rows, False
+
+
+def _span_of(lane: Lane) -> str:
+    if lane.identities:
+        return "fetch_span_with_identities"
+    return "fetch_span_with_ids" if lane.settles_first else "fetch_span"
 
 
 def fetch_ids(first: int, last: int) -> Steps[list[str]]:

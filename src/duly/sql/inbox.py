@@ -7,40 +7,101 @@ the first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
 
-from duly.broker import Delivery
-from duly.guarantees import Dead, Done, Settlement
+from duly.broker import Delivery, Span
+from duly.guarantees import Dead, Settlement
+from duly.message import body_hashes
 from duly.sql.steps import Ask, Many, Steps
-from duly.store import Admitted, Scope
+from duly.store import Admitted, Scope, not_done
 
-Key = tuple[str, str, str, str]
-"""consumer, topic, source, id"""
+Flow = tuple[str, str, str]
+"""consumer, topic, source"""
+
+Key = tuple[int, str]
+"""The number of a flow, and an id."""
+
+_id = itemgetter(0)
 
 # How many remembered messages one step of `forget_old` looks at.
 STRETCH = 500
 
 
-def admit(scope: Scope, deliveries: Sequence[Delivery], now_ms: int, mark: int) -> Steps[Admitted]:
+@dataclass(slots=True)
+class Flows:
+    """The numbers of flows: those ``known`` to stand in the database, and those that this
+    transaction found or made, known to all once it stands.
+    """
+
+    known: Mapping[Flow, int]
+    found: dict[Flow, int] = field(default_factory=dict)
+
+    def number(self, flow: Flow) -> Steps[int]:
+        """The number of a flow, which may be a new one."""
+        number = self.known.get(flow) or self.found.get(flow)
+        if number is None:
+            rows = yield Ask("inbox_flow", flow)
+            [(number,)] = rows or (yield Ask("add_inbox_flow", flow))
+            self.found[flow] = number
+        return number
+
+    def key(self, consumer: str, delivery: Delivery) -> Steps[Key]:
+        """What a message is remembered by."""
+        message = delivery.message
+        number = yield from self.number((consumer, message.topic, message.source))
+        return number, message.id
+
+
+def admit(
+    scope: Scope, flows: Flows, deliveries: Sequence[Delivery], now_ms: int, mark: int
+) -> Steps[Admitted]:
     """Remember the deliveries and sort out those that may not run; the first statement.
 
     ``mark`` tells this transaction from every other.
     """
-    too_old = yield from _too_old(scope, deliveries, now_ms)
+    too_old = yield from _too_old(scope, flows, deliveries, now_ms)
     if too_old:
         deliveries = _without(deliveries, too_old)
-    known = [(_key(scope.consumer, d), d.message.body_hash(), d) for d in deliveries]
-    known.sort(key=lambda entry: entry[0])
-    added = yield Many("inbox_remember", [(*key, hash, now_ms, mark) for key, hash, _ in known])
-    if added == len(known):
+    events, hashes = _events(scope.consumer, deliveries)
+    added = 0
+    for flow, of_flow in sorted(events.items()):
+        number = yield from flows.number(flow)
+        of_flow.sort(key=_id)  # by id alone: of two with one id, the first delivered is remembered
+        added += yield Many("inbox_remember", of_flow, (number, now_ms, mark))
+    if added == len(deliveries):
         return Admitted(deliveries, too_old=too_old)
-    return (yield from _sort_out(known, deliveries, too_old, mark))
+    return (yield from _sort_out(scope, flows, deliveries, hashes, too_old, mark))
+
+
+def _events(
+    consumer: str, deliveries: Sequence[Delivery]
+) -> tuple[Mapping[Flow, list[tuple[str, int]]], Sequence[int]]:
+    """By flow the ids with the hashes of their bodies, and these for each delivery in order."""
+    events: dict[Flow, list[tuple[str, int]]] = {}
+    if isinstance(deliveries, Span):
+        topic, sources, ids = deliveries.identities
+        hashes = body_hashes(deliveries.bodies)
+        if len(set(sources)) == 1:
+            events[consumer, topic, sources[0]] = [*zip(ids, hashes, strict=True)]
+        else:
+            for source, id, hash in zip(sources, ids, hashes, strict=True):
+                events.setdefault((consumer, topic, source), []).append((id, hash))
+        return events, hashes
+    messages = [delivery.message for delivery in deliveries]
+    hashes = body_hashes([message.body for message in messages])
+    for message, hash in zip(messages, hashes, strict=True):
+        flow = consumer, message.topic, message.source
+        events.setdefault(flow, []).append((message.id, hash))
+    return events, hashes
 
 
 def _sort_out(
-    known: Sequence[tuple[Key, bytes, Delivery]],
+    scope: Scope,
+    flows: Flows,
     deliveries: Sequence[Delivery],
+    hashes: Sequence[int],
     too_old: Sequence[Delivery],
     mark: int,
 ) -> Steps[Admitted]:
@@ -49,13 +110,16 @@ def _sort_out(
     What was given up on has a mark below zero: so often. Replayed as often, it may run again.
     """
     ours: set[Key] = set()
+    fresh: list[Delivery] = []
     repeated: list[Delivery] = []
     conflicting: list[Delivery] = []
     dead: list[Delivery] = []
-    for key, hash, delivery in known:
+    for delivery, hash in zip(deliveries, hashes, strict=True):
+        key = yield from flows.key(scope.consumer, delivery)
         [(first_hash, first_mark)] = yield Ask("inbox_known", key)
         if first_mark == mark and key not in ours:
             ours.add(key)
+            fresh.append(delivery)
         elif first_hash != hash:
             conflicting.append(delivery)
         elif first_mark >= 0:
@@ -65,44 +129,47 @@ def _sort_out(
         else:
             yield Ask("inbox_mark", (mark, *key, first_mark))
             ours.add(key)
-    fresh = _without(deliveries, [*repeated, *conflicting, *dead])
+            fresh.append(delivery)
     return Admitted(fresh, repeated, conflicting, too_old, dead)
 
 
 def _too_old(
-    scope: Scope, deliveries: Sequence[Delivery], now_ms: int
+    scope: Scope, flows: Flows, deliveries: Sequence[Delivery], now_ms: int
 ) -> Steps[Sequence[Delivery]]:
     """Marked as repeated, older than the inbox remembers, and not remembered."""
-    since_ms = now_ms - int(scope.inbox_retention_s * 1000)
     # Only the broker's own mark makes a stranger suspicious: after a long backlog a first
     # delivery may be of any age.
+    if isinstance(deliveries, Span) and not deliveries.repeated:
+        return ()
+    since_ms = now_ms - int(scope.inbox_retention_s * 1000)
     suspects = [d for d in deliveries if d.repeated and d.message.time_ms < since_ms]
     strangers: list[Delivery] = []
     for delivery in suspects:
-        known = yield Ask("inbox_known", _key(scope.consumer, delivery))
+        known = yield Ask("inbox_known", (yield from flows.key(scope.consumer, delivery)))
         strangers += [] if known else [delivery]
     return strangers
 
 
 def settle(
-    scope: Scope, settlements: Sequence[Settlement], deliveries: Sequence[Delivery], mark: int
+    scope: Scope,
+    flows: Flows,
+    settlements: Sequence[Settlement],
+    deliveries: Sequence[Delivery],
+    mark: int,
 ) -> Steps[None]:
     """Forget those that will run again, and mark the dead as dead: who lost its claim to the
     one that gave up must not commit after all.
     """
     forgotten: list[tuple[object, ...]] = []
     marked: list[tuple[object, ...]] = []
-    for settlement, delivery in zip(settlements, deliveries, strict=True):
-        key = _key(scope.consumer, delivery)
-        match settlement:
-            case Done():
-                pass
-            case Dead():
-                marked.append((-delivery.replays - 1, *key, mark))
-            case _ if delivery.replays:
-                marked.append((-delivery.replays, *key, mark))  # as it was before
-            case _:
-                forgotten.append((*key, mark))
+    for settlement, delivery in not_done(settlements, deliveries):
+        key = yield from flows.key(scope.consumer, delivery)
+        if isinstance(settlement, Dead):
+            marked.append((-delivery.replays - 1, *key, mark))
+        elif delivery.replays:
+            marked.append((-delivery.replays, *key, mark))  # as it was before
+        else:
+            forgotten.append((*key, mark))
     if forgotten:
         yield Many("inbox_forget", forgotten)
     if marked:
@@ -114,7 +181,8 @@ class Sweeper:
     """Where cleaning a consumer's inbox stands: it goes round in short stretches."""
 
     consumer: str
-    after: tuple[str, str, str] = ("", "", "")
+    flow_no: int = 0
+    after: str = ""
     admitted: int = 0
     """Messages remembered since the last stretch."""
 
@@ -122,21 +190,19 @@ class Sweeper:
 def forget_old(sweeper: Sweeper, before_ms: int) -> Steps[None]:
     """Forget what took effect before ``before_ms``, in the next `STRETCH`."""
     sweeper.admitted = 0
-    start = (sweeper.consumer, *sweeper.after)
+    if not sweeper.after:
+        flow = yield Ask("inbox_flow_after", (sweeper.consumer, sweeper.flow_no))
+        sweeper.flow_no = flow[0][0] or 0
+    start = (sweeper.flow_no, sweeper.after)
     end = yield Ask("inbox_after", (*start, STRETCH - 1))
     if end:
         yield Ask("inbox_forget_old", (*start, *end[0], before_ms))
-        sweeper.after = end[0]
+        sweeper.after = end[0][0]
     else:
         yield Ask("inbox_forget_old_rest", (*start, before_ms))
-        sweeper.after = ("", "", "")
+        sweeper.after = ""
 
 
 def _without(deliveries: Sequence[Delivery], others: Sequence[Delivery]) -> list[Delivery]:
     gone = {id(delivery) for delivery in others}
     return [delivery for delivery in deliveries if id(delivery) not in gone]
-
-
-def _key(consumer: str, delivery: Delivery) -> Key:
-    message = delivery.message
-    return consumer, message.topic, message.source, message.id

@@ -125,17 +125,15 @@ def _publish_once(topic: TopicRecord, messages: Messages, now_ms: int) -> Steps[
     positions = yield from _take_positions(topic, messages)
     topic_no = topic.topic_no
     mine = [
-        (topic_no, m.source, m.id, m.body_hash(), position, now_ms)
+        (m.source, m.id, m.body_hash(), position)
         for position, m in zip(positions, messages, strict=True)
     ]
-    remembered = yield Many("remember", mine)
+    remembered = yield Many("remember", mine, (topic_no, now_ms))
     if remembered == len(mine):
         yield from _append(messages, positions)
         return [Published(message.id) for message in messages]
     # Nobody else can have taken positions since: give these back, so that the log has no gaps.
-    yield Many(
-        "forget", [(topic_no, source, id, position) for _, source, id, _, position, _ in mine]
-    )
+    yield Many("forget", [(topic_no, source, id, position) for source, id, _, position in mine])
     for stream in {position >> 40 for position in positions}:
         yield Ask("take_positions", (-sum(p >> 40 == stream for p in positions), 0, 0, stream))
     return (yield from _publish_new(topic, messages, now_ms))
@@ -166,9 +164,10 @@ def _publish_new(topic: TopicRecord, messages: Messages, now_ms: int) -> Steps[l
         yield Many(
             "remember",
             [
-                (topic.topic_no, m.source, m.id, m.body_hash(), position, now_ms)
+                (m.source, m.id, m.body_hash(), position)
                 for position, m in zip(positions, new, strict=True)
             ],
+            (topic.topic_no, now_ms),
         )
         yield from _append(new, positions)
     yield from _note_repeats(topic, messages, outcomes, now_ms)

@@ -195,7 +195,7 @@ values (?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: remember
 insert into duly_identities (topic_no, source, id, hash, position, time_ms)
-values (?, ?, ?, ?, ?, ?) on conflict do nothing;
+values (?1, ?, ?, ?, ?, ?2) on conflict do nothing;
 
 -- name: forget
 -- Undo `remember` where it was ours: an identity that was there before has another position.
@@ -295,6 +295,9 @@ select body from duly_messages where position between ? and ? order by position;
 
 -- name: fetch_ids
 select cast(id as blob) from duly_messages where position between ? and ? order by position;
+
+-- name: fetch_span_with_identities
+select source, id, body from duly_messages where position between ? and ? order by position;
 
 -- name: fetch_span_with_ids
 select id, body from duly_messages where position between ? and ? order by position;

@@ -3,18 +3,27 @@
 
 -- ===== tables =================================================================================
 
--- name: create_inbox
--- What has taken effect. The topic belongs to the identity, as it does where it is published.
--- mark: the transaction that admitted it; below 0: given up on instead, so often.
-create table if not exists duly_inbox (
+-- name: create_inbox_flows
+-- Whose inbox, and of which events: the part of an identity that many messages share. The topic
+-- belongs to it, as it does where an event is published.
+create table if not exists duly_inbox_flows (
+    flow_no integer primary key,
     consumer text not null,
     topic text not null,
     source text not null,
+    unique (consumer, topic, source)
+);
+
+-- name: create_inbox
+-- What has taken effect. mark: the transaction that admitted it; below 0: given up on instead,
+-- so often.
+create table if not exists duly_inbox (
+    flow_no integer not null,
     id text not null,
-    hash blob not null,
+    hash integer not null,
     time_ms integer not null,
     mark integer not null,
-    primary key (consumer, topic, source, id)
+    primary key (flow_no, id)
 ) without rowid;
 
 -- name: create_log_cursors
@@ -87,34 +96,37 @@ create index if not exists duly_log_dead_by_offset on duly_log_dead (consumer, l
 
 -- ===== inbox ==================================================================================
 
+-- name: inbox_flow
+select flow_no from duly_inbox_flows where consumer = ? and topic = ? and source = ?;
+
+-- name: add_inbox_flow
+insert into duly_inbox_flows (consumer, topic, source) values (?, ?, ?) returning flow_no;
+
+-- name: inbox_flow_after
+select min(flow_no) from duly_inbox_flows where consumer = ? and flow_no > ?;
+
 -- name: inbox_remember
-insert into duly_inbox (consumer, topic, source, id, hash, time_ms, mark)
-values (?, ?, ?, ?, ?, ?, ?) on conflict do nothing;
+insert into duly_inbox (flow_no, id, hash, time_ms, mark)
+values (?1, ?, ?, ?2, ?3) on conflict do nothing;
 
 -- name: inbox_known
-select hash, mark from duly_inbox where consumer = ? and topic = ? and source = ? and id = ?;
+select hash, mark from duly_inbox where flow_no = ? and id = ?;
 
 -- name: inbox_forget
-delete from duly_inbox
-where consumer = ? and topic = ? and source = ? and id = ? and mark = ?;
+delete from duly_inbox where flow_no = ? and id = ? and mark = ?;
 
 -- name: inbox_mark
-update duly_inbox set mark = ?
-where consumer = ? and topic = ? and source = ? and id = ? and mark = ?;
+update duly_inbox set mark = ? where flow_no = ? and id = ? and mark = ?;
 
 -- name: inbox_after
 -- The end of the next stretch to look at.
-select topic, source, id from duly_inbox
-where consumer = ? and (topic, source, id) > (?, ?, ?)
-order by topic, source, id limit 1 offset ?;
+select id from duly_inbox where flow_no = ? and id > ? order by id limit 1 offset ?;
 
 -- name: inbox_forget_old
-delete from duly_inbox
-where consumer = ?1 and (topic, source, id) > (?2, ?3, ?4) and (topic, source, id) <= (?5, ?6, ?7)
-and time_ms < ?8;
+delete from duly_inbox where flow_no = ? and id > ? and id <= ? and time_ms < ?;
 
 -- name: inbox_forget_old_rest
-delete from duly_inbox where consumer = ?1 and (topic, source, id) > (?2, ?3, ?4) and time_ms < ?5;
+delete from duly_inbox where flow_no = ? and id > ? and time_ms < ?;
 
 
 -- ===== cursors ================================================================================

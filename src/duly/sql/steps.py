@@ -28,10 +28,14 @@ class Ask(NamedTuple):
 
 
 class Many(NamedTuple):
-    """Run one statement for each row of parameters; receives the number of rows changed."""
+    """Run one statement for each row of parameters; receives the number of rows changed.
+
+    ``shared`` are the same for every row: ?1, ?2, ... of an insert whose plain ? are the row's.
+    """
 
     name: str
     rows: Sequence[Sequence[Any]]
+    shared: Sequence[Any] = ()
 
 
 Steps = Generator[Ask | Many, Any, R]
@@ -44,7 +48,7 @@ class Executor(Protocol):
         """Run one statement and return its rows."""
         ...
 
-    def many(self, name: str, rows: Sequence[Sequence[Any]]) -> int:
+    def many(self, name: str, rows: Sequence[Sequence[Any]], shared: Sequence[Any]) -> int:
         """Run one statement for each row and return how many rows changed."""
         ...
 
@@ -58,7 +62,7 @@ def run(executor: Executor, steps: Steps[R]) -> R:
                 if isinstance(step, Ask):
                     answer: Any = executor.ask(step.name, step.params)
                 else:
-                    answer = executor.many(step.name, step.rows)
+                    answer = executor.many(step.name, step.rows, step.shared)
             except Exception as error:  # noqa: BLE001 - it belongs to the steps
                 step = steps.throw(error)
             else:

@@ -23,6 +23,7 @@ from duly.store import (
     Session,
     Store,
     Transaction,
+    covered,
     take_after_commit,
     waits_for_commit,
 )
@@ -416,11 +417,11 @@ class Lane:
         """What `Session.settle` is told: what ran, and the unstarted where an inbox holds
         their ids already.
         """
-        fresh = admitted.fresh
+        fresh, count = admitted.fresh, covered(ended)
         if self.admission is Admission.BY_INBOX:
-            unstarted = [Release(delivery.receipt) for delivery in fresh[len(ended) :]]
+            unstarted = [Release(delivery.receipt) for delivery in fresh[count:]]
             return [*ended, *unstarted], fresh
-        return ended, fresh[: len(ended)]
+        return ended, fresh[:count]
 
     def pass_on_lost(
         self, delivery: Delivery, error: Exception, rollback_to_savepoint: Callable[[], None]

@@ -271,7 +271,7 @@ def subscribe_options(consumer: Consumer, admission: Admission | None = None) ->
         consumer.handler.wants_message
         or options.order_by_key
         or len(consumer.topics) > 1
-        or admission in (Admission.BY_INBOX, Admission.BY_CURSOR)
+        or admission is Admission.BY_CURSOR
     )
     return SubscribeOptions(
         guarantee=consumer.guarantee,
@@ -280,4 +280,5 @@ def subscribe_options(consumer: Consumer, admission: Admission | None = None) ->
         hold_key_on_dead=options.hold_key_on_dead,
         start=options.start,
         bodies_only=not needs_more,
+        identities=admission is Admission.BY_INBOX,
     )

@@ -113,13 +113,14 @@ class Work(Sequence[tuple[Any, Any]]):
     def handled(self, start: int, stop: int) -> list[Settlement]:
         """The settlements of a part that was handled."""
         if isinstance(self.deliveries, Span):
-            return [Done(self.deliveries[start:stop].receipt)] if stop > start else []
+            span = self.deliveries[start:stop]
+            return [Done(span.receipt, len(span))] if span else []
         return [Done(delivery.receipt) for delivery in self.deliveries[start:stop]]
 
     def ended(self) -> list[Settlement]:
         """The settlements of all of it, handled or unfit."""
         if self.plain:
-            return [Done(receipt) for receipt in self.receipts()]
+            return self.handled(0, len(self.arguments))
         return [
             Dead(delivery.receipt, argument.why)
             if argument.__class__ is Unfit

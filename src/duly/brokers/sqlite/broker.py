@@ -131,6 +131,7 @@ class SQLiteBroker:
                     options.hold_key_on_dead,
                     options.bodies_only,
                     options.guarantee is Guarantee.AT_MOST_ONCE,
+                    options.identities,
                 )
                 for number in numbers
             ],

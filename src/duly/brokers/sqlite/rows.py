@@ -24,53 +24,74 @@ class Ids:
 
     __slots__ = ("_first", "_found", "_last", "_look_up")
 
-    def __init__(self, first: int, last: int, look_up: LookUpIds) -> None:
+    def __init__(
+        self, first: int, last: int, look_up: LookUpIds, found: Sequence[str] = ()
+    ) -> None:
         self._first = first
         self._last = last
         self._look_up = look_up
-        self._found: Sequence[str] = ()
+        self._found = found
 
     def at(self, position: int) -> str:
         """The id at this position. Raises LookupError where the log has lost it."""
+        return self.some(position, 1)[0]
+
+    def some(self, first: int, count: int) -> Sequence[str]:
+        """So many ids from this position on. Raises LookupError where the log has lost one."""
         if not self._found:
             self._found = self._look_up(self._first, self._last)
-        return self._found[position - self._first]
+        start = first - self._first
+        return self._found[start : start + count]
 
 
 class LogSpan(Span):
-    """Some of the log, claimed under one token; ``first`` is its first position."""
+    """Some of the log, claimed under one token: the messages of ``bodies`` from position
+    ``first`` on.
+    """
 
     __slots__ = (
         "_alone",
         "_first",
         "_ids",
         "_look_up",
-        "_repeated",
+        "_sources",
         "_token",
+        "_topic",
         "attempt",
         "bodies",
+        "repeated",
     )
 
     def __init__(
         self,
         bodies: list[bytes],
+        topic: str,
         first: int,
         token: int,
         history: tuple[int, bool, bool],
         ids: Ids,
+        sources: Sequence[str],
         look_up: LookUp,
     ) -> None:
         self.bodies = bodies
-        self._ids = ids
-        self.attempt, self._repeated, self._alone = history
+        self.attempt, self.repeated, self._alone = history
+        self._topic = topic
         self._first = first
         self._token = token
+        self._ids = ids
+        self._sources = sources
         self._look_up = look_up
 
     @property
     def receipt(self) -> Receipt:
         """(token, first position, last position)."""
         return self._token, self._first, self._first + len(self.bodies) - 1
+
+    @property
+    def identities(self) -> tuple[str, Sequence[str], Sequence[str]]:
+        """The topic, the sources and the ids of its messages."""
+        sources = self._sources or [delivery.message.source for delivery in self]
+        return self._topic, sources, self._ids.some(self._first, len(self.bodies))
 
     def __len__(self) -> int:
         return len(self.bodies)
@@ -81,15 +102,23 @@ class LogSpan(Span):
     def __getitem__(self, index: slice) -> LogSpan: ...
     def __getitem__(self, index: int | slice) -> Delivery | LogSpan:
         """One delivery, or a span of some (of every one: a span has no gaps)."""
-        history = (self.attempt, self._repeated, self._alone)
+        history = (self.attempt, self.repeated, self._alone)
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self.bodies))
             if step != 1:
                 raise ValueError("a span has no gaps: slice it without a step")
             if stop - start == len(self.bodies):
                 return self
-            some, first = self.bodies[start:stop], self._first + start
-            return LogSpan(some, first, self._token, history, self._ids, self._look_up)
+            return LogSpan(
+                self.bodies[start:stop],
+                self._topic,
+                self._first + start,
+                self._token,
+                history,
+                self._ids,
+                self._sources[start:stop],
+                self._look_up,
+            )
         at = range(len(self.bodies))[index]  # counts from the end, and refuses what is outside
         position = self._first + at
         unread = Unread(self._ids.at(position), self.bodies[at], self._look_up)
@@ -104,27 +133,32 @@ def deliveries_of(
     damaged: list[Settlement] = []
     for part in claimed.parts:
         some: Sequence[Delivery]
-        if len(part.rows[0]) <= len(("id", "body")):
-            some = _span(part, claimed.token, look_up, look_up_ids)
+        topic = topics[part.stream]
+        if part.is_span:
+            some = _span(part, topic, claimed.token, look_up, look_up_ids)
         elif len(part.rows[0]) == len(("position", "id", "body")):
             some = _bodies(part, claimed.token, look_up)
         else:
-            some, dead = _whole(part, claimed.token, topics[part.stream])
+            some, dead = _whole(part, claimed.token, topic)
             damaged += dead
         deliveries = [*deliveries, *some] if deliveries else some
     return deliveries, damaged
 
 
-def _span(part: log.Part, token: int, look_up: LookUp, look_up_ids: LookUpIds) -> LogSpan:
+def _span(
+    part: log.Part, topic: str, token: int, look_up: LookUp, look_up_ids: LookUpIds
+) -> LogSpan:
     history = (part.attempt, part.repeated, part.alone)
-    if len(part.rows[0]) == len(("body",)):
-        bodies = [body for (body,) in part.rows]
-        ids = Ids(part.first, part.first + len(bodies) - 1, look_up_ids)
-    else:
-        bodies = [body for _, body in part.rows]
-        found = [id for id, _ in part.rows]
-        ids = Ids(part.first, part.first + len(bodies) - 1, lambda _, __: found)
-    return LogSpan(bodies, part.first, token, history, ids, look_up)
+    first, last = part.first, part.first + len(part.rows) - 1
+    bodies = [row[-1] for row in part.rows]
+    sources: Sequence[str] = ()
+    ids = Ids(first, last, look_up_ids)
+    width = len(part.rows[0])
+    if width > len(("body",)):
+        ids = Ids(first, last, look_up_ids, [row[-2] for row in part.rows])
+    if width > len(("id", "body")):
+        sources = [row[0] for row in part.rows]
+    return LogSpan(bodies, topic, first, token, history, ids, sources, look_up)
 
 
 def _bodies(part: log.Part, token: int, look_up: LookUp) -> list[Delivery]:
@@ -151,7 +185,7 @@ def message_of(topic: str, row: Sequence[object]) -> Message[object]:
 
 def _at_once(part: log.Part, token: int, topic: str) -> list[Delivery]:
     """The hot path: everything a row costs is here."""
-    _, _, rows, attempt, alone, repeated = part
+    _, _, rows, attempt, alone, repeated, _ = part
     if not isinstance(rows[0][1], str):
         raise TypeError("rows fetched raw")
     return [

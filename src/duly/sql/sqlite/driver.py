@@ -7,11 +7,11 @@ file drops every POSIX lock the process has on it, SQLite's too.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,7 +101,7 @@ class StatementRunner:
         self._execute(self._sql[name], params)
         return self._fetchall()
 
-    def many(self, name: str, rows: Sequence[Sequence[Any]]) -> int:
+    def many(self, name: str, rows: Sequence[Sequence[Any]], shared: Sequence[Any] = ()) -> int:
         """Run one statement for each row and return how many rows changed."""
         if name not in self._inserts:
             self._executemany(self._sql[name], rows)
@@ -109,7 +109,9 @@ class StatementRunner:
         changed = done = 0
         for size, sql in self._inserts[name]:
             while len(rows) - done >= size:
-                self._execute(sql, [*chain.from_iterable(rows[done : done + size])])
+                self._execute(
+                    sql, [*shared, *itertools.chain.from_iterable(rows[done : done + size])]
+                )
                 changed += self._cursor.rowcount
                 done += size
         return changed
@@ -142,7 +144,7 @@ def named_statements() -> Mapping[str, str]:
 # driver costs more than SQLite. An old SQLite takes 999 parameters.
 _AT_ONCE = (100, 10, 1)
 _MOST_PARAMETERS = 999
-_INSERT = re.compile(r"(values) (\((?:\?, )*\?\))( on conflict do nothing)?$")
+_INSERT = re.compile(r"values (\((?:\?\d*, )*\?\d*\))( on conflict do nothing)?$")
 
 
 @functools.cache
@@ -151,13 +153,21 @@ def several_at_once() -> Mapping[str, Sequence[tuple[int, str]]]:
     found: dict[str, Sequence[tuple[int, str]]] = {}
     for name, sql in named_statements().items():
         if insert := _INSERT.search(sql):
-            values, row, on_conflict = insert.groups(default="")
-            fitting = [n for n in _AT_ONCE if n * row.count("?") <= _MOST_PARAMETERS]
+            row, on_conflict = insert.groups(default="")
             start = sql[: insert.start()]
             found[name] = [
-                (n, f"{start}{values} {', '.join([row] * n)}{on_conflict}") for n in fitting
+                (n, f"{start}values {_rows(row, n)}{on_conflict}")
+                for n in _AT_ONCE
+                if n * row.count("?") <= _MOST_PARAMETERS
             ]
     return found
+
+
+def _rows(row: str, count: int) -> str:
+    """So many rows of values: a plain ? becomes the next number, ?1, ?2, ... stay the same."""
+    shared = max(map(int, re.findall(r"\?(\d+)", row)), default=0)
+    numbers = itertools.count(shared + 1)
+    return ", ".join(re.sub(r"\?(?!\d)", lambda _: f"?{next(numbers)}", row) for _ in range(count))
 
 
 def schema_blocks(dialect: str) -> list[str]:

@@ -11,7 +11,7 @@ from duly.broker import Capabilities, Delivery, Outcome, Published, Receipt
 from duly.errors import CommitUnknown, DulyError, IdentityConflict, TransactionFailed
 from duly.guarantees import Dead, Settlement
 from duly.message import Message, Topic
-from duly.store import Admitted
+from duly.store import Admitted, paired
 from duly.stores.memory.tables import MemoryTables
 
 Identity = tuple[str, str, str]
@@ -227,7 +227,7 @@ class MemorySession:
         """Record how the deliveries ended; the last statement. Raises `Superseded`."""
         self._tables.check()
         entrance = self._need_entrance()
-        for settlement, delivery in zip(settlements, deliveries, strict=True):
+        for settlement, delivery in paired(settlements, deliveries):
             entrance.settle(settlement, delivery)
             if self._buries_for is not None and isinstance(settlement, Dead):
                 self._dead.append((settlement, delivery))

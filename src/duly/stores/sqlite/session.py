@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, assert_never
 
@@ -50,8 +50,13 @@ class Home(Protocol):
         """Those that have to be declared in this database before they can be published to."""
         ...
 
-    def learn(self, topics: log.Catalog) -> None:
-        """Topics that a committed transaction declared."""
+    @property
+    def flows(self) -> Mapping[inbox.Flow, int]:
+        """The numbers of flows of inboxes, where they are known."""
+        ...
+
+    def learn(self, topics: log.Catalog, flows: Mapping[inbox.Flow, int]) -> None:
+        """What a committed transaction declared and found."""
         ...
 
     def publish_steps(
@@ -84,6 +89,7 @@ class SQLiteSession:
         self._scope = scope
         self._mark = mark
         self._logs: cursor.Logs = {}
+        self._flows = inbox.Flows(home.flows)
         # Topics that this transaction declared: everybody's once it stands.
         self._declared: dict[str, log.TopicRecord] = {}
         self._in_doubt = False
@@ -102,7 +108,8 @@ class SQLiteSession:
             case Admission.BY_CURSOR:
                 return self._run(cursor.admit(scope.consumer, self._logs, deliveries))
             case Admission.BY_INBOX:
-                return self._run(inbox.admit(scope, deliveries, self._home.now_ms(), self._mark))
+                now_ms = self._home.now_ms()
+                return self._run(inbox.admit(scope, self._flows, deliveries, now_ms, self._mark))
         assert_never(scope.admission)
 
     def savepoint(self) -> None:
@@ -150,7 +157,7 @@ class SQLiteSession:
                     )
                 )
             case Admission.BY_INBOX:
-                self._run(inbox.settle(scope, settlements, deliveries, self._mark))
+                self._run(inbox.settle(scope, self._flows, settlements, deliveries, self._mark))
                 self._sweep_inbox(scope, len(deliveries))
             case _:
                 assert_never(scope.admission)
@@ -177,7 +184,7 @@ class SQLiteSession:
         except CommitUnknown:
             self._in_doubt = True
             raise
-        self._home.learn(self._declared)
+        self._home.learn(self._declared, self._flows.found)
         try:
             self._home.file.committed()
             self._home.file.before_release()

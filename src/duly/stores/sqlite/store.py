@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -65,6 +65,7 @@ class SQLiteStore:
         self._lanes: deque[Lane] = deque()
         self._catalog: dict[str, log.TopicRecord] = {}
         self._topics: set[str] = set()
+        self._flows: dict[inbox.Flow, int] = {}
         self._sweepers: dict[str, inbox.Sweeper] = {}
         self._closed = False
         self._capabilities = StoreCapabilities(
@@ -180,9 +181,15 @@ class SQLiteStore:
         self._topics.update(topic.name for topic in topics)
         return ()
 
-    def learn(self, topics: log.Catalog) -> None:
-        """Topics that a committed transaction declared."""
+    @property
+    def flows(self) -> Mapping[inbox.Flow, int]:
+        """The numbers of flows of inboxes, where they are known."""
+        return self._flows
+
+    def learn(self, topics: log.Catalog, flows: Mapping[inbox.Flow, int]) -> None:
+        """What a committed transaction declared and found."""
         self._catalog.update(topics)
+        self._flows.update(flows)
 
     def publish_steps(
         self, messages: Sequence[Message[Any]], declared: log.Catalog = NOTHING_DECLARED
