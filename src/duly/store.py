@@ -109,9 +109,9 @@ class Session(Protocol[C_co]):
 
     def settle(self, settlements: Sequence[Settlement], deliveries: Sequence[Delivery]) -> None:
         """Record how the deliveries ended; the last statement. ``settlements`` pair with
-        ``deliveries`` (see `paired`). By claim this settles them; by cursor it moves the cursor past them and
-        keeps their dead letters; by inbox it remembers the dead as dead, and forgets the ids of
-        those that will run again.
+        ``deliveries`` (see `paired`). By claim this settles them; by cursor it moves the cursor
+        past them and keeps their dead letters; by inbox it remembers the dead as dead, and
+        forgets the ids of those that will run again.
         """
         ...
 

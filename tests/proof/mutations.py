@@ -118,8 +118,8 @@ LISTED: Mapping[str, Mutation] = {
         "duplicate effect",
         Scenario(kind="sqlite-inbox", guarantee=EXACT),
         "sql/sqlite_store.sql",
-        "    primary key (consumer, topic, source, id)\n",
-        "    primary key (consumer, topic, source, id, mark)\n",
+        "    primary key (flow_no, id)\n",
+        "    primary key (flow_no, id, mark)\n",
     ),
     "no fence in the effects transaction": Mutation(
         "zombie commit",

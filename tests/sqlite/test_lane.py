@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,8 +25,9 @@ numbers: duly.Topic[int] = duly.Topic("numbers", int, guarantee="at-least-once")
 class Bench:
     """An app on a file, and its consumers as lanes that the test steps."""
 
-    def __init__(self, url: str) -> None:
-        self.app = duly.App("bench", broker=url)
+    def __init__(self, url: str, store: str | None = None) -> None:
+        self.app = duly.App("bench", broker=url, store=store)
+        self.admission = Admission.BY_CLAIM if store is None else Admission.BY_INBOX
         self.now = 1000.0
         self.seen: list[Any] = []
 
@@ -33,7 +35,7 @@ class Bench:
         [consumer] = [c for c in self.app.consumers if c.name == name]
         broker, store = self.app.backends()
         exactly = consumer.guarantee is Guarantee.EXACTLY_ONCE
-        admission = Admission.BY_CLAIM if exactly else None
+        admission = self.admission if exactly else None
         return Lane(
             consumer,
             broker.subscribe(consumer.topics, name, subscribe_options(consumer, admission)),
@@ -266,3 +268,71 @@ def test_what_was_kept_and_what_is_left_go_on_together(bench: Bench):
     both = first[2:].then(second)
     assert [argument for _, argument in both] == [2, 3, 4, 5, 6, 7]
     assert len(both.receipts()) == 6
+
+
+class TestByInbox:
+    """Spans whose ids a store in another file remembers."""
+
+    @pytest.fixture
+    def bench(self, tmp_path: Path) -> Iterator[Bench]:
+        bench = Bench(f"sqlite:///{tmp_path}/duly.db", f"sqlite:///{tmp_path}/effects.db")
+        yield bench
+        bench.app.close()
+
+    def test_a_batch_costs_a_commit_of_each_file(self, bench: Bench):
+        lane = consume(bench, "exactly-once", nothing, batch=2)
+        bench.publish(*range(12))
+        rounds(lane, 2)
+        assert isinstance(lane.pending, BodyWork)
+        before = bench.commits
+        rounds(lane, 3)
+        assert bench.commits - before == 3
+        assert bench.seen == list(range(10))
+
+    def test_what_took_effect_is_not_run_again(self, bench: Bench, monkeypatch: Any):
+        lane = consume(bench, "exactly-once", nothing, batch=4)
+        bench.publish(*range(6))
+        with monkeypatch.context() as patch:
+            patch.setattr(lane, "settle_after_commit", lambda _: iter(()))
+            rounds(lane, 1)
+        assert bench.seen == [0, 1, 2, 3]
+        lane.close()
+        other = bench.lane("c")
+        rounds(other, 4)
+        assert bench.seen == list(range(6))
+        assert other.counts.repeats == 4
+        assert other.counts.handled == 2
+
+    def test_what_was_not_started_for_lack_of_time_runs_later(self, bench: Bench):
+        def slow(number: int) -> None:
+            bench.now += 10
+
+        lane = consume(bench, "exactly-once", slow, batch=4)
+        bench.publish(*range(4))
+        rounds(lane, 1)
+        assert bench.seen == [0]
+        rounds(lane, 3)
+        assert bench.seen == [0, 1, 2, 3]
+        assert lane.counts.repeats == 0
+
+    def test_one_that_fails_is_alone_in_running_again(self, bench: Bench):
+        def fail(number: int) -> None:
+            if number == 2:
+                raise duly.Reject("two")
+
+        lane = consume(bench, "exactly-once", fail, batch=4)
+        bench.publish(*range(4))
+        bench.damage(1)
+        rounds(lane, 3)
+        assert len(bench.dead()) == 2
+        assert bench.seen == [0, 2, 0, 2, 3], "once more after the rollback"
+        rounds(lane, 2)
+        assert lane.counts.handled == 4
+
+    def test_sources_are_told_apart(self, bench: Bench):
+        lane = consume(bench, "exactly-once", nothing)
+        broker = bench.app.backends()[0]
+        broker.declare([numbers])
+        broker.publish([numbers.message(n, source=f"s{n % 3}", id=f"{n // 3}") for n in range(9)])
+        rounds(lane, 1)
+        assert bench.seen == list(range(9))
