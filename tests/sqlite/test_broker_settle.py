@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,64 @@ def test_a_step_of_the_wall_clock_changes_no_retrys_wait(db_path: Path, hour: in
     assert claim(lane) == []
     hands.advance(0.2)
     assert bodies(claim(lane)) == ["x"]
+
+
+@contextmanager
+def before_the_turn(
+    broker: SQLiteBroker, meanwhile: Callable[[], object], hands: Hands, step_ms: int
+) -> Iterator[None]:
+    """What the next write asks for is decided, the file's turn has not come: the clock is
+    stepped, and others go on.
+    """
+    write = broker.file.write
+
+    def late(steps: Any, **given: Any) -> Any:
+        patch.undo()
+        hands.wall += step_ms
+        meanwhile()
+        return write(steps, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(broker.file, "write", late)
+        yield
+
+
+@pytest.mark.parametrize("hour", [3_600_000, -3_600_000])
+def test_a_step_while_a_settlement_waits_for_its_turn_changes_no_retrys_wait(
+    db_path: Path, hour: int
+):
+    """Whoever was faster has followed the step already, or somebody will, later."""
+    hands = Hands()
+    broker, other = opened(db_path, hands=hands), opened(db_path, hands=hands)
+    publish(broker, PLAIN, range(2))
+    lane, watching = lane_of(broker), lane_of(other)
+    first, second = claim(lane)
+    with before_the_turn(broker, lambda: claim(watching), hands, hour):
+        lane.settle([Retry(first.receipt, 10.0, "no")])
+    with before_the_turn(broker, lambda: None, hands, hour):
+        lane.settle([Retry(second.receipt, 10.0, "no")])
+    hands.advance(9)
+    assert claim(watching) == []
+    hands.advance(2)
+    assert bodies(claim(watching)) == ["0", "1"]
+
+
+def test_who_stood_still_follows_no_step_of_the_past(db_path: Path):
+    """It read the clock, and was stopped before the file's turn came to it."""
+    hands = Hands()
+    broker, other = opened(db_path, hands=hands), opened(db_path, hands=hands)
+    publish(broker, PLAIN, range(1))
+    lane, watching = lane_of(broker), lane_of(other)
+    [first] = claim(lane)
+    claim(watching)
+    lane.settle([Retry(first.receipt, 10.0, "no")])
+    hands.wall += 3_600_000
+    with before_the_turn(broker, lambda: claim(watching), hands, -3_600_000):
+        lane._steps.look()
+    hands.advance(9)
+    assert claim(watching) == []
+    hands.advance(2)
+    assert bodies(claim(watching)) == ["0"]
 
 
 def test_a_retry_survives_the_process(db_path: Path):

@@ -9,6 +9,7 @@ from time import monotonic
 from duly.message import now_ms
 from duly.sql import log
 from duly.sql.sqlite import DatabaseFile, boot_id, boot_ms
+from duly.sql.steps import Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,14 @@ class StepWatch:
         """Compare the clocks; costs two readings as long as nothing was stepped."""
         offset_ms = self._clock.wall_ms() - self._clock.boot_ms()
         if self._offset_ms is None or abs(offset_ms - self._offset_ms) > log.STEP_MS:
-            boot_id = self._clock.boot_id()
-            self._file.write(lambda: log.follow_clock(boot_id, offset_ms), durable=False)
-            self._offset_ms = offset_ms
+            self._offset_ms = self._file.write(self.follow, durable=False)
+
+    def follow(self) -> Steps[int]:
+        """Shift what waits, where the clock was stepped; returns by how much it is ahead.
+
+        The clocks are read within the transaction: who read them before, and then waited for
+        the file's turn (or stood still), would follow a clock of the past.
+        """
+        offset_ms = self._clock.wall_ms() - self._clock.boot_ms()
+        yield from log.follow_clock(self._clock.boot_id(), offset_ms)
+        return offset_ms

@@ -10,7 +10,7 @@ from duly.broker import Ahead, Delivery, Receipt
 from duly.brokers.sqlite.clock import Clock, StepWatch
 from duly.brokers.sqlite.rows import deliveries_of, message_of
 from duly.brokers.sqlite.sweeper import Sweeper
-from duly.guarantees import Settlement
+from duly.guarantees import Retry, Settlement
 from duly.message import Message
 from duly.sql import log
 from duly.sql.sqlite import DatabaseFile, is_alive
@@ -102,10 +102,17 @@ class Lane:
     def _settle_steps(
         self, settlements: Sequence[Settlement]
     ) -> Callable[[], Steps[Sequence[Receipt]]]:
-        self._steps.look()  # a retry's time is reckoned from the clock as it is now
-        now_ms = self._clock.wall_ms()
         number = self._lanes[0].subscription_no
-        return lambda: log.settle(settlements, now_ms, subscription_no=number)
+
+        def steps() -> Steps[Sequence[Receipt]]:
+            # A retry's time is reckoned from the clock as it is once the file's turn has come:
+            # waiting for that may take long, and others may have followed a step meanwhile.
+            if any(isinstance(settlement, Retry) for settlement in settlements):
+                yield from self._steps.follow()
+            now_ms = self._clock.wall_ms()
+            return (yield from log.settle(settlements, now_ms, subscription_no=number))
+
+        return steps
 
     def ahead(self, limit: int, max_bytes: int) -> _Ahead | None:
         """The next claim; None when the last one left nothing, and now and then, so that
