@@ -170,9 +170,14 @@ class Lane:
 
     def _claim_steps(self, limit: int, max_bytes: int) -> Callable[[], Steps[log.Claimed]]:
         self._turn += 1
-        turn, now_ms = self._turn, self._clock.wall_ms()
-        lease_until = self._clock.boot_ms() + self._lease_ms
-        return lambda: log.claim(self._lanes, limit, max_bytes, turn, now_ms, lease_until)
+        turn = self._turn
+
+        def steps() -> Steps[log.Claimed]:
+            # Read when the file's turn has come: what is due, and from when on the lease counts.
+            now_ms, lease_until = self._clock.wall_ms(), self._clock.boot_ms() + self._lease_ms
+            return log.claim(self._lanes, limit, max_bytes, turn, now_ms, lease_until)
+
+        return steps
 
     def _take(self, claimed: log.Claimed) -> Sequence[Delivery]:
         self._was_full = claimed.full
