@@ -281,5 +281,11 @@ def summarize(tally: Tally, topic: Topic[Any], options: PublishOptions) -> None:
             f"{tally.last_line} may be published already"
         )
         click.echo(f"stopped: {tally.why_stopped}\n{how}", err=True)
+    elif topic.promise is not Guarantee.EXACTLY_ONCE and tally.published:
+        click.echo(
+            f"an {topic.guarantee} topic remembers no identities: run again, this would publish "
+            "every line again",
+            err=True,
+        )
     if tally.bad and topic.promise is Guarantee.EXACTLY_ONCE and options.id_field is None:
         click.echo("mend the bad lines in place and run the same command again", err=True)
