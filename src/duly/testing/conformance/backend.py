@@ -162,6 +162,16 @@ def claim(lane: Subscription, limit: int = 100, max_bytes: int = A_LOT) -> Seque
     return lane.claim(limit, max_bytes, 0.0)
 
 
+def batches(lane: Subscription, limit: int = 100, most: int = 1000) -> Iterator[Sequence[Delivery]]:
+    """Claim after claim, until one finds nothing."""
+    for _ in range(most):
+        batch = claim(lane, limit)
+        if not batch:
+            return
+        yield batch
+    raise AssertionError("it never ends")
+
+
 def bodies(deliveries: Sequence[Delivery]) -> list[str]:
     """What the messages say, in the order delivered."""
     return [delivery.message.body.decode() for delivery in deliveries]
@@ -196,6 +206,16 @@ def eventually(condition: Callable[[], object], what: str, timeout_s: float = 30
     while not condition():
         assert time.monotonic() < deadline, f"after {timeout_s} s still not: {what}"
         _never.wait(0.01)
+
+
+class Patience:
+    """How long a test with many threads waits for what may never come."""
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        self._until = time.monotonic() + seconds
+
+    def __bool__(self) -> bool:
+        return time.monotonic() < self._until
 
 
 def together(*calls: Callable[[], Any]) -> None:

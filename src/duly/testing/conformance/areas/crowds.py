@@ -11,6 +11,7 @@ from duly.guarantees import Done, Guarantee, Release
 from duly.testing.conformance.backend import (
     A_LOT,
     Backend,
+    Patience,
     Place,
     bodies,
     claim,
@@ -26,6 +27,7 @@ PUBLISHERS = 4
 
 
 WORKERS = 4
+A_MOMENT = threading.Event()  # nobody sets it
 
 
 class Crowds:
@@ -37,6 +39,7 @@ class Crowds:
         lanes = [backend.lane(topic) for _ in range(WORKERS)]
         handled: Counter[str] = Counter()
         lock = threading.Lock()
+        patience = Patience()
 
         def publish(n: int) -> None:
             for number in range(n, MESSAGES, PUBLISHERS):
@@ -45,7 +48,7 @@ class Crowds:
 
         def work(n: int) -> None:
             lane, count = lanes[n], 0
-            while sum(handled.values()) < MESSAGES:
+            while sum(handled.values()) < MESSAGES and patience:
                 deliveries = lane.claim(20, A_LOT, 0.02)
                 count += 1
                 # Some give back now and then, as a worker does that is told to stop.
@@ -70,13 +73,14 @@ class Crowds:
         done: list[str] = []
         waiting: list[Any] = []
         finished = threading.Event()
+        patience = Patience()
 
         def claim() -> None:
-            while not finished.is_set():
+            while not finished.is_set() and patience:
                 waiting.append(lane.claim(10, A_LOT, 0.01))
 
         def settle() -> None:
-            while len(done) < 200:
+            while len(done) < 200 and patience:
                 deliveries = waiting.pop(0) if waiting else ()
                 receipts = [delivery.receipt for delivery in deliveries]
                 assert list(lane.extend(receipts, 30.0)) == []
@@ -95,9 +99,10 @@ class Crowds:
             backend.publish(topic, str(number), key=str(number))
         handled: Counter[str] = Counter()
         lock = threading.Lock()
+        patience = Patience()
 
         def work(n: int) -> None:
-            while len(handled) < 200:
+            while len(handled) < 200 and patience:
                 lane = backend.lane(topic)
                 # Of the first claim one is done and the rest given back, of others all is done.
                 for some in (1, *[10] * n):
@@ -177,10 +182,15 @@ class CrowdsInTransactions:
         turn = threading.Lock()  # the stores here wait for a turn only a moment
 
         def work(n: int) -> None:
-            while len(place.effects.rows()) < 60:
+            # Nothing to claim, again and again: whoever held the rest has long been done.
+            idle = 0
+            while len(place.effects.rows()) < 60 and idle < 100:
                 deliveries = lanes[n].claim(5, A_LOT, 0.0)
                 if not deliveries:
+                    idle += 1
+                    A_MOMENT.wait(0.01)
                     continue
+                idle = 0
                 with turn:
                     session = place.begin()
                     fresh = session.admit(deliveries).fresh

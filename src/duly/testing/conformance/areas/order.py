@@ -15,6 +15,7 @@ from duly.message import Topic
 from duly.testing.conformance.backend import (
     LEASE_S,
     Backend,
+    batches,
     bodies,
     claim,
     drain,
@@ -179,7 +180,7 @@ class Order:
         claim(lane, limit=2)
         backend.fall_silent()
         handled = []
-        while batch := claim(lane):
+        for batch in batches(lane):
             assert list(claim(lane)) == []
             handled += bodies(batch)
             settle_done(lane, batch)

@@ -7,7 +7,15 @@ from msgspec.structs import replace
 
 from duly.broker import Subscription
 from duly.guarantees import Dead, Done, Release, Retry, Settlement
-from duly.testing.conformance.backend import Backend, bodies, claim, drain, settle_done, together
+from duly.testing.conformance.backend import (
+    Backend,
+    batches,
+    bodies,
+    claim,
+    drain,
+    settle_done,
+    together,
+)
 
 
 def settled(lane: Subscription, settlement: Settlement) -> None:
@@ -262,7 +270,7 @@ class Inside:
         backend.broker.publish([backend.message(topic, "a", id="one")])
         [stale, *_] = claim(lane)
         backend.fall_silent()
-        while batch := claim(lane):
+        for batch in batches(lane):
             lane.settle([Retry(d.receipt, 0.0, "why") for d in batch if d.attempt == 1])
             lane.settle([Dead(d.receipt, "why") for d in batch if d.attempt > 1])
         lane.settle([Done(stale.receipt)])

@@ -1,0 +1,354 @@
+"""Mistakes of brokers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace as with_fields
+from typing import Any
+
+from msgspec.structs import replace
+
+from duly.broker import Delivery, LogPosition, Published, Receipt, RepeatDropped
+from duly.errors import IdentityConflict, MessageTooLarge
+from duly.guarantees import Dead, Done, Guarantee, Release, Retry, Settlement
+from duly.message import Message
+from tests.contract.broken.coats import NOBODY, Broken, Coat
+
+# --- publishing
+
+
+class StoresBackwards(Broken):
+    def publish(self, messages: Sequence[Message[Any]]):
+        return list(self.inner.publish(messages[::-1]))[::-1]
+
+
+class ForgetsHeaders(Broken):
+    def publish(self, messages: Sequence[Message[Any]]):
+        return self.inner.publish([replace(message, headers={}) for message in messages])
+
+
+class DropsByContent(Broken):
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.seen: set[tuple[str, bytes]] = set()
+
+    def publish(self, messages: Sequence[Message[Any]]):
+        return [self.one(message) for message in messages]
+
+    def one(self, message: Message[Any]):
+        if (message.topic, message.body) in self.seen:
+            return RepeatDropped(message.id)
+        self.seen.add((message.topic, message.body))
+        return self.inner.publish([message])[0]
+
+
+class TakesConflictsForRepeats(Broken):
+    def publish(self, messages: Sequence[Message[Any]]):
+        return [
+            RepeatDropped(outcome.message_id) if isinstance(outcome, IdentityConflict) else outcome
+            for outcome in self.inner.publish(messages)
+        ]
+
+
+class DeliversAtOnce(Broken):
+    def publish(self, messages: Sequence[Message[Any]]):
+        return self.inner.publish([replace(message, due_ms=None) for message in messages])
+
+
+class ConfirmsWhatIsTooLarge(Broken):
+    def publish(self, messages: Sequence[Message[Any]]):
+        return [
+            Published(outcome.message_id) if isinstance(outcome, MessageTooLarge) else outcome
+            for outcome in self.inner.publish(messages)
+        ]
+
+
+class CutsLongIds(Broken):
+    def publish(self, messages: Sequence[Message[Any]]):
+        return self.inner.publish([replace(message, id=message.id[:64]) for message in messages])
+
+
+class ConfirmsBeforeItStores(Broken):
+    """What was published lately is written when the broker is closed, or used."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.buffer: list[Message[Any]] = []
+
+    def publish(self, messages: Sequence[Message[Any]]):
+        self.buffer += messages
+        return [Published(message.id) for message in messages]
+
+    def subscribe(self, topics: Any, subscription: str, options: Any) -> Any:
+        self.flush()
+        return super().subscribe(topics, subscription, options)
+
+    def flush(self) -> None:
+        self.inner.publish(self.buffer)
+        self.buffer = []
+
+    def close(self) -> None:
+        # A process that is dead flushes nothing: only the suite closes what it abandoned.
+        self.buffer = []
+        self.inner.close()
+
+
+class LooksBeforeItStores(Broken):
+    """Repeats are looked for in one step and stored in another."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.known: set[str] = set()
+        self.numbers = itertools.count()
+
+    def publish(self, messages: Sequence[Message[Any]]):
+        return [self.one(message) for message in messages]
+
+    def one(self, message: Message[Any]):
+        if message.id in self.known:
+            return RepeatDropped(message.id)
+        NOBODY.wait(0.001)
+        self.known.add(message.id)
+        # Under another id, so that the sound broker inside does not find the repeat.
+        self.inner.publish([replace(message, id=f"{message.id}#{next(self.numbers)}")])
+        return Published(message.id)
+
+
+class NeverCloses(Broken):
+    def close(self) -> None:
+        """Open for good."""
+
+
+# --- claiming and settling
+
+
+class SettlesById(Broken):
+    """The latest claim on a message is settled, whatever receipt is shown."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.latest: dict[str, Receipt] = {}
+        self.ids: dict[Receipt, str] = {}
+
+    def subscribe(self, topics: Any, subscription: str, options: Any) -> Any:
+        broker = self
+
+        class ById(Coat):
+            def claim(self, limit: int, max_bytes: int, wait_s: float):
+                deliveries = self.inner.claim(limit, max_bytes, wait_s)
+                for delivery in deliveries:
+                    broker.latest[delivery.message_id] = delivery.receipt
+                    broker.ids[delivery.receipt] = delivery.message_id
+                return deliveries
+
+            def settle(self, settlements: Sequence[Settlement]):
+                shown = [each.receipt for each in settlements]
+                meant = [replace(each, receipt=broker.meant(each.receipt)) for each in settlements]
+                refused = set(self.inner.settle(meant))
+                return [r for r, each in zip(shown, meant, strict=True) if each.receipt in refused]
+
+        return ById(self.inner.subscribe(topics, subscription, options))
+
+    def meant(self, receipt: Receipt) -> Receipt:
+        return self.latest.get(self.ids.get(receipt, ""), receipt)
+
+
+class AcceptsWhatIsStale(Broken):
+    class lane(Coat):  # noqa: N801
+        def settle(self, settlements: Sequence[Settlement]):
+            self.inner.settle(settlements)
+            return []
+
+
+class SettlesAtTheNextClaim(Broken):
+    """What was claimed before counts as handled: acknowledged before it ran."""
+
+    class lane(Coat):  # noqa: N801
+        def claim(self, limit: int, max_bytes: int, wait_s: float):
+            deliveries = self.inner.claim(limit, max_bytes, wait_s)
+            self.inner.settle([Done(delivery.receipt) for delivery in deliveries])
+            return deliveries
+
+        def settle(self, settlements: Sequence[Settlement]):
+            return []
+
+        def extend(self, receipts: Iterable[Receipt], lease_s: float):
+            return []
+
+
+class ExtendsNothing(Broken):
+    class lane(Coat):  # noqa: N801
+        def extend(self, receipts: Iterable[Receipt], lease_s: float):
+            return []
+
+
+class ForgetsWhatIsRepeated(Broken):
+    class lane(Coat):  # noqa: N801
+        def claim(self, limit: int, max_bytes: int, wait_s: float):
+            found = self.inner.claim(limit, max_bytes, wait_s)
+            return [replace(delivery, repeated=False) for delivery in found]
+
+
+class MakesPositionsUp(Broken):
+    class lane(Coat):  # noqa: N801
+        def claim(self, limit: int, max_bytes: int, wait_s: float):
+            found = self.inner.claim(limit, max_bytes, wait_s)
+            return [
+                replace(delivery, position=LogPosition("a log", number))
+                for number, delivery in enumerate(found)
+            ]
+
+
+class ShowsNoDeadLetters(Broken):
+    def dead_letters(self, subscription: str | None = None, limit: int = 100):
+        return []
+
+
+class CountsNoAttempts(Broken):
+    class lane(Coat):  # noqa: N801
+        def claim(self, limit: int, max_bytes: int, wait_s: float):
+            found = self.inner.claim(limit, max_bytes, wait_s)
+            return [replace(delivery, attempt=1) for delivery in found]
+
+
+class RunsSuspectsTogether(Broken):
+    class lane(Coat):  # noqa: N801
+        def claim(self, limit: int, max_bytes: int, wait_s: float):
+            found = list(self.inner.claim(limit, max_bytes, wait_s))
+            while found and found[-1].alone and len(found) < limit:
+                more = self.inner.claim(limit, max_bytes, 0.0)
+                if not more:
+                    break
+                found += more
+            return [replace(delivery, alone=False) for delivery in found]
+
+
+class RetriesAtOnce(Broken):
+    class lane(Coat):  # noqa: N801
+        def settle(self, settlements: Sequence[Settlement]):
+            return self.inner.settle(
+                [
+                    replace(each, delay_s=0.0) if isinstance(each, Retry) else each
+                    for each in settlements
+                ]
+            )
+
+
+class BuriesWithoutAGrave(Broken):
+    class lane(Coat):  # noqa: N801
+        def settle(self, settlements: Sequence[Settlement]):
+            return self.inner.settle(
+                [Done(each.receipt) if isinstance(each, Dead) else each for each in settlements]
+            )
+
+
+class LosesEveryTenthRelease(Broken):
+    class lane(Coat):  # noqa: N801
+        count = 0
+
+        def settle(self, settlements: Sequence[Settlement]):
+            return self.inner.settle([self.one(each) for each in settlements])
+
+        def one(self, settlement: Settlement) -> Settlement:
+            self.count += isinstance(settlement, Release)
+            lost = isinstance(settlement, Release) and self.count % 10 == 0
+            return Done(settlement.receipt) if lost else settlement
+
+
+class LosesSettlements(Broken):
+    class lane(Coat):  # noqa: N801
+        count = 0
+
+        def settle(self, settlements: Sequence[Settlement]):
+            self.count += 1
+            return [] if self.count % 4 == 0 else self.inner.settle(settlements)
+
+
+class ClosingSettles(Broken):
+    class lane(Coat):  # noqa: N801
+        held: tuple[Any, ...] = ()
+
+        def claim(self, limit: int, max_bytes: int, wait_s: float):
+            found = self.inner.claim(limit, max_bytes, wait_s)
+            self.held = (*self.held, *(delivery.receipt for delivery in found))
+            return found
+
+        def close(self) -> None:
+            with suppress(Exception):
+                self.inner.settle([Done(receipt) for receipt in self.held])
+            self.inner.close()
+
+
+class NeverWaits(Broken):
+    class lane(Coat):  # noqa: N801
+        def claim(self, limit: int, max_bytes: int, wait_s: float):
+            return self.inner.claim(limit, max_bytes, 0.0)
+
+
+class IgnoresBytes(Broken):
+    class lane(Coat):  # noqa: N801
+        def claim(self, limit: int, max_bytes: int, wait_s: float):
+            return self.inner.claim(limit, 1 << 30, wait_s)
+
+
+class KeepsForADay(Broken):
+    """Retention by age alone: who is slow finds nothing."""
+
+    class lane(Coat):  # noqa: N801
+        def claim(self, limit: int, max_bytes: int, wait_s: float):
+            found = self.inner.claim(limit, max_bytes, wait_s)
+            old_ms = self.inner._broker.wall_ms() - 80_000_000
+            old = [delivery for delivery in found if delivery.message.time_ms < old_ms]
+            self.inner.settle([Done(delivery.receipt) for delivery in old])
+            return [delivery for delivery in found if delivery not in old]
+
+
+# --- subscribing
+
+
+class IgnoresOrder(Broken):
+    def subscribe(self, topics: Any, subscription: str, options: Any) -> Any:
+        return self.inner.subscribe(topics, subscription, with_fields(options, order_by_key=False))
+
+
+class IgnoresTheStart(Broken):
+    def subscribe(self, topics: Any, subscription: str, options: Any) -> Any:
+        return self.inner.subscribe(topics, subscription, with_fields(options, start="earliest"))
+
+
+class RecordsNoGuarantee(Broken):
+    def subscribe(self, topics: Any, subscription: str, options: Any) -> Any:
+        options = with_fields(options, guarantee=Guarantee.AT_LEAST_ONCE)
+        return self.inner.subscribe(topics, subscription, options)
+
+
+class SharesSubscriptions(Broken):
+    """Every subscription is one and the same."""
+
+    def subscribe(self, topics: Any, subscription: str, options: Any) -> Any:
+        return self.inner.subscribe(topics, "everybody", options)
+
+
+class ClaimsMore(Broken):
+    """Says of itself what it cannot."""
+
+    @property
+    def capabilities(self) -> Any:
+        return with_fields(self.inner.capabilities, max_message_bytes=1 << 40)
+
+
+class CountsOffsetsAnew(Broken):
+    """Positions of a lane's own making."""
+
+    class lane(Coat):  # noqa: N801
+        count = 0
+
+        def claim(self, limit: int, max_bytes: int, wait_s: float):
+            return [self.one(delivery) for delivery in self.inner.claim(limit, max_bytes, wait_s)]
+
+        def one(self, delivery: Delivery) -> Delivery:
+            assert delivery.position is not None
+            self.count += 1
+            return replace(delivery, position=replace(delivery.position, offset=self.count - 1))

@@ -1,0 +1,329 @@
+"""What is wrong with each, and which tests have to say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import replace as with_fields
+from typing import Any
+
+from duly.store import outbox_of
+from duly.testing.conformance import BrokerSubject, Site, StoreSubject
+from duly.testing.conformance.memory import DATABASE, LOG, QUEUE, STORE, STORE_APART
+from tests.contract.broken.brokers import (
+    AcceptsWhatIsStale,
+    BuriesWithoutAGrave,
+    ClaimsMore,
+    ClosingSettles,
+    ConfirmsBeforeItStores,
+    ConfirmsWhatIsTooLarge,
+    CountsNoAttempts,
+    CountsOffsetsAnew,
+    CutsLongIds,
+    DeliversAtOnce,
+    DropsByContent,
+    ExtendsNothing,
+    ForgetsHeaders,
+    ForgetsWhatIsRepeated,
+    IgnoresBytes,
+    IgnoresOrder,
+    IgnoresTheStart,
+    KeepsForADay,
+    LooksBeforeItStores,
+    LosesEveryTenthRelease,
+    LosesSettlements,
+    MakesPositionsUp,
+    NeverCloses,
+    NeverWaits,
+    RecordsNoGuarantee,
+    RetriesAtOnce,
+    RunsSuspectsTogether,
+    SettlesAtTheNextClaim,
+    SettlesById,
+    SharesSubscriptions,
+    ShowsNoDeadLetters,
+    StoresBackwards,
+    TakesConflictsForRepeats,
+)
+from tests.contract.broken.coats import Coat, Outlives, Sound
+from tests.contract.broken.stores import (
+    AdmitsByAnything,
+    AdmitsEverything,
+    CommitsAgain,
+    CommitsOnlyInWords,
+    IsAnotherDatabase,
+    LeavesItsTransactionOpen,
+    ManyRelays,
+    OverlooksConflicts,
+    OvertakesInAKey,
+    PublishesAtOnce,
+    PublishesWithinInWords,
+    RemembersOutsideTheTransaction,
+    SavepointsAreDecoration,
+    SendsInWords,
+    SendsUpTo,
+)
+from tests.contract.subjects import DOCS, SQLITE, SQLITE_STORE
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """``fails`` are tests that have to fail, in one of their forms. ``says`` is something in
+    the page and what stands there instead. ``stays``: a site opened again is the same object.
+    """
+
+    coat: type[Coat]
+    fails: tuple[str, ...]
+    around: BrokerSubject | StoreSubject = DATABASE
+    page: str = "memory.md"
+    says: tuple[str, str] = ("", "")
+    stays: bool = False
+
+    def name(self) -> str:
+        """What is wrong, and where that is found first."""
+        return f"{self.coat.__name__}_{self.fails[0].partition('::')[0]}"
+
+
+BROKERS = (
+    Mistake(ClaimsMore, ("Page::test_capabilities_are_as_the_page_says",)),
+    Mistake(StoresBackwards, ("Publishing::test_messages_of_a_topic_stay_in_order",)),
+    Mistake(ForgetsHeaders, ("Publishing::test_what_is_published_is_delivered_unchanged",)),
+    Mistake(DropsByContent, ("Identity::test_equal_messages_under_two_ids_are_two_events",)),
+    Mistake(TakesConflictsForRepeats, ("Identity::test_one_id_with_another_body_is_a_conflict",)),
+    Mistake(DeliversAtOnce, ("Delays::test_a_due_time_is_kept",)),
+    Mistake(ConfirmsWhatIsTooLarge, ("Limits::test_a_body_over_the_limit_is_refused",)),
+    Mistake(CutsLongIds, ("Limits::test_the_longest_id_and_key_arrive_whole[x]",)),
+    Mistake(
+        ConfirmsBeforeItStores,
+        ("Durable::test_what_was_published_is_there[crash]",),
+        SQLITE,
+        "sqlite.md",
+    ),
+    Mistake(IgnoresBytes, ("Claims::test_a_claim_is_limited_in_bytes",)),
+    Mistake(SharesSubscriptions, ("Claims::test_every_subscription_sees_every_message",)),
+    Mistake(
+        SettlesById,
+        (
+            "Receipts::test_the_receipt_of_an_earlier_claim_is_refused",
+            "Leases::test_a_paused_worker_is_refused_when_it_wakes[settle]",
+        ),
+    ),
+    Mistake(
+        AcceptsWhatIsStale,
+        (
+            "Receipts::test_a_settlement_is_accepted_once",
+            "Crowds::test_settling_from_many_threads",
+        ),
+    ),
+    Mistake(
+        SettlesAtTheNextClaim,
+        (
+            "Leases::test_a_lease_that_ended_gives_the_message_to_another",
+            "Faults::test_a_claim_whose_answer_was_lost_comes_again",
+        ),
+    ),
+    Mistake(ExtendsNothing, ("Leases::test_extending_holds_the_claim",)),
+    Mistake(
+        CountsNoAttempts,
+        ("Settling::test_a_retry_waits_and_counts", "Deaths::test_a_death_alone_is_charged"),
+    ),
+    Mistake(
+        RunsSuspectsTogether,
+        (
+            "Deaths::test_the_first_death_of_a_batch_charges_nobody",
+            "Kills::test_a_killed_worker_makes_its_claims_suspect",
+        ),
+    ),
+    Mistake(RetriesAtOnce, ("Settling::test_a_retry_waits_and_counts",)),
+    Mistake(BuriesWithoutAGrave, ("Inside::test_a_dead_letter_is_kept_with_its_history",)),
+    Mistake(
+        LosesEveryTenthRelease,
+        (
+            "Settling::test_released_messages_come_again_uncharged",
+            "Histories::test_random_histories_agree_with_the_model[0]",
+            "Order::test_order_holds_whatever_happens[0]",
+        ),
+    ),
+    Mistake(
+        LosesSettlements,
+        (
+            "Confirmed::test_not_after_its_worker_fell_silent",
+            "Faults::test_at_least_once_under_random_faults[0]",
+        ),
+    ),
+    Mistake(ClosingSettles, ("Leases::test_closing_gives_everything_back_uncharged",)),
+    Mistake(NeverWaits, ("Waiting::test_publishing_wakes_a_waiting_claim",)),
+    Mistake(KeepsForADay, ("Retention::test_messages_are_kept_for_those_who_are_not_done",)),
+    Mistake(IgnoresOrder, ("Order::test_a_key_that_is_claimed_is_not_claimed_again",)),
+    Mistake(IgnoresTheStart, ("Subscriptions::test_or_after_the_newest",)),
+    Mistake(
+        RecordsNoGuarantee,
+        ("Subscriptions::test_another_guarantee_is_refused[at-most-once]",),
+    ),
+    Mistake(CountsOffsetsAnew, ("Positions::test_a_message_keeps_its_position",), LOG),
+)
+
+OTHERS = (
+    Mistake(NeverCloses, ("Restart::test_a_closed_broker_takes_and_gives_nothing",)),
+    Mistake(Outlives, ("Forgetful::test_a_restart_leaves_nothing[crash]",), stays=True),
+    Mistake(
+        ShowsNoDeadLetters,
+        ("DurableInside::test_dead_letters_and_incidents_survive[crash]",),
+        SQLITE,
+        "sqlite.md",
+    ),
+    Mistake(LooksBeforeItStores, ("IdentityInCrowds::test_one_identity_from_many_threads",)),
+    Mistake(
+        DropsByContent,
+        (
+            "NoIdentity::test_a_repeat_on_an_exactly_once_topic_is_stored",
+            "NoIdentityInCrowds::test_one_identity_from_many_threads",
+        ),
+        QUEUE,
+    ),
+    Mistake(DeliversAtOnce, ("NoDelays::test_a_due_time_is_refused[5]",), LOG),
+    Mistake(
+        DeliversAtOnce,
+        ("OrderWithDelays::test_a_due_time_holds_nothing_but_itself_before_it_is_reached",),
+    ),
+    Mistake(IgnoresOrder, ("NoOrder::test_order_by_key_is_refused",), QUEUE),
+    Mistake(
+        ForgetsWhatIsRepeated,
+        ("Unconfirmed::test_a_lost_settlement_comes_again_and_says_so",),
+        QUEUE,
+    ),
+    Mistake(MakesPositionsUp, ("NoPositions::test_deliveries_have_no_position",)),
+    Mistake(
+        Sound,
+        ("NoInside::test_it_has_no_such_call[dead_letters]",),
+        says=("inspection = true\n\n[memory-log]", "inspection = false\n\n[memory-log]"),
+    ),
+)
+
+STORES = (
+    Mistake(
+        RemembersOutsideTheTransaction,
+        ("ExactlyOnce::test_a_crash_at_any_step_leaves_effects_and_outputs_once",),
+        STORE_APART,
+    ),
+    Mistake(
+        AdmitsEverything,
+        (
+            "ExactlyOnce::test_a_superseded_claim_does_not_commit",
+            "ByInbox::test_a_repeated_publish_takes_effect_once",
+        ),
+        STORE_APART,
+    ),
+    Mistake(
+        CommitsOnlyInWords,
+        (
+            "Publications::test_a_transaction_of_its_own_publishes_with_its_effects",
+            "FaultsInTransactions::test_a_fault_in_each_call",
+        ),
+        STORE_APART,
+    ),
+    Mistake(
+        PublishesAtOnce,
+        (
+            "Publications::test_a_transaction_of_its_own_publishes_with_its_effects",
+            "FaultsInTransactions::test_a_worker_that_is_ended_in_each_call",
+        ),
+        STORE_APART,
+    ),
+    Mistake(
+        SavepointsAreDecoration,
+        ("Savepoints::test_a_savepoint_undoes_one_message_and_no_more",),
+        STORE_APART,
+    ),
+    Mistake(
+        LeavesItsTransactionOpen,
+        (
+            "ExactlyOnce::test_a_crash_at_any_step_leaves_effects_and_outputs_once",
+            "OneWriter::test_one_writer_at_a_time",
+        ),
+        STORE_APART,
+    ),
+)
+
+OTHER_STORES = (
+    Mistake(
+        AdmitsEverything,
+        (
+            "ByCursor::test_what_lies_below_the_cursor_is_repeated",
+            "DoubtInTransactions::test_effects_are_once_all_the_same",
+        ),
+        STORE_APART,
+    ),
+    Mistake(
+        CommitsOnlyInWords,
+        ("CrowdsInTransactions::test_exactly_once_workers_side_by_side",),
+        STORE_APART,
+    ),
+    Mistake(CommitsAgain, ("Transactions::test_a_session_is_over_after_its_end",), STORE_APART),
+    Mistake(AdmitsByAnything, ("ByClaimElsewhere::test_it_is_refused",), STORE_APART),
+    Mistake(
+        IsAnotherDatabase,
+        (
+            "StorePage::test_capabilities_are_as_the_page_says",
+            "StorePageByClaim::test_it_is_the_brokers_database",
+        ),
+        STORE,
+    ),
+    Mistake(PublishesWithinInWords, ("Within::test_it_is_seen_when_that_commits",), STORE_APART),
+    Mistake(OverlooksConflicts, ("IntoTheLog::test_an_identity_conflict_is_found_inside",), STORE),
+    Mistake(Outlives, ("ForgetfulStore::test_nothing_is_left",), STORE_APART, stays=True),
+    Mistake(
+        Sound,
+        ("NoOutbox::test_it_has_none",),
+        STORE_APART,
+        says=("one_writer = true\noutbox = true", "one_writer = true\noutbox = false"),
+    ),
+)
+
+OUTBOXES = (
+    Mistake(
+        SendsInWords, ("DurableStore::test_what_was_committed_is_there",), SQLITE_STORE, "sqlite.md"
+    ),
+    Mistake(SendsUpTo, ("Outboxes::test_what_is_sent_is_gone",), STORE_APART),
+    Mistake(OvertakesInAKey, ("Outboxes::test_a_key_waits_behind_its_refused_one",), STORE_APART),
+    Mistake(
+        ManyRelays,
+        ("Outboxes::test_one_relay_at_a_time", "Relaying::test_a_second_relay_takes_over"),
+        STORE_APART,
+    ),
+)
+
+MISTAKES = {
+    mistake.name(): mistake for mistake in (*BROKERS, *OTHERS, *STORES, *OTHER_STORES, *OUTBOXES)
+}
+
+
+def page_of(mistake: Mistake) -> str:
+    """What the page says of the subject with this mistake in it."""
+    text = (DOCS / mistake.page).read_text(encoding="utf-8")
+    assert mistake.says[0] in text
+    return text.replace(*mistake.says)
+
+
+def subject_with(name: str) -> BrokerSubject | StoreSubject:
+    """The subject with this mistake in it."""
+    mistake = MISTAKES[name]
+    around = mistake.around
+    opened: dict[Any, Any] = {}
+
+    def coated(site: Site, *beside: Any) -> Any:
+        # One object a test, where the mistake is that it outlives what it belongs to.
+        key = site.folder if mistake.stays else object()
+        if key not in opened:
+            opened[key] = mistake.coat(around.open(site, *beside))
+        return opened[key]
+
+    if isinstance(around, BrokerSubject):
+        return with_fields(around, open=coated, kill=around.kill and killed(around.kill))
+    if mistake in OUTBOXES:
+        return with_fields(around, outbox=lambda _, store: mistake.coat(outbox_of(store)))
+    return with_fields(around, open=coated)
+
+
+def killed(kill: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    return lambda broker, lane: kill(broker.inner, lane.inner)
