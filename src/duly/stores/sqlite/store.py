@@ -12,6 +12,7 @@ from typing import Any
 
 from duly.broker import Outcome
 from duly.errors import ConfigurationError
+from duly.guarantees import Admission
 from duly.message import Message, Topic, now_ms
 from duly.sql import inbox, log, outbox
 from duly.sql.sqlite import DatabaseFile, boot_ms
@@ -117,6 +118,11 @@ class SQLiteStore:
         """
         if self._closed:
             raise ConfigurationError(f"{self.path}: this store is closed")
+        if scope is not None and scope.admission is Admission.BY_CLAIM and not self._log_here:
+            raise ConfigurationError(
+                f"consumer {scope.consumer!r}: admission by claim needs store and broker in one "
+                f"file, and the broker's is not {self.path}. Admit by inbox."
+            )
         lane = self._lane()
         try:
             lane.turn.acquire(self._begin_s)

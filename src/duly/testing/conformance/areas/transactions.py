@@ -197,7 +197,7 @@ class ByClaimElsewhere:
             finally:
                 session.rollback()
 
-        with pytest.raises(Exception):  # noqa: B017, PT011 - the contract refuses it, in words
+        with pytest.raises(DulyError):
             admit()
         place.store.begin(None).rollback()
         assert dict(place.effects.rows()) == {}
