@@ -20,12 +20,12 @@ CODE := $(wildcard src tests examples benchmarks)
 SHIPPED := $(shell find src -name __pycache__ -prune -o -print) pyproject.toml README.md LICENSE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev wheel test check fix bench chaos clean
+.PHONY: help demo dev wheel test check fix bench chaos power-loss guarantees clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
-		printf '%-14s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
+		printf '%-16s %s\n' "$$target" "$$text"; done
 
 demo: $(VENV)/.runtime ## watch the three guarantees hold while workers are killed (ARGS="--kills 50")
 	@$(VENV)/bin/duly demo $(ARGS)
@@ -53,6 +53,14 @@ bench: $(VENV)/.dev ## measure the speed (writes benchmarks/RESULTS.md)
 
 chaos: $(VENV)/.runtime ## kill, stop and starve real processes and judge what they did (minutes=10 seed=3)
 	@$(VENV)/bin/python -m duly.testing.chaos --minutes $(or $(minutes),1) $(if $(seed),--seed $(seed)) $(ARGS)
+
+power-loss: $(VENV)/.dev ## open many images of a lost disk with duly (images=2100 seed=1)
+	@DULY_POWER_LOSS_IMAGES=$(or $(images),2100) DULY_POWER_LOSS_SEED=$(or $(seed),1) \
+		DULY_POWER_LOSS_SAVE=docs/internals/shown/power_loss.json \
+		$(VENV)/bin/python -m pytest -q tests/faults/power_loss
+
+guarantees: $(VENV)/.dev ## write docs/guarantees.md from runs (long=1: also run the long campaign again)
+	@$(VENV)/bin/python -m tests.proof.table $(if $(long),--long)
 
 clean: ## remove environments, builds and caches
 	rm -rf $(VENV) $(TEST) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -7,11 +7,11 @@ from typing import Any
 
 from duly.guarantees import Done
 from duly.testing.chaos import verdict, workload
-from duly.testing.chaos.recorded import message_by_message
 from duly.testing.chaos.report import reasons, verdict_of
 from duly.testing.chaos.verdict import FAULTS, Tally, in_token_order
 from duly.testing.checker import Anomaly
 from duly.testing.history import About, Claim, Event, Fault, Publish, Settle
+from duly.testing.recording import message_by_message
 
 
 class Story:

@@ -321,6 +321,19 @@ def settled_before_it_returned() -> Story:
     return story
 
 
+@breaks("premature settle")
+def cancelled_and_taken_for_failed() -> Story:
+    story = plain_at_least_once()
+    story.publish(C)
+    story.claim(C, "3")
+    story.run(C, "3", how="cancelled")
+    story.settle("3", "retry")
+    story.claim(C, "4", attempt=2)
+    story.run(C, "4", attempt=2)
+    story.settle("4")
+    return story
+
+
 @breaks("redelivery after a confirmed settle")
 def delivered_again_after_it_was_settled() -> Story:
     story = plain_at_least_once()
@@ -566,6 +579,22 @@ def an_old_repeat_is_run() -> Story:
 
 
 # --- order
+
+
+@keeps
+def a_zombie_that_was_refused_has_not_succeeded() -> Story:
+    story = Story(BY_KEY)
+    story.publish(KA, KB)
+    story.claim(KA, "1", who="zombie")
+    story.fault("pause", "zombie")
+    story.claim(KA, "2", attempt=2)
+    story.run(KA, "2", how="raised", attempt=2)
+    story.settle("2", "dead")
+    story.dead(KA)
+    story.handled(KB, "3")
+    story.run(KA, "1", who="zombie")
+    story.settle("1", end="fail", refused=True, who="zombie")
+    return story
 
 
 @breaks("inversion")

@@ -100,6 +100,22 @@ def test_coroutines(concurrency: int, guarantee: Any) -> None:
     assert tally.verdicts["valid"] > 40
 
 
+@pytest.mark.parametrize("kind", ["database", "sqlite"])
+@pytest.mark.parametrize("guarantee", [AMO, ALO, EXACT])
+def test_handlers_of_payloads(kind: Any, guarantee: Any) -> None:
+    scenario = Scenario(
+        kind=kind,
+        guarantee=guarantee,
+        messages=6,
+        workers=2,
+        manners=("ok", "ok", "fail once", "ok", "reject"),
+        payloads=True,
+        preempt=0.05,
+    )
+    tally = tally_of(one_of(scenario, seed) for seed in range(30))
+    assert tally.verdicts["valid"] > 20
+
+
 def test_handlers_run_side_by_side() -> None:
     scenario = Scenario(messages=6, asynchronous=True, concurrency=3)
     starts = ends = most = 0

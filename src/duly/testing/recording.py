@@ -8,10 +8,13 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, assert_never
 
+import msgspec
+
 from duly import errors
 from duly.broker import Delivery, Outcome, Published, Receipt, RepeatDropped
 from duly.guarantees import Dead, Done, Release, Retry, Settlement
 from duly.logs import CURRENT, handling_now
+from duly.message import Message
 from duly.store import Admitted
 from duly.testing.history import (
     About,
@@ -267,6 +270,7 @@ class Recording:
         assert handling is not None, "a handler runs in a lane"
         name, given = handling_now(handling)
         deliveries: Sequence[Delivery] = (given,) if isinstance(given, Delivery) else given
+        self.messages = [each.message for each in deliveries]
         self.runs = [f"{self._who}.{next(self._runs)}" for _ in deliveries]
         for run, each in zip(self.runs, deliveries, strict=True):
             self.put(
@@ -280,7 +284,8 @@ class Recording:
             )
 
     runs: Sequence[str] = ()
-    """The runs of the handler call that was started last."""
+    """The runs of the handler call that was started last, and the messages they are for."""
+    messages: Sequence[Message[Any]] = ()
 
 
 def kind_of(settlement: Settlement) -> Kind:
@@ -296,6 +301,21 @@ def kind_of(settlement: Settlement) -> Kind:
             return "release"
         case _:
             assert_never(settlement)
+
+
+def message_by_message(settlements: Sequence[Settlement]) -> list[Settlement]:
+    """Settlements of whole spans, as those of their messages."""
+    single: list[Settlement] = []
+    for each in settlements:
+        if isinstance(each.receipt, tuple) and len(each.receipt) == 3:
+            token, first, last = each.receipt
+            single += [
+                msgspec.structs.replace(each, receipt=(token, position))
+                for position in range(first, last + 1)
+            ]
+        else:
+            single.append(each)
+    return single
 
 
 _BY_NAME: dict[str, Callable[[Recording, Call, Perform], Any]] = {

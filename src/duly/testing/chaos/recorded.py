@@ -14,11 +14,10 @@ from typing import Any
 import msgspec
 
 from duly.broker import Delivery
-from duly.guarantees import Settlement
 from duly.logs import CURRENT, handling_now
 from duly.store import Transaction
 from duly.testing.history import About, End, Event, How, Recorder, Start, about
-from duly.testing.recording import Recording, claimed
+from duly.testing.recording import Recording, claimed, message_by_message
 from duly.testing.seam import Call
 
 Perform = Callable[[Any], Any]
@@ -120,18 +119,3 @@ class Run(msgspec.Struct, frozen=True):
     def attempt(self) -> int:
         """Which attempt it is."""
         return self.delivery.attempt
-
-
-def message_by_message(settlements: Sequence[Settlement]) -> list[Settlement]:
-    """Settlements of whole spans, as those of their messages."""
-    single: list[Settlement] = []
-    for each in settlements:
-        if isinstance(each.receipt, tuple) and len(each.receipt) == 3:
-            token, first, last = each.receipt
-            single += [
-                msgspec.structs.replace(each, receipt=(token, position))
-                for position in range(first, last + 1)
-            ]
-        else:
-            single.append(each)
-    return single

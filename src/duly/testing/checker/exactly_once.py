@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
@@ -23,8 +24,26 @@ def duplicate_effect(case: Case) -> Iterator[str]:
     """The effect of one message is there twice, however often it was published."""
     counts = Counter((row.table, row.message.identity) for row in case.final.rows)
     for (table, identity), count in counts.items():
-        if count > 1:
+        if count > 1 and not _beyond_horizon(case, identity):
             yield f"{_name(identity)} has {count} rows in {table}"
+
+
+def _beyond_horizon(case: Case, identity: Identity) -> bool:
+    """Whether the message stands in the log several times, and each copy took effect later than
+    the inbox remembers the one before: a copy that was never delivered bears no mark.
+    """
+    kept_s = case.terms.inbox_retention_s
+    by_inbox = case.terms.admission is Admission.BY_INBOX
+    if kept_s is None or not by_inbox or case.copies()[identity] < 2:
+        return False
+    runs = {row.run for row in case.final.rows if row.message.identity == identity}
+    admits = [case.txs[case.run_of[run].start.tx].admit for run in runs if run in case.run_of]
+    began = sorted(admit.began for admit in admits if admit is not None and admit.began)
+    return len(began) == len(runs) and all(
+        # In whole milliseconds, as the inbox has them.
+        later - earlier > kept_s - 0.001
+        for earlier, later in itertools.pairwise(began)
+    )
 
 
 @forbids("lost effect", EXACTLY_ONCE)

@@ -70,15 +70,19 @@ def _handled(case: Case, run: Run) -> int | None:
         return run.ended
     settles = [each for each in case.settles.get(run.start.token, ()) if each[1].kind == "done"]
     phases = [settle.phase for _, settle in settles]
-    if not settles or (phases[-1] == "fail" and ("info" not in phases or _otherwise(case, run))):
+    if not settles or phases[1:] == ["fail"]:
+        return None
+    if "ok" not in phases and _otherwise(case, run):
         return None
     return settles[0][0]
 
 
 def _otherwise(case: Case, run: Run) -> bool:
     """Whether another claim on the message was settled: what became of this one is unknown, but
-    it was not what counted.
+    it was not what counted. Of several copies nobody can tell which one a claim was on.
     """
+    if case.copies()[run.start.message.identity] > 1:
+        return False
     return any(
         other.start.token != run.start.token
         and case.settled(other.start.token, "done", "dead") is not None

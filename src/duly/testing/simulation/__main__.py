@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from time import monotonic
 
 import click
+import msgspec
 
 from duly.testing.simulation.campaign import (
     Cells,
@@ -26,6 +28,7 @@ from duly.testing.simulation.campaign import (
 )
 from duly.testing.simulation.plan import Given, hits_of
 from duly.testing.simulation.points import covered
+from duly.testing.simulation.results import shown
 from duly.testing.simulation.run import Outcome, run
 from duly.testing.simulation.scenario import KINDS, Kind, scenario_of
 from duly.testing.simulation.shrink import command, shrink
@@ -46,6 +49,7 @@ from duly.testing.simulation.shrink import command, shrink
     is_flag=True,
     help="Every crash, and every pair, of --scenario; without it every crash of the covering ones.",
 )
+@click.option("--save", type=click.Path(path_type=Path), help="Keep what was shown, as JSON.")
 @click.option("--until", metavar="PROPERTY", help="Run --scenario until this is broken.")
 def main(
     seed: int | None,
@@ -57,6 +61,7 @@ def main(
     first: int,
     kinds: str,
     enumerates: bool,
+    save: Path | None,
     until: str | None,
 ) -> None:
     """Run or replay what the options say; ends with 1 where a property was broken."""
@@ -80,6 +85,8 @@ def main(
             seconds=seconds,
             processes=processes or os.cpu_count() or 1,
         )
+    if save is not None:
+        save.write_bytes(msgspec.json.format(msgspec.json.encode(shown(cells))))
     sys.exit(not report(cells, monotonic() - started))
 
 

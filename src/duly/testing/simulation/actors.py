@@ -136,6 +136,7 @@ class Worker:
                 LEASE_S,
                 order_by_key=scenario.ordered,
                 hold_key_on_dead=scenario.hold,
+                bodies_only=scenario.payloads,
             ),
         )
         recording = process.recording
@@ -180,7 +181,7 @@ class Worker:
 
     def idle(self) -> bool:
         """Whether nothing is left to run of what was claimed."""
-        waiting = self._process.last == "claim" and not self.driven.receipts()
+        waiting = self._process.found_nothing and not self.driven.receipts()
         return waiting or self.driven.idle()
 
     # --- what its keeper sees
@@ -249,7 +250,7 @@ def consumer_of(setting: Setting) -> Consumer:
             function=print,
             is_async=scenario.asynchronous,
             is_batch=scenario.batch_handler,
-            wants_message=True,
+            wants_message=not scenario.payloads,
             wants_tx=exactly,
             uses={},
         ),

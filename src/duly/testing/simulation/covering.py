@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from duly.testing.simulation.scenario import GUARANTEES, KINDS, Kind, Manner, Scenario
+from duly.testing.simulation.scenario import (
+    GUARANTEES,
+    KINDS,
+    SQLITE_KINDS,
+    Kind,
+    Manner,
+    Scenario,
+)
 
 # A retry, a dead letter, a handler that takes long, and one that dies with its worker.
 _MANNERS: tuple[Manner, ...] = ("fail once", "reject", "slow", "die once")
@@ -21,7 +28,8 @@ def _covering() -> Iterator[Scenario]:
             yield Scenario(
                 kind=kind,
                 guarantee=guarantee,
-                messages=4,
+                # On files, which are slower, only what a store there can do otherwise.
+                messages=2 if kind in SQLITE_KINDS else 4,
                 batch=2,
                 manners=_MANNERS,
                 within=exactly and kind in ("database", "sqlite"),

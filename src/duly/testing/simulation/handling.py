@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 from duly import errors
@@ -62,7 +62,7 @@ class _Handling:
 
     def _publish(self, message: Message[Any], run: str, tx: Transaction[Any] | None) -> None:
         if tx is not None:
-            tx.publish(self._setting.outputs, message.payload, id=f"out-{run}")
+            tx.publish(self._setting.outputs, int(message.body), id=f"out-{run}")
 
     def _started(self, message: Message[Any]) -> tuple[Manner, bool]:
         """How it treats the message, and whether this is the message's first start."""
@@ -112,8 +112,9 @@ class HandlerOf(_Handling):
 
     def __call__(self, given: Any, tx: Transaction[Any] | None = None) -> None:
         """Handle one message, or a batch."""
-        messages: Sequence[Message[Any]] = given if isinstance(given, list) else [given]
-        runs = list(self._process.recording.runs)
+        del given  # of a payload nobody could tell which message it is
+        recording = self._process.recording
+        messages, runs = list(recording.messages), list(recording.runs)
         for message, run in zip(messages, runs, strict=True):
             self._process.point("handler: before")
             self._write_one(TABLES[0], message, run, tx)
@@ -131,8 +132,9 @@ class AsyncHandlerOf(_Handling):
 
     async def __call__(self, given: Any, tx: Transaction[Any] | None = None) -> None:
         """Handle one message, or a batch."""
-        messages: Sequence[Message[Any]] = given if isinstance(given, list) else [given]
-        runs = list(self._process.recording.runs)
+        del given  # of a payload nobody could tell which message it is
+        recording = self._process.recording
+        messages, runs = list(recording.messages), list(recording.runs)
         for message, run in zip(messages, runs, strict=True):
             self._process.point("handler: before")
             await self._wait()

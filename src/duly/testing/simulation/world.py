@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
+from dataclasses import replace
 from random import Random
 from typing import Any, NoReturn, Protocol
 from zlib import crc32
@@ -19,7 +20,7 @@ from zlib import crc32
 from duly.broker import Subscription
 from duly.testing.faulty import make, possible
 from duly.testing.history import Event, Fault
-from duly.testing.recording import Recording
+from duly.testing.recording import Recording, message_by_message
 from duly.testing.seam import Call, inside
 from duly.testing.simulation.kinds import LEASE_S, MAX_RUN_S, Clock, Place
 from duly.testing.simulation.plan import Hit, Plan
@@ -73,6 +74,7 @@ class Process:
         self.wake = 0.0
         self.points = 0
         self.last = "start"
+        self.found_nothing = False
         self.sessions: dict[str, Any] = {}
         self.actor: Actor
         # Its own, as a process's is: the lanes say in a context variable what they run.
@@ -97,6 +99,10 @@ class Process:
         """What every call of this process goes through."""
         if call.name == "made ahead":
             return self.recording(call, perform)
+        if call.name in ("settle", "settle in transaction"):
+            given = call.given
+            shown = replace(call, given=message_by_message(given))
+            return self.around(shown, lambda _: perform(given))
         return (self._claim if call.name == "claim" else self.around)(call, perform)
 
     def _around(self, call: Call, perform: Callable[[Any], Any]) -> Any:
@@ -106,10 +112,11 @@ class Process:
             raise Crash
         world = self.world
         kinds = possible(call, world.place.broker.capabilities) if world.faulty else ()
-        self.last = call.name
+        self.last, self.found_nothing = call.name, False
         fault = self.point(f"{call.name}: before", tuple(k for k in kinds if k != "pause"))
         answer = make(fault, call, perform, world.order) if fault else perform(call.given)
         self._note(call, answer)
+        self.found_nothing = call.name == "claim" and not answer and not call.is_made
         self.point(f"{call.name}{_kind_of(call, answer)}: after")
         return answer
 
