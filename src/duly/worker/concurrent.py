@@ -83,8 +83,9 @@ class ConcurrentLane:
         return min([start for start in list(self._in_flight.values()) if start], default=None)
 
     def idle(self) -> bool:
-        """Whether nothing is in flight and nothing waits to be settled."""
-        return not (self._in_flight or self._ended or self._settling)
+        """Whether nothing is in flight, waits to be settled, or is settled and has to start."""
+        settled = self._settles_first and self._alone
+        return not (self._in_flight or self._ended or self._settling or settled)
 
     def close(self) -> None:
         """Cancel what is in flight, unsettled, and give back what never started."""
@@ -125,7 +126,8 @@ class ConcurrentLane:
     def _start_alone(self) -> None:
         # A message whose last worker died runs with nothing beside it, or its neighbours
         # would be charged with the next death.
-        if self._alone and not self._in_flight and not self.lane.stopping:
+        may_start = self._settles_first or not self.lane.stopping
+        if self._alone and not self._in_flight and may_start:
             work, self._alone = self._alone, NO_WORK
             self._alone_runs = True
             self._start(work)
@@ -191,11 +193,6 @@ class ConcurrentLane:
                 settlement = None
             self._ended.append((delivery.receipt, settlement))
             self._something_ended.set()
-
-    def _may_not_start(self, blocked: Blocked | None, delivery: Delivery) -> bool:
-        if self.lane.stopping and not self._settles_first:
-            return True  # what is settled already has no other chance
-        return blocked is not None and blocked.holds(delivery)
 
     async def _outcome(self, delivery: Delivery, argument: object) -> Settlement | None:
         lane = self.lane

@@ -1,0 +1,75 @@
+"""A lane with many handlers in flight, stepped by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from duly.message import Topic
+from duly.worker.concurrent import ConcurrentLane
+from duly.worker.loop import LoopThread
+from tests.waiting import eventually
+from tests.worker.lanes import Bench
+
+numbers: Topic[int] = Topic("numbers", int, guarantee="at-least-once")
+
+
+@pytest.fixture
+def loop() -> Iterator[LoopThread]:
+    thread = LoopThread()
+    yield thread
+    thread.stop()
+
+
+@pytest.mark.parametrize("guarantee", ["at-most-once", "at-least-once"])
+def test_a_drain_forgets_nobody_who_waits_to_run_alone(loop: LoopThread, guarantee: str) -> None:
+    """At-most-once, what waits so is settled: nothing but this lane will ever start it."""
+    bench = Bench()
+    gate = asyncio.Event()
+
+    async def handle(number: int) -> None:
+        bench.seen.append(number)
+        if number == 9:
+            await gate.wait()
+
+    declare = bench.app.consumer
+    declare(numbers, name="c", guarantee=guarantee, concurrency=5, batch=1)(handle)  # type: ignore[call-overload]
+    bench.publish(numbers, 9)
+    lane = ConcurrentLane(bench.lane("c"), loop.loop)
+
+    def in_flight() -> bool:
+        lane.step()
+        return 9 in bench.seen
+
+    eventually(in_flight, "one is in flight")
+    bench.publish(numbers, 1, 2, 3)
+    died = bench.lane("c")
+    died.subscription.claim(3, 1 << 20, 0.0)
+    bench.broker.crash(died.subscription)
+
+    def waits_alone() -> bool:
+        lane.step()
+        return bool(lane._alone)
+
+    eventually(waits_alone, "one waits until it can run alone")
+    lane.lane.stop()
+    loop.loop.call_soon_threadsafe(gate.set)
+
+    def drained() -> bool:
+        lane.step()
+        return lane.idle()
+
+    eventually(drained, "the lane drains")
+    lane.close()
+    other = ConcurrentLane(bench.lane("c"), loop.loop)
+
+    def all_seen() -> bool:
+        other.step()
+        return len(bench.seen) >= 4
+
+    eventually(all_seen, "everything ran", lambda: str(bench.seen))
+    assert sorted(bench.seen) == [1, 2, 3, 9]
+    other.lane.stop()
+    other.close()
