@@ -19,7 +19,7 @@ from duly.guarantees import Dead, Done, Guarantee, Release, Settlement
 from duly.logs import CURRENT
 from duly.worker.lane import Lane
 from duly.worker.loop import within_limit
-from duly.worker.steps import NO_WORK, Blocked, Pause, Step, Unfit, Work, blocking
+from duly.worker.steps import NO_WORK, Pause, Step, Unfit, Work, blocking
 
 # While handlers are in flight a claim waits no longer than this, so that what ends is settled.
 SETTLE_EVERY_S = 0.02
