@@ -22,6 +22,8 @@ from duly.declarations import Declarations, Group
 from duly.errors import ConfigurationError
 from duly.events import Watcher
 from duly.guarantees import Guarantee
+from duly.inspection import DeadLetter, Selection
+from duly.mending import Mender
 from duly.message import Topic, check_name, due_ms
 from duly.publishing import Accepted, Publisher, refuse_on_loop
 from duly.store import Store, Transaction
@@ -281,6 +283,48 @@ class App(Declarations):
             return self._publisher.send_many(topic, messages)
         return self._publisher.send_within(within, topic, messages)
 
+    # --- what was given up on
+
+    def dead_letters(
+        self,
+        consumer: str | None = None,
+        *,
+        topic: str | None = None,
+        id: str | None = None,
+        error: str | None = None,
+        since: datetime | None = None,
+        before: datetime | None = None,
+        limit: int = 100,
+    ) -> Sequence[DeadLetter]:
+        """What consumers gave up on, the latest first; the options narrow.
+
+        ``error`` is a part of its text; ``since`` and ``before`` say when it was given up on.
+        Raises `ConfigurationError` where the broker keeps none.
+        """
+        which = Selection(consumer, topic, id, error, _ms(since), _ms(before))
+        return Mender.of(self.backends(), self.consumers).select(which, limit)
+
+    def replay(self, letters: Iterable[DeadLetter]) -> int:
+        """Deliver dead letters again, each to the consumer that gave it up and to no other.
+
+        A message keeps its identity, has all its attempts before it, and comes before the
+        later ones of its key. An exactly-once consumer kept no effect of it, so that now it
+        commits once; where it took effect after all, admission drops it as a repeat. Returns
+        how many were still dead letters: others have been replayed or discarded meanwhile, and
+        a repeated call does no harm. Raises `ConfigurationError` where a replay can have no
+        effect: admission by cursor has passed it.
+        """
+        refuse_on_loop("app.replay", "await asyncio.to_thread(app.replay, letters)")
+        return Mender.of(self.backends(), self.consumers).replay(list(letters))
+
+    def discard(self, letters: Iterable[DeadLetter]) -> int:
+        """Remove dead letters for good; a key that one of them held goes on.
+
+        Returns how many were still there. Each is noted as an incident.
+        """
+        refuse_on_loop("app.discard", "await asyncio.to_thread(app.discard, letters)")
+        return Mender.of(self.backends(), self.consumers).discard(list(letters))
+
     # --- the caller's own transactions
 
     def transaction(self) -> AbstractContextManager[Transaction[Any]]:
@@ -307,6 +351,10 @@ class App(Declarations):
         store = _store_of(self.name, backends)
         async with atransaction(store, self.name, declare_at(*backends), in_thread) as tx:
             yield tx
+
+
+def _ms(time: datetime | None) -> int | None:
+    return None if time is None else int(time.timestamp() * 1000)
 
 
 def _context_manager(lifespan: Any) -> Lifespan | None:

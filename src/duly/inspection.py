@@ -1,7 +1,7 @@
-"""Looking inside a broker: what its subscriptions have before them, gave up on, and met.
+"""Looking inside a broker, and mending: what its subscriptions have before them, gave up on, met.
 
-A second small protocol, for brokers that can tell. It reads what is stored, so that it also
-tells about processes that are dead.
+Two more small protocols, for brokers that can: `Inspection` reads what is stored, so that it also
+tells about processes that are dead; `Mending` brings back or removes what was given up on.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from duly.message import Message
 
@@ -37,13 +37,53 @@ class SubscriptionState:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that a subscription gave up on, with the last error and the attempts made."""
+    """A message that a subscription gave up on, with the last error and the attempts made.
+
+    ``number`` tells it from every other dead letter of the broker. ``replays`` counts how often
+    it had been brought back before it was given up on this time.
+    """
 
     subscription: str
     message: Message[Any]
     error: str
     attempts: int
     dead_ms: int
+    number: int = 0
+    replays: int = 0
+
+    @property
+    def died(self) -> datetime:
+        """When it was given up on, in UTC."""
+        return datetime.fromtimestamp(self.dead_ms / 1000, UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which dead letters are meant; what is None does not narrow.
+
+    ``error`` is a part of the error's text. ``since_ms`` and ``before_ms`` bound the time at
+    which they were given up on, ``below`` their number: to go on where a list ended.
+    """
+
+    consumer: str | None = None
+    topic: str | None = None
+    id: str | None = None
+    error: str | None = None
+    since_ms: int | None = None
+    before_ms: int | None = None
+    below: int | None = None
+
+    def matches(self, letter: DeadLetter) -> bool:
+        """Whether this one is meant."""
+        return (
+            self.consumer in (None, letter.subscription)
+            and self.topic in (None, letter.message.topic)
+            and self.id in (None, letter.message.id)
+            and (self.error is None or self.error in letter.error)
+            and (self.since_ms is None or letter.dead_ms >= self.since_ms)
+            and (self.before_ms is None or letter.dead_ms < self.before_ms)
+            and (self.below is None or letter.number < self.below)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +119,12 @@ KINDS: Mapping[str, str] = {
     "repeat-dropped": "published again under the same identity; dropped",
     "identity-conflict": "published under a used identity with another body; refused",
     "dropped": "an at-most-once publish that was never stored",
+    "replayed": "brought back from the dead letters by a person",
+    "discarded": "removed from the dead letters by a person, for good",
 }
 
 
+@runtime_checkable
 class Inspection(Protocol):
     """What can be asked of a broker that can look inside itself."""
 
@@ -103,4 +146,29 @@ class Inspection(Protocol):
 
     def incident_counts(self) -> Mapping[tuple[str, str], int]:
         """How many messages met which kind: by (subscription, or topic where none, kind)."""
+        ...
+
+
+@runtime_checkable
+class Mending(Inspection, Protocol):
+    """What can be done about dead letters, by a broker that keeps them."""
+
+    def select(self, which: Selection, limit: int) -> Sequence[DeadLetter]:
+        """The dead letters that are meant, the highest number first."""
+        ...
+
+    def replay(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """Deliver them to their subscriptions, and to nobody else, as if for the first time.
+
+        Each keeps its identity and comes before the later ones of its key. In one step with
+        its removal from the dead letters: a crash neither loses nor doubles it. Each is noted
+        as an incident. Returns those that are no dead letters any more.
+        """
+        ...
+
+    def discard(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """Remove them for good; a key that one held goes on. Each is noted as an incident.
+
+        Returns those that are no dead letters any more.
+        """
         ...

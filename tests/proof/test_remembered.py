@@ -121,4 +121,4 @@ def test_replays_are_counted(make: Any):
         assert given.replays == replays
         lane.settle([Dead(given.receipt, "it fails")])
         [letter] = broker.dead_letters()
-        broker.replay(letter)
+        broker.replay([letter])

@@ -21,6 +21,9 @@ Row = tuple[Any, ...]
 """position, source, id, time_ms, key, headers, due_ms, body; or position, id and body; or, of
 a range without gaps as a span: body; id and body; source, id and body"""
 
+History = tuple[int, int, int, int]
+"""attempt, alone, repeated, replays: the same for every message of a claim's range"""
+
 # Ranges that yield nothing (all parked) are passed over so many times in one transaction.
 _ROUNDS = 8
 
@@ -59,6 +62,7 @@ class Part(NamedTuple):
     alone: bool
     repeated: bool
     is_span: bool
+    replays: int = 0
 
 
 @dataclass(slots=True)
@@ -113,6 +117,7 @@ class _Candidate(NamedTuple):
     repeated: int
     due_ms: int | None
     size: int | None
+    replays: int
 
 
 def claim(
@@ -203,7 +208,7 @@ def _fresh(lane: Lane, room: _Room, turn: int) -> Steps[None]:
             held: set[int] = set()
             if latest_due_ms > room.now_ms:
                 held = yield from _park_not_due(lane, first, last, room)
-            yield from _take(lane, room, (first, last), (1, NOT_ALONE, 0), held)
+            yield from _take(lane, room, (first, last), (1, NOT_ALONE, 0, 0), held)
             next_seq += last - first + 1
             yield Ask("move_cursor", (next_seq, lane.subscription_no, stream))
             room.moved = True
@@ -241,7 +246,7 @@ def _free(lane: Lane, room: _Room, turn: int) -> Steps[None]:  # noqa: ARG001 - 
     name = "free_ranges_ordered" if lane.order_by_key else "free_ranges"
     limit = min(room.messages, 200)
     for claim_id, first, last, *history in (yield Ask(name, (lane.subscription_no, limit))):
-        attempt, alone, repeated = history
+        alone = history[1]
         if room.is_full or (room.parts and (alone or room.parts[-1].alone)):
             return
         reach = last if not alone else first
@@ -249,7 +254,7 @@ def _free(lane: Lane, room: _Room, turn: int) -> Steps[None]:  # noqa: ARG001 - 
             reach = yield from _fitting(first, last, room)
             if reach < first:
                 return
-        yield from _take(lane, room, (first, reach), (attempt, alone, repeated), set())
+        yield from _take(lane, room, (first, reach), (*history,), set())
         room.moved = True
         if reach < last:
             # Nothing later of this stream before the rest of this range: keys keep their order.
@@ -325,11 +330,11 @@ class _Chosen:
         return True
 
 
-def _alike(chosen: Sequence[_Candidate]) -> list[tuple[tuple[int, int, int], Range]]:
+def _alike(chosen: Sequence[_Candidate]) -> list[tuple[History, Range]]:
     """Ranges of messages with the same history, in the order of positions."""
-    histories: dict[tuple[int, int, int], list[int]] = {}
+    histories: dict[History, list[int]] = {}
     for candidate in sorted(chosen, key=itemgetter(0)):
-        history = (candidate.attempt, candidate.alone, candidate.repeated)
+        history = (candidate.attempt, candidate.alone, candidate.repeated, candidate.replays)
         histories.setdefault(history, []).append(candidate.position)
     found = [(history, run) for history, ps in histories.items() for run in runs(ps)]
     return sorted(found, key=itemgetter(1))
@@ -342,14 +347,14 @@ def _take(
     lane: Lane,
     room: _Room,
     reach: Range,
-    history: tuple[int, int, int],
+    history: History,
     held: set[int],
     *,
     blocked: bool = True,
 ) -> Steps[None]:
     """Claim a range, less what is ``held`` already or has to wait behind others of its key."""
     first, last = reach
-    attempt, alone, repeated = history
+    attempt, alone, repeated, replays = history
     if blocked and lane.order_by_key:
         held = held | (yield from _park_behind(lane, reach, history))
     rows, is_span = yield from _fetch_for(lane, first, last, whole=not held)
@@ -372,6 +377,7 @@ def _take(
                 attempt,
                 kind,
                 repeated,
+                replays,
                 room.token,
                 lane.worker,
                 lane.lane,
@@ -380,14 +386,23 @@ def _take(
             ),
         )
     room.parts.append(
-        Part(stream_of(first), first, rows, attempt, alone == SUSPECT, bool(repeated), is_span)
+        Part(
+            stream_of(first),
+            first,
+            rows,
+            attempt,
+            alone == SUSPECT,
+            bool(repeated),
+            is_span,
+            replays,
+        )
     )
     room.messages -= len(rows)
     if room.messages:  # else there is nothing more to take
         room.bytes -= sum([len(row[-1]) for row in rows])
 
 
-def _park_behind(lane: Lane, reach: Range, history: tuple[int, int, int]) -> Steps[set[int]]:
+def _park_behind(lane: Lane, reach: Range, history: History) -> Steps[set[int]]:
     hold = lane.hold_key_on_dead
     [(blockers,)] = yield Ask("has_blockers", (lane.subscription_no, hold))
     if not blockers:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import astuple
 from typing import Any
 
 import msgspec
 
-from duly.inspection import DeadLetter, Incident, SubscriptionState
+from duly.inspection import DeadLetter, Incident, Selection, SubscriptionState
 from duly.message import NO_HEADERS, Message
 from duly.sql.steps import Ask, Steps
 
@@ -19,9 +20,10 @@ def subscriptions() -> Steps[list[SubscriptionState]]:
     return [SubscriptionState(*row) for row in (yield Ask("subscription_states"))]
 
 
-def dead_letters(subscription: str | None, limit: int) -> Steps[list[DeadLetter]]:
-    """The latest dead letters, of one subscription or of all."""
-    return [_dead_letter(*row) for row in (yield Ask("dead_letters", (subscription, limit)))]
+def dead_letters(which: Selection, limit: int) -> Steps[list[DeadLetter]]:
+    """The latest dead letters of those that are meant."""
+    rows = yield Ask("dead_letters", (*astuple(which), limit))
+    return [_dead_letter(*row) for row in rows]
 
 
 def incidents(subscription: str | None, kind: str | None, limit: int) -> Steps[list[Incident]]:
@@ -34,20 +36,8 @@ def incident_counts() -> Steps[Mapping[tuple[str, str], int]]:
     return {(name, kind): count for name, kind, count in (yield Ask("incident_counts"))}
 
 
-def _dead_letter(
-    subscription: str,
-    topic: str,
-    source: bytes,
-    id: bytes,
-    key: bytes | None,
-    time_ms: int,
-    headers: bytes | None,
-    due_ms: int | None,
-    body: Any,
-    error: str,
-    attempts: int,
-    dead_ms: int,
-) -> DeadLetter:
+def _dead_letter(subscription: str, *columns: Any) -> DeadLetter:
+    topic, source, id, key, time_ms, headers, due_ms, body, *end = columns
     # It may be here because it is damaged: whatever can be shown of it is.
     try:
         parsed = NO_HEADERS if headers is None else _decode_headers(headers)
@@ -63,7 +53,7 @@ def _dead_letter(
         parsed,
         due_ms,
     )
-    return DeadLetter(subscription, message, error, attempts, dead_ms)
+    return DeadLetter(subscription, message, *end)
 
 
 def _text(value: Any) -> str:

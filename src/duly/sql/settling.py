@@ -32,6 +32,7 @@ class _Piece(NamedTuple):
     repeated: int
     mark: int | None
     worker: str | None
+    replays: int
 
     @property
     def size(self) -> int:
@@ -170,7 +171,8 @@ def _end_specially(
         yield from _bury(piece, dead, now_ms)
     for started, positions in released.items():
         # Charged nothing: attempt and marks stay what they were.
-        history = (piece.attempt, int(piece.alone == SUSPECT), int(piece.repeated or started))
+        alone, repeated = int(piece.alone == SUSPECT), int(piece.repeated or started)
+        history = (piece.attempt, alone, repeated, piece.replays)
         free = [(piece.subscription_no, *run, *history) for run in runs(positions)]
         yield Many("add_free_range", free)
 
@@ -183,6 +185,7 @@ def _park(piece: _Piece, retried: Sequence[Retry], now_ms: int) -> Steps[None]:
             now_ms + int(r.delay_s * 1000),
             piece.attempt + 1,
             r.error,
+            piece.replays,
         )
         for r in retried
     ]
@@ -191,7 +194,8 @@ def _park(piece: _Piece, retried: Sequence[Retry], now_ms: int) -> Steps[None]:
 
 
 def _bury(piece: _Piece, dead: Sequence[Dead], now_ms: int) -> Steps[None]:
-    rows = [(piece.subscription_no, d.receipt[1], d.error, piece.attempt, now_ms) for d in dead]
+    history = (piece.attempt, now_ms, piece.replays)
+    rows = [(piece.subscription_no, d.receipt[1], d.error, *history) for d in dead]
     yield Many("bury", rows)
     yield Many("note_position", [_note(piece, "dead-letter", d, now_ms) for d in dead])
 

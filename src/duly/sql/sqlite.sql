@@ -95,6 +95,7 @@ create table if not exists duly_claims (
     attempt integer not null,
     alone integer not null,
     repeated integer not null,
+    replays integer not null default 0,
     token integer,
     worker text,
     lane integer,
@@ -114,6 +115,7 @@ create table if not exists duly_parked (
     attempt integer not null,
     alone integer not null,
     repeated integer not null,
+    replays integer not null default 0,
     error text,
     primary key (subscription_no, position)
 ) without rowid;
@@ -137,7 +139,8 @@ create table if not exists duly_dead (
     body blob,
     error text not null,
     attempts integer not null,
-    dead_ms integer not null
+    dead_ms integer not null,
+    replays integer not null default 0
 );
 
 create index if not exists duly_dead_key on duly_dead (subscription_no, key, position);
@@ -319,9 +322,9 @@ update duly_cursors set next_seq = ? where subscription_no = ? and stream = ?;
 
 -- name: add_claim
 insert into duly_claims (
-    subscription_no, first, last, attempt, alone, repeated,
+    subscription_no, first, last, attempt, alone, repeated, replays,
     token, worker, lane, boot_id, lease_until_boot_ms
-) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: park_not_due
 -- Messages of a fresh range that are not due yet.
@@ -335,14 +338,16 @@ select exists (select 1 from duly_parked where subscription_no = ?1)
     or exists (select 1 from duly_dead where subscription_no = ?1 and ?2);
 
 -- name: park_behind
--- Messages of a range whose key has an earlier one parked, or (?8) dead and unresolved.
-insert into duly_parked (subscription_no, position, key, due_ms, attempt, alone, repeated)
-select ?1, m.position, m.key, null, ?5, ?6, ?7 from duly_messages m
+-- Messages of a range whose key has an earlier one parked, or (?9) dead and unresolved.
+insert into duly_parked (
+    subscription_no, position, key, due_ms, attempt, alone, repeated, replays
+)
+select ?1, m.position, m.key, null, ?5, ?6, ?7, ?8 from duly_messages m
 where m.position between ?2 and ?3 and m.key is not null and (
     exists (
         select 1 from duly_parked p where p.subscription_no = ?1 and p.key = m.key
         and p.position >= ?4 and p.position < m.position
-    ) or (?8 and exists (
+    ) or (?9 and exists (
         select 1 from duly_dead d where d.subscription_no = ?1 and d.key = m.key
         and d.position >= ?4 and d.position < m.position
     ))
@@ -350,7 +355,7 @@ where m.position between ?2 and ?3 and m.key is not null and (
 on conflict do nothing returning position;
 
 -- name: parked_due
-select p.position, p.attempt, p.alone, p.repeated, p.due_ms, length(m.body)
+select p.position, p.attempt, p.alone, p.repeated, p.due_ms, length(m.body), p.replays
 from duly_parked p left join duly_messages m on m.position = p.position
 where p.subscription_no = ? and p.due_ms <= ? order by p.due_ms, p.position limit ?;
 
@@ -368,7 +373,7 @@ where p.subscription_no = ?1 and p.due_ms <= ?2 and p.key is not null and (
 );
 
 -- name: parked_due_ordered
-select p.position, p.attempt, p.alone, p.repeated, p.due_ms, length(m.body)
+select p.position, p.attempt, p.alone, p.repeated, p.due_ms, length(m.body), p.replays
 from duly_parked p left join duly_messages m on m.position = p.position
 where p.subscription_no = ?1 and p.due_ms <= ?2
 and (p.position >> 40) not in (
@@ -378,7 +383,7 @@ order by p.position limit ?3;
 
 -- name: parked_behind
 -- Those that wait behind this one, in order.
-select f.position, f.attempt, f.alone, f.repeated, f.due_ms, length(m.body)
+select f.position, f.attempt, f.alone, f.repeated, f.due_ms, length(m.body), f.replays
 from duly_parked h join duly_parked f on f.subscription_no = ?1 and f.key = h.key
     left join duly_messages m on m.position = f.position
 where h.subscription_no = ?1 and h.position = ?2
@@ -393,11 +398,11 @@ order by f.position limit ?3;
 delete from duly_parked where subscription_no = ? and position = ?;
 
 -- name: free_ranges
-select claim_id, first, last, attempt, alone, repeated from duly_claims
+select claim_id, first, last, attempt, alone, repeated, replays from duly_claims
 where token is null and subscription_no = ? order by first limit ?;
 
 -- name: free_ranges_ordered
-select f.claim_id, f.first, f.last, f.attempt, f.alone, f.repeated from duly_claims f
+select f.claim_id, f.first, f.last, f.attempt, f.alone, f.repeated, f.replays from duly_claims f
 where f.token is null and f.subscription_no = ?1
 and not exists (
     select 1 from duly_claims o where o.subscription_no = ?1 and o.token is not null
@@ -436,7 +441,7 @@ update duly_claims set token = null, worker = null, lane = null, boot_id = null,
 where subscription_no = ? and worker = ? and lane = ? and token is not null;
 
 -- name: pieces
-select claim_id, subscription_no, first, last, attempt, alone, repeated, mark, worker
+select claim_id, subscription_no, first, last, attempt, alone, repeated, mark, worker, replays
 from duly_claims where token = ? order by first;
 
 -- name: stamp
@@ -448,10 +453,10 @@ update duly_claims set lease_until_boot_ms = ? where claim_id = ?;
 -- name: split_claim
 -- A further piece of the same claim.
 insert into duly_claims (
-    subscription_no, first, last, attempt, alone, repeated,
+    subscription_no, first, last, attempt, alone, repeated, replays,
     token, worker, lane, boot_id, lease_until_boot_ms, mark
 )
-select subscription_no, ?2, ?3, attempt, alone, repeated,
+select subscription_no, ?2, ?3, attempt, alone, repeated, replays,
     token, worker, lane, boot_id, lease_until_boot_ms, mark
 from duly_claims where claim_id = ?1;
 
@@ -474,22 +479,22 @@ update duly_parked set due_ms = due_ms + ? where due_ms is not null and error is
 -- ===== settling ===============================================================================
 
 -- name: add_free_range
-insert into duly_claims (subscription_no, first, last, attempt, alone, repeated)
-values (?, ?, ?, ?, ?, ?);
+insert into duly_claims (subscription_no, first, last, attempt, alone, repeated, replays)
+values (?, ?, ?, ?, ?, ?, ?);
 
 -- name: park_retry
 insert into duly_parked (
-    subscription_no, position, key, due_ms, attempt, alone, repeated, error
+    subscription_no, position, key, due_ms, attempt, alone, repeated, error, replays
 )
-select ?1, position, key, ?3, ?4, 0, 1, ?5 from duly_messages where position = ?2;
+select ?1, position, key, ?3, ?4, 0, 1, ?5, ?6 from duly_messages where position = ?2;
 
 -- name: bury
 insert into duly_dead (
     subscription_no, position, topic, source, id, key, time_ms, headers, due_ms, body,
-    error, attempts, dead_ms
+    error, attempts, dead_ms, replays
 )
 select ?1, m.position, t.name, m.source, m.id, m.key, m.time_ms, m.headers, m.due_ms, m.body,
-    ?3, ?4, ?5
+    ?3, ?4, ?5, ?6
 from duly_messages m
     join duly_streams s on s.stream = (m.position >> 40)
     join duly_topics t on t.topic_no = s.topic_no
@@ -511,6 +516,46 @@ update duly_parked set due_ms = coalesce(
     (select m.due_ms from duly_messages m where m.position = duly_parked.position), 0
 )
 where subscription_no = ? and position = ? and due_ms is null;
+
+
+-- ===== dead letters, brought back or removed ===================================================
+
+-- name: is_dead
+select exists (select 1 from duly_dead where dead_id = ?);
+
+-- name: restore
+-- The log may have forgotten it meanwhile. Positions are never reused: what stands there is it.
+insert into duly_messages (position, source, id, key, time_ms, headers, due_ms, body)
+select position, source, id, key, time_ms, headers, due_ms, body from duly_dead where dead_id = ?
+on conflict (position) do nothing;
+
+-- name: park_replayed
+-- Due at once, as if it had never been given out.
+insert into duly_parked (
+    subscription_no, position, key, due_ms, attempt, alone, repeated, replays
+)
+select subscription_no, position, key, 0, 1, 0, 0, replays + 1 from duly_dead where dead_id = ?;
+
+-- name: promote_behind
+-- Of what waits for this one, the first may go on; claims put the others behind that again.
+update duly_parked set due_ms = coalesce(
+    (select m.due_ms from duly_messages m where m.position = duly_parked.position), 0
+)
+where due_ms is null and (subscription_no, key, position >> 40) in (
+    select d.subscription_no, d.key, d.position >> 40 from duly_dead d where d.dead_id = ?
+);
+
+-- name: note_dead
+insert into duly_incidents (
+    time_ms, kind, topic, subscription, source, id, position, count, worker, detail
+)
+select ?2, ?3, d.topic, u.name, cast(d.source as text), cast(d.id as text), d.position, 1, null,
+    ?4 || d.attempts || ': ' || d.error
+from duly_dead d join duly_subscriptions u on u.subscription_no = d.subscription_no
+where d.dead_id = ?1;
+
+-- name: exhume
+delete from duly_dead where dead_id = ?;
 
 
 -- ===== incidents ==============================================================================
@@ -621,9 +666,12 @@ group by u.subscription_no order by u.name, t.name;
 -- name: dead_letters
 select u.name, d.topic, cast(d.source as blob), cast(d.id as blob), cast(d.key as blob),
     d.time_ms, cast(d.headers as blob), d.due_ms, d.body,
-    d.error, d.attempts, d.dead_ms
+    d.error, d.attempts, d.dead_ms, d.dead_id, d.replays
 from duly_dead d join duly_subscriptions u on u.subscription_no = d.subscription_no
-where ?1 is null or u.name = ?1 order by d.dead_id desc limit ?2;
+where (?1 is null or u.name = ?1) and (?2 is null or d.topic = ?2) and (?3 is null or d.id = ?3)
+and (?4 is null or instr(d.error, ?4)) and (?5 is null or d.dead_ms >= ?5)
+and (?6 is null or d.dead_ms < ?6) and (?7 is null or d.dead_id < ?7)
+order by d.dead_id desc limit ?8;
 
 -- name: incidents
 select time_ms, kind, topic, subscription, source, id, position, count, worker, detail

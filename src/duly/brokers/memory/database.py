@@ -9,7 +9,7 @@ from typing import Any
 
 from duly.broker import Capabilities, Outcome, SubscribeOptions, Subscription
 from duly.brokers.memory.lane import Claims, Clock, Lane
-from duly.inspection import DeadLetter, Incident, SubscriptionState
+from duly.inspection import DeadLetter, Incident, Selection, SubscriptionState
 from duly.message import Message, Topic, now_ms
 
 _numbers = itertools.count(1)
@@ -60,13 +60,17 @@ class MemoryDatabase:
         """Make visible that ``count`` at-most-once publishes were never stored."""
         self.claims.record_drops(topic, count)
 
-    def replay(self, letter: DeadLetter) -> None:
-        """Deliver a dead letter again, as if for the first time. Raises KeyError."""
-        self.claims.replay(letter)
+    def select(self, which: Selection, limit: int) -> Sequence[DeadLetter]:
+        """As `Mending.select`."""
+        return self.claims.select(which, limit)
 
-    def discard(self, letter: DeadLetter) -> None:
-        """Forget a dead letter; a key that it held goes on. Raises KeyError."""
-        self.claims.discard(letter)
+    def replay(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """As `Mending.replay`."""
+        return self.claims.mend(letters, again=True)
+
+    def discard(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """As `Mending.discard`."""
+        return self.claims.mend(letters, again=False)
 
     def subscriptions(self) -> Sequence[SubscriptionState]:
         """As `Inspection.subscriptions`."""
@@ -76,7 +80,7 @@ class MemoryDatabase:
         self, subscription: str | None = None, limit: int = 100
     ) -> Sequence[DeadLetter]:
         """As `Inspection.dead_letters`."""
-        return self.claims.dead_letters(subscription, limit)
+        return self.claims.select(Selection(subscription), limit)
 
     def incidents(
         self, subscription: str | None = None, kind: str | None = None, limit: int = 100

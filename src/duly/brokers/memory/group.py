@@ -279,7 +279,7 @@ class Group:
                 del self._lines[item.topic, item.message.key or ""]
 
     def _bury(self, item: Item, error: str, now: float) -> None:
-        letter = DeadLetter(self.name, item.message, error, item.charged, self._wall_ms())
+        letter = self._history.letter(self.name, item.message, error, item.charged, item.replays)
         self.dead[item.position] = letter
         self._corpses[item.position] = item
         self._note("dead-letter", item, error)
@@ -288,9 +288,23 @@ class Group:
         else:
             self._finish(item, now)
 
-    def replay(self, letter: DeadLetter) -> None:
-        """Deliver a dead letter again, as if for the first time. Raises KeyError."""
-        item = self._exhume(letter)
+    def mend(self, letter: DeadLetter, now: float, *, again: bool) -> bool:
+        """Deliver a dead letter again, as if for the first time, or forget it; a key that it
+        held goes on. Whether it was there.
+        """
+        found = [p for p, each in self.dead.items() if each.number == letter.number]
+        if not found:
+            return False
+        [position] = found
+        self._history.mended(self.dead.pop(position), position, again=again)
+        item = self._corpses.pop(position)
+        if again:
+            self._replay(item)
+        elif item.position in self._items:
+            self._finish(item, now)
+        return True
+
+    def _replay(self, item: Item) -> None:
         item.charged, item.suspect, item.repeated = 0, False, False
         item.replays += 1
         if item.position not in self._items:
@@ -298,19 +312,6 @@ class Group:
             self._items[item.position] = item
             self._line_up(item, first=True)
         self._offer(item)
-
-    def discard(self, letter: DeadLetter, now: float) -> None:
-        """Forget a dead letter; its key goes on. Raises KeyError."""
-        item = self._exhume(letter)
-        if item.position in self._items:
-            self._finish(item, now)
-
-    def _exhume(self, letter: DeadLetter) -> Item:
-        for position, each in self.dead.items():
-            if each == letter:
-                del self.dead[position]
-                return self._corpses.pop(position)
-        raise KeyError(f"{self.name!r} has no such dead letter: {letter.message.id!r}")
 
     # --- leases
 

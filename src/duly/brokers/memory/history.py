@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from duly.broker import Outcome, RepeatDropped
 from duly.errors import IdentityConflict
-from duly.inspection import DeadLetter, Incident
+from duly.inspection import DeadLetter, Incident, Selection
 from duly.message import Message
 
 # Incidents are for a person to look at: the latest tell the story, the counts tell how often.
@@ -23,6 +23,14 @@ class History:
         self._wall_ms = wall_ms
         self._latest: deque[Incident] = deque(maxlen=MAX_INCIDENTS)
         self._counts: Counter[tuple[str, str]] = Counter()
+        self._letters = count(1)
+
+    def letter(
+        self, subscription: str, message: Message[Any], error: str, attempts: int, replays: int
+    ) -> DeadLetter:
+        """A new dead letter, with a number of its own."""
+        at_ms, number = self._wall_ms(), next(self._letters)
+        return DeadLetter(subscription, message, error, attempts, at_ms, number, replays)
 
     def add(
         self,
@@ -43,6 +51,17 @@ class History:
             )
         )
         self._counts[subscription or topic or "", kind] += 1
+
+    def mended(self, letter: DeadLetter, position: int, *, again: bool) -> None:
+        """Note that a person brought a dead letter back, or removed it."""
+        kind = "replayed" if again else "discarded"
+        self.add(
+            kind,
+            subscription=letter.subscription,
+            message=letter.message,
+            position=position,
+            detail=f"{kind}; had been given up on at attempt {letter.attempts}: {letter.error}",
+        )
 
     def published(self, message: Message[Any], outcome: Outcome) -> None:
         """Note a publish that was not plain success."""
@@ -75,6 +94,7 @@ class History:
         return dict(self._counts)
 
 
-def newest(letters: Sequence[DeadLetter], limit: int) -> Sequence[DeadLetter]:
-    """The latest of these dead letters, newest first."""
-    return sorted(letters, key=lambda letter: letter.dead_ms)[::-1][:limit]
+def newest(letters: Sequence[DeadLetter], which: Selection, limit: int) -> Sequence[DeadLetter]:
+    """The latest of these dead letters that are meant, newest first."""
+    meant = [letter for letter in letters if which.matches(letter)]
+    return sorted(meant, key=lambda letter: -letter.number)[:limit]

@@ -24,7 +24,7 @@ from duly.brokers.memory.registry import Identities, Identity, Registry
 from duly.brokers.memory.shelf import Shelf
 from duly.errors import BrokerUnavailable, ConfigurationError, IdentityConflict, Superseded
 from duly.guarantees import Settlement
-from duly.inspection import DeadLetter, Incident, SubscriptionState
+from duly.inspection import DeadLetter, Incident, Selection, SubscriptionState
 from duly.message import Message, Topic
 
 Clock = Callable[[], float]
@@ -216,13 +216,11 @@ class Claims:
         with self.changed:
             return [state for name in sorted(self.groups) for state in self.groups[name].states()]
 
-    def dead_letters(
-        self, subscription: str | None = None, limit: int = 100
-    ) -> Sequence[DeadLetter]:
-        """As `Inspection.dead_letters`."""
+    def select(self, which: Selection, limit: int) -> Sequence[DeadLetter]:
+        """As `Mending.select`."""
         with self.changed:
-            groups = [g for g in self.groups.values() if subscription in (None, g.name)]
-            return newest([letter for g in groups for letter in g.dead.values()], limit)
+            letters = [letter for g in self.groups.values() for letter in g.dead.values()]
+            return newest(letters, which, limit)
 
     def incidents(
         self, subscription: str | None = None, kind: str | None = None, limit: int = 100
@@ -241,17 +239,17 @@ class Claims:
         with self.changed:
             self.history.dropped(topic, count)
 
-    def replay(self, letter: DeadLetter) -> None:
-        """Deliver a dead letter again, as if for the first time. Raises KeyError."""
+    def mend(self, letters: Sequence[DeadLetter], *, again: bool) -> Sequence[DeadLetter]:
+        """As `Mending.replay` or, not ``again``, as `Mending.discard`."""
         with self.changed:
-            self.groups[letter.subscription].replay(letter)
+            self.check_open()
+            gone = []
+            for letter in letters:
+                group = self.groups.get(letter.subscription)
+                if group is None or not group.mend(letter, self.clock(), again=again):
+                    gone.append(letter)
             self.changed.notify_all()
-
-    def discard(self, letter: DeadLetter) -> None:
-        """Forget a dead letter; a key that it held goes on. Raises KeyError."""
-        with self.changed:
-            self.groups[letter.subscription].discard(letter, self.clock())
-            self.changed.notify_all()
+            return gone
 
     def leave(self, lane: Lane, *, crashed: bool) -> None:
         """Take a lane away: closed, or dead."""

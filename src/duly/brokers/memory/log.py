@@ -25,7 +25,7 @@ from duly.brokers.memory.partition import Partition
 from duly.brokers.memory.registry import Registry
 from duly.errors import BrokerUnavailable, ConfigurationError
 from duly.guarantees import Settlement
-from duly.inspection import DeadLetter, Incident, SubscriptionState
+from duly.inspection import DeadLetter, Incident, Selection, SubscriptionState
 from duly.message import Message, Topic, now_ms
 
 _numbers = itertools.count(1)
@@ -135,7 +135,7 @@ class MemoryLog:
                 self._check_order(self._registry.topic(topic.name), subscription)
             group = self.groups.get(subscription)
             if group is None:
-                group = LogGroup(subscription, options, self.history, self.wall_ms)
+                group = LogGroup(subscription, options, self.history)
                 self.groups[subscription] = group
             check_guarantee(subscription, group.guarantee, options)
             group.ordered, group.holds = options.order_by_key, options.hold_key_on_dead
@@ -207,21 +207,27 @@ class MemoryLog:
         with self.changed:
             self.history.dropped(topic, count)
 
-    def replay(self, letter: DeadLetter) -> None:
-        """Deliver a dead letter again, as if for the first time. Raises KeyError.
+    def replay(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """As `Mending.replay`.
 
         One that an exactly-once consumer admitted by cursor lies below it and has no effect.
         """
-        self._exhume(letter, again=True)
+        return self._mend(letters, again=True)
 
-    def discard(self, letter: DeadLetter) -> None:
-        """Forget a dead letter; a partition that waits behind it goes on. Raises KeyError."""
-        self._exhume(letter, again=False)
+    def discard(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """As `Mending.discard`; a partition that waits behind one goes on."""
+        return self._mend(letters, again=False)
 
-    def _exhume(self, letter: DeadLetter, *, again: bool) -> None:
+    def _mend(self, letters: Sequence[DeadLetter], *, again: bool) -> Sequence[DeadLetter]:
         with self.changed:
-            self.groups[letter.subscription].exhume(letter, again=again)
+            self.check_open()
+            gone = []
+            for letter in letters:
+                group = self.groups.get(letter.subscription)
+                if group is None or not group.mend(letter, again=again):
+                    gone.append(letter)
             self.changed.notify_all()
+            return gone
 
     # --- looking inside
 
@@ -236,9 +242,13 @@ class MemoryLog:
         self, subscription: str | None = None, limit: int = 100
     ) -> Sequence[DeadLetter]:
         """As `Inspection.dead_letters`."""
+        return self.select(Selection(subscription), limit)
+
+    def select(self, which: Selection, limit: int) -> Sequence[DeadLetter]:
+        """As `Mending.select`."""
         with self.changed:
-            groups = [g for g in self.groups.values() if subscription in (None, g.name)]
-            return newest([letter for group in groups for letter in group.dead()], limit)
+            letters = [letter for group in self.groups.values() for letter in group.dead()]
+            return newest(letters, which, limit)
 
     def incidents(
         self, subscription: str | None = None, kind: str | None = None, limit: int = 100

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, assert_never
@@ -39,7 +39,6 @@ class LogGroup:
         name: str,
         options: SubscribeOptions,
         history: History,
-        wall_ms: Callable[[], int],
     ) -> None:
         self.name = name
         self.guarantee = options.guarantee
@@ -49,7 +48,6 @@ class LogGroup:
         self.shares: dict[str, Share] = {}
         self.members: dict[int, AbstractSet[str]] = {}
         self._history = history
-        self._wall_ms = wall_ms
         self._corpses: list[Corpse] = []
         self._turn = 0
 
@@ -231,9 +229,9 @@ class LogGroup:
         entry = share.entry(offset)
         assert entry is not None, "a flying offset has its message: retention waits for it"
         self._note("dead-letter", share, offset, error)
-        letter = DeadLetter(self.name, entry.message, error, attempts, self._wall_ms())
-        holding = self.holds and self.ordered and entry.message.key is not None
         replays = share.replays(offset)
+        letter = self._history.letter(self.name, entry.message, error, attempts, replays)
+        holding = self.holds and self.ordered and entry.message.key is not None
         self._corpses.append(Corpse(letter, share.partition.log, entry, holding, replays))
         if holding:
             share.hold(offset)
@@ -244,23 +242,25 @@ class LogGroup:
         """The dead letters, oldest first."""
         return [corpse.letter for corpse in self._corpses]
 
-    def exhume(self, letter: DeadLetter, *, again: bool) -> None:
+    def mend(self, letter: DeadLetter, *, again: bool) -> bool:
         """Remove a dead letter and, if ``again``, deliver it; a partition that waited behind it
-        goes on. Raises KeyError.
+        goes on. Whether it was there.
         """
         for corpse in self._corpses:
-            if corpse.letter == letter:
+            if corpse.letter.number == letter.number:
                 break
         else:
-            raise KeyError(f"{self.name!r} has no such dead letter: {letter.message.id!r}")
+            return False
         self._corpses.remove(corpse)
+        self._history.mended(corpse.letter, corpse.entry.offset, again=again)
         share = self.shares.get(corpse.log)
         if share is None:
-            return  # its topic was deleted
-        if again:
+            pass  # its topic was deleted
+        elif again:
             share.replay(corpse.entry, corpse.replays + 1)
         elif corpse.holding:
             share.unhold(corpse.entry.offset)
+        return True
 
     # --- what people see
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from typing import Any
@@ -22,9 +22,9 @@ from duly.errors import (
     PublishUnknown,
 )
 from duly.guarantees import Guarantee
-from duly.inspection import DeadLetter, Incident, SubscriptionState
+from duly.inspection import DeadLetter, Incident, Selection, SubscriptionState
 from duly.message import Message, Topic
-from duly.sql import log, looking
+from duly.sql import log, looking, mending
 from duly.sql.sqlite import DatabaseFile
 from duly.sql.steps import Steps, statements
 
@@ -167,7 +167,7 @@ class SQLiteBroker:
         self, subscription: str | None = None, limit: int = 100
     ) -> Sequence[DeadLetter]:
         """The latest dead letters, newest first."""
-        return self._file.read(lambda: looking.dead_letters(subscription, limit))
+        return self.select(Selection(subscription), limit)
 
     def incidents(
         self, subscription: str | None = None, kind: str | None = None, limit: int = 100
@@ -178,6 +178,30 @@ class SQLiteBroker:
     def incident_counts(self) -> Mapping[tuple[str, str], int]:
         """How many messages met which kind of incident."""
         return self._file.read(looking.incident_counts)
+
+    # --- mending: `duly.inspection.Mending`
+
+    def select(self, which: Selection, limit: int) -> Sequence[DeadLetter]:
+        """The dead letters that are meant, the highest number first."""
+        return self._file.read(lambda: looking.dead_letters(which, limit))
+
+    def replay(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """Deliver dead letters again, in one transaction; returns those that are gone."""
+        return self._mend(letters, mending.replay)
+
+    def discard(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """Remove dead letters for good, in one transaction; returns those that are gone."""
+        return self._mend(letters, mending.discard)
+
+    def _mend(
+        self,
+        letters: Sequence[DeadLetter],
+        mend: Callable[[Sequence[int], int], Steps[list[int]]],
+    ) -> Sequence[DeadLetter]:
+        numbers = [letter.number for letter in letters]
+        now_ms = self._clock.wall_ms()
+        gone = set(self._file.write(lambda: mend(numbers, now_ms)))
+        return [letter for letter in letters if letter.number in gone]
 
 
 def _failed(message: Message[Any], error: BrokerError) -> PublishFailed:

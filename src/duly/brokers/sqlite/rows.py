@@ -12,6 +12,9 @@ from duly.guarantees import Dead, Settlement
 from duly.message import NO_HEADERS, Message
 from duly.sql import log
 
+History = tuple[int, bool, bool, None, int]
+"""attempt, repeated, alone, no position in a log, replays: as in `Delivery`"""
+
 LookUp = Callable[[Receipt], Message[Any]]
 LookUpIds = Callable[[int, int], Sequence[str]]
 """From the first and the last position of a range to its ids."""
@@ -54,6 +57,7 @@ class LogSpan(Span):
         "_first",
         "_ids",
         "_look_up",
+        "_replays",
         "_sources",
         "_token",
         "_topic",
@@ -68,13 +72,13 @@ class LogSpan(Span):
         topic: str,
         first: int,
         token: int,
-        history: tuple[int, bool, bool],
+        history: History,
         ids: Ids,
         sources: Sequence[str],
         look_up: LookUp,
     ) -> None:
         self.bodies = bodies
-        self.attempt, self.repeated, self._alone = history
+        self.attempt, self.repeated, self._alone, _, self._replays = history
         self._topic = topic
         self._first = first
         self._token = token
@@ -102,7 +106,7 @@ class LogSpan(Span):
     def __getitem__(self, index: slice) -> LogSpan: ...
     def __getitem__(self, index: int | slice) -> Delivery | LogSpan:
         """One delivery, or a span of some (of every one: a span has no gaps)."""
-        history = (self.attempt, self.repeated, self._alone)
+        history = (self.attempt, self.repeated, self._alone, None, self._replays)
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self.bodies))
             if step != 1:
@@ -148,7 +152,7 @@ def deliveries_of(
 def _span(
     part: log.Part, topic: str, token: int, look_up: LookUp, look_up_ids: LookUpIds
 ) -> LogSpan:
-    history = (part.attempt, part.repeated, part.alone)
+    history = (part.attempt, part.repeated, part.alone, None, part.replays)
     first, last = part.first, part.first + len(part.rows) - 1
     bodies = [row[-1] for row in part.rows]
     sources: Sequence[str] = ()
@@ -162,7 +166,7 @@ def _span(
 
 
 def _bodies(part: log.Part, token: int, look_up: LookUp) -> list[Delivery]:
-    history = (part.attempt, part.repeated, part.alone)
+    history = (part.attempt, part.repeated, part.alone, None, part.replays)
     return [
         Delivery(Unread(id, body, look_up), (token, position), *history)
         for position, id, body in part.rows
@@ -185,7 +189,7 @@ def message_of(topic: str, row: Sequence[object]) -> Message[object]:
 
 def _at_once(part: log.Part, token: int, topic: str) -> list[Delivery]:
     """The hot path: everything a row costs is here."""
-    _, _, rows, attempt, alone, repeated, _ = part
+    _, _, rows, attempt, alone, repeated, _, replays = part
     if not isinstance(rows[0][1], str):
         raise TypeError("rows fetched raw")
     return [
@@ -199,6 +203,8 @@ def _at_once(part: log.Part, token: int, topic: str) -> list[Delivery]:
             attempt,
             repeated,
             alone,
+            None,
+            replays,
         )
         for position, source, id, time_ms, key, headers, due_ms, body in rows
     ]  # fmt: skip
@@ -214,7 +220,8 @@ def _one_by_one(part: log.Part, token: int, topic: str) -> tuple[list[Delivery],
         except (msgspec.MsgspecError, TypeError, ValueError) as error:
             damaged.append(Dead(receipt, f"the stored message is damaged: {error}"))
         else:
-            good.append(Delivery(message, receipt, part.attempt, part.repeated, part.alone))
+            history = (part.attempt, part.repeated, part.alone, None, part.replays)
+            good.append(Delivery(message, receipt, *history))
     return good, damaged
 
 

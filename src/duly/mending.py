@@ -1,0 +1,101 @@
+"""Dead letters of an app: found, brought back, removed; and what a replay will come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+from duly.broker import Broker
+from duly.consumer import Consumer
+from duly.contract.setting import Run, Setting
+from duly.errors import ConfigurationError
+from duly.guarantees import Admission, Guarantee
+from duly.inspection import DeadLetter, Mending, Selection
+from duly.store import Store
+
+# One portion is one transaction: others get their turn in between.
+PORTION = 500
+
+_BY_ADMISSION = {
+    Admission.BY_CLAIM: "no effect of it was committed; it runs again and commits once",
+    Admission.BY_INBOX: (
+        "the inbox remembers it as given up on and admits this replay; had it taken effect, "
+        "the inbox drops it as a repeat"
+    ),
+    Admission.BY_CURSOR: "the cursor has passed it, so that it can have no effect any more",
+}
+_BY_GUARANTEE = {
+    Guarantee.AT_MOST_ONCE: "it runs once more, unless its worker dies before that",
+    Guarantee.AT_LEAST_ONCE: "it runs again, and what its earlier attempts did stays done",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mender:
+    """A broker that can mend, and the consumers whose dead letters it keeps."""
+
+    broker: Mending
+    setting: Setting
+    consumers: Sequence[Consumer]
+
+    @classmethod
+    def of(cls, backends: tuple[Broker, Store | None], consumers: Sequence[Consumer]) -> Self:
+        """Raises `ConfigurationError` where the broker keeps no dead letters."""
+        broker, store = backends
+        if not isinstance(broker, Mending):
+            raise ConfigurationError(
+                f"{broker.capabilities.name} keeps no dead letters that duly could show or bring "
+                "back; look for them with its own tools"
+            )
+        setting = Setting(broker.capabilities, None if store is None else store.capabilities, Run())
+        return cls(broker, setting, consumers)
+
+    def select(self, which: Selection, limit: int) -> Sequence[DeadLetter]:
+        """The dead letters that are meant, the latest first."""
+        return self.broker.select(which, limit)
+
+    def walk(self, which: Selection) -> Iterator[Sequence[DeadLetter]]:
+        """All of them, in portions; those of a portion may be mended before the next is read."""
+        while letters := self.broker.select(which, PORTION):
+            yield letters
+            which = replace(which, below=letters[-1].number)
+
+    def outlook(self, consumer: str) -> str:
+        """What a replay to this consumer comes to."""
+        found = self._consumer(consumer)
+        if found is None:
+            return "this app has no such consumer (any more): it waits until one works it"
+        admission = self.setting.admission(found)
+        return _BY_GUARANTEE[found.guarantee] if admission is None else _BY_ADMISSION[admission]
+
+    def refuse_useless(self, consumers: Iterable[str]) -> None:
+        """Raise `ConfigurationError` where a replay can have no effect."""
+        for name in consumers:
+            found = self._consumer(name)
+            if found is not None and self.setting.admission(found) is Admission.BY_CURSOR:
+                raise ConfigurationError(
+                    f"consumer {name!r}: {_BY_ADMISSION[Admission.BY_CURSOR]}. Nothing was "
+                    "replayed. Publish it again under another id, and discard the dead letter."
+                )
+
+    def replay(self, letters: Sequence[DeadLetter]) -> int:
+        """Bring them back, the oldest first; returns how many were still there."""
+        self.refuse_useless({letter.subscription for letter in letters})
+        return _in_portions(self.broker.replay, letters)
+
+    def discard(self, letters: Sequence[DeadLetter]) -> int:
+        """Remove them for good; returns how many were still there."""
+        return _in_portions(self.broker.discard, letters)
+
+    def _consumer(self, name: str) -> Consumer | None:
+        return next((each for each in self.consumers if each.name == name), None)
+
+
+def _in_portions(
+    mend: Callable[[Sequence[DeadLetter]], Sequence[DeadLetter]], letters: Sequence[DeadLetter]
+) -> int:
+    numbered = {letter.number: letter for letter in letters}
+    each = [numbered[number] for number in sorted(numbered)]
+    portions = [each[start : start + PORTION] for start in range(0, len(each), PORTION)]
+    return sum(len(portion) - len(mend(portion)) for portion in portions)
