@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import click
 
+from duly.cli.dead_commands import dead
 from duly.logs import Format
 
 APP = click.argument("app", metavar="MODULE:APP")
@@ -138,3 +139,6 @@ def demo(arguments: tuple[str, ...]) -> int:
 
     status = main(list(arguments))
     return status if isinstance(status, int) else 0
+
+
+duly.add_command(dead)
