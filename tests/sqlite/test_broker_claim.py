@@ -379,3 +379,39 @@ def test_topics_of_many_partitions_fill_a_batch(db_path: Path):
     for flag in (False, True):
         lane = broker.subscribe([wide], f"s{flag}", options(order_by_key=flag))
         assert len(claim(lane, 64)) == 64
+
+
+@pytest.mark.parametrize("retried", ["one", "two"])
+def test_retries_are_not_starved_by_the_backlog_of_two_topics(db_path: Path, retried: str):
+    one, two = (Topic(name, bytes, guarantee="at-least-once") for name in ("one", "two"))
+    topics = {"one": one, "two": two}
+    broker = opened(db_path, one, two)
+    lane = broker.subscribe([one, two], "s", options())
+    publish(broker, topics[retried], ["again"])
+    [failed] = claim(lane)
+    lane.settle([Retry(failed.receipt, 0.0, "once more")])
+    for topic in (one, two):
+        publish(broker, topic, range(50))
+    seen: list[str] = []
+    while "again" not in seen:
+        got = claim(lane, 1)
+        seen += bodies(got)
+        lane.settle(done(got))
+    assert len(seen) <= 8
+
+
+def test_no_partition_of_two_topics_is_starved(db_path: Path):
+    one, two = (
+        Topic(name, bytes, guarantee="at-least-once", partitions=2) for name in ("one", "two")
+    )
+    broker = opened(db_path, one, two)
+    lane = broker.subscribe([one, two], "s", options(order_by_key=True))
+    for topic in (one, two):
+        for n in range(120):
+            publish(broker, topic, [f"{topic.name} {n % 8}"], key=f"k{n % 8}")
+    seen = set()
+    for _ in range(24):
+        got = claim(lane, 1)
+        seen |= {d.receipt[1] >> 40 for d in got}
+        lane.settle(done(got))
+    assert len(seen) == 4

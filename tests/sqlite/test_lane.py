@@ -13,7 +13,9 @@ import pytest
 import duly
 from duly import logs
 from duly.dependencies import Resolver
-from duly.guarantees import Admission, Guarantee
+from duly.errors import BrokerUnusable
+from duly.guarantees import Admission, Guarantee, Release
+from duly.message import now_ms
 from duly.worker.lane import Lane
 from duly.worker.permits import Permits
 from duly.worker.process import subscribe_options
@@ -101,7 +103,7 @@ EACH = pytest.mark.parametrize("guarantee", ["at-most-once", "at-least-once", "e
 SETTLED_AFTER = pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])
 
 
-@EACH
+@SETTLED_AFTER
 def test_a_batch_costs_one_commit(bench: Bench, guarantee: str):
     lane = consume(bench, guarantee, nothing, batch=2)
     bench.publish(*range(12))
@@ -114,7 +116,7 @@ def test_a_batch_costs_one_commit(bench: Bench, guarantee: str):
     assert bench.seen == list(range(12))
 
 
-@EACH
+@SETTLED_AFTER
 def test_what_was_claimed_ahead_is_given_back_uncharged(bench: Bench, guarantee: str):
     lane = consume(bench, guarantee, nothing, batch=2)
     bench.publish(*range(6))
@@ -128,15 +130,47 @@ def test_what_was_claimed_ahead_is_given_back_uncharged(bench: Bench, guarantee:
     assert again.counts.claimed + lane.counts.claimed > 6
 
 
-def test_a_slow_handler_holds_nothing_back_before_its_messages_are_settled(bench: Bench):
-    def slow(number: int) -> None:
-        bench.now += 1
+def test_at_most_once_nothing_is_claimed_while_a_handler_runs(bench: Bench):
+    """It would be charged with the death that the handler causes, and hold up other workers."""
+    claimed: list[int] = []
+    lane = consume(bench, "at-most-once", lambda _: claimed.append(lane.counts.claimed), batch=1)
+    bench.publish(*range(4))
+    rounds(lane, 4)
+    assert claimed == [1, 2, 3, 4]
 
-    lane = consume(bench, "at-most-once", slow, batch=2)
+
+def test_what_never_started_comes_again_unmarked(bench: Bench):
+    lane = consume(bench, "at-least-once", nothing, batch=2)
     bench.publish(*range(6))
     rounds(lane, 2)
-    assert bench.seen == [0, 1, 2, 3]
-    assert lane.counts.claimed == 4
+    assert len(lane.pending) == 2
+    lane.stop()
+    lane.close()
+    again = bench.lane("c").subscription.claim(10, 1 << 20, 0.0)
+    assert [(d.attempt, d.repeated, d.alone) for d in again] == [(1, False, False)] * 2
+
+
+@SETTLED_AFTER
+def test_a_claim_that_fails_undoes_nothing_that_was_handled(
+    bench: Bench, guarantee: str, monkeypatch: pytest.MonkeyPatch
+):
+    lane = consume(bench, guarantee, nothing, batch=2)
+    bench.publish(*range(10))
+    rounds(lane, 1)
+
+    def fail(ahead: Any) -> Any:
+        raise BrokerUnusable("a damaged page")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr("duly.sql.claims.Ahead.steps", fail)
+        rounds(lane, 4)
+    assert set(bench.seen) == set(range(8 if guarantee == "exactly-once" else 10))
+    rounds(lane, 2)
+    assert set(bench.seen) == set(range(10))
+    if guarantee == "at-least-once":
+        assert bench.seen == list(range(10)), "nothing ran twice"
+    assert lane.counts.handled == 10
 
 
 def test_a_rate_limit_claims_nothing_ahead(bench: Bench):
@@ -328,6 +362,24 @@ class TestByInbox:
         assert bench.seen == [0, 2, 0, 2, 3], "once more after the rollback"
         rounds(lane, 2)
         assert lane.counts.handled == 4
+
+    def test_what_is_older_than_the_inbox_remembers_is_dead_and_not_run(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ):
+        lane = consume(bench, "exactly-once", nothing, inbox_retention_s=60.0)
+        broker = bench.app.backends()[0]
+        broker.declare([numbers])
+        old = now_ms() - 3_600_000
+        broker.publish([numbers.message(n, source="s", id=str(n), time_ms=old) for n in range(3)])
+        claimed = lane.subscription.claim(10, 1 << 20, 0.0)
+        assert len(claimed) == 3
+        released = [Release(d.receipt, started=True) for d in claimed]
+        lane.subscription.settle(released)
+        for _ in range(3):
+            rounds(lane, 1)
+        assert bench.seen == []
+        assert len(bench.dead()) == 3
+        assert lane.counts.refused == 0
 
     def test_sources_are_told_apart(self, bench: Bench):
         lane = consume(bench, "exactly-once", nothing)

@@ -61,6 +61,8 @@ def admit(
 
     ``mark`` tells this transaction from every other.
     """
+    if isinstance(deliveries, Span) and deliveries.repeated:
+        deliveries = [*deliveries]  # each is looked at: as a span it would be another each time
     too_old = yield from _too_old(scope, flows, deliveries, now_ms)
     if too_old:
         deliveries = _without(deliveries, too_old)
@@ -139,8 +141,8 @@ def _too_old(
     """Marked as repeated, older than the inbox remembers, and not remembered."""
     # Only the broker's own mark makes a stranger suspicious: after a long backlog a first
     # delivery may be of any age.
-    if isinstance(deliveries, Span) and not deliveries.repeated:
-        return ()
+    if isinstance(deliveries, Span):
+        return ()  # not repeated
     since_ms = now_ms - int(scope.inbox_retention_s * 1000)
     suspects = [d for d in deliveries if d.repeated and d.message.time_ms < since_ms]
     strangers: list[Delivery] = []

@@ -29,10 +29,12 @@ class Decoder:
         self._only = consumer.topics[0] if len(consumer.topics) == 1 else None
         self._attempts = consumer.options.retry.attempts
         self._wants_message = consumer.handler.wants_message
-        # At-most-once, what cannot be decoded must be found before all is settled.
+        # At-most-once, what cannot be decoded must be found before all is settled. And with many
+        # handlers in flight each message is looked at before its handler starts.
         self._one_by_one = not (
             consumer.handler.is_batch
             or consumer.handler.wants_message
+            or consumer.options.concurrency > 1
             or consumer.guarantee is Guarantee.AT_MOST_ONCE
         )
 

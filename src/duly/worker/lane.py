@@ -9,9 +9,10 @@ the verbs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from duly import errors, events
 from duly.broker import Ahead, ClaimsAhead, Delivery, Receipt, Subscription
@@ -25,11 +26,10 @@ from duly.store import (
     Transaction,
     covered,
     take_after_commit,
-    waits_for_commit,
 )
-from duly.store import ClaimsAhead as SessionClaimsAhead
 from duly.worker import rounds
 from duly.worker.admission import recorded
+from duly.worker.ahead import claim_apart, offered
 from duly.worker.calling import Caller
 from duly.worker.decoding import Decoder
 from duly.worker.failing import Failures
@@ -85,7 +85,7 @@ class Lane:
     ) -> None:
         self.consumer = consumer
         self.subscription = subscription
-        self._claims_ahead = subscription if isinstance(subscription, ClaimsAhead) else None
+        self.claims_ahead = subscription if isinstance(subscription, ClaimsAhead) else None
         self.around = around
         self.caller = Caller(
             consumer, call, around, inside=store.capabilities.database if store else None
@@ -104,8 +104,8 @@ class Lane:
         # Rounds to go with a savepoint per message, and messages to go one per transaction.
         self.careful = 0
         self.singly = 0
-        # Whether the handler takes so little time that what is claimed meanwhile does not wait.
-        self.is_quick = False
+        # Rounds to go in which nothing is claimed ahead.
+        self.apart = 0
         self._store = store
         self.admission = admission
         self._scope = (
@@ -123,7 +123,7 @@ class Lane:
         self._kept = NO_WORK
         self._pause_s = FIRST_PAUSE_S
         # When what is worked on was claimed, and what was claimed ahead of it.
-        self.claimed_at = self._ahead_at = 0.0
+        self.claimed_at = self.ahead_at = 0.0
 
     # --- driving
 
@@ -195,7 +195,16 @@ class Lane:
         self.caller.stop()
 
     def close(self) -> None:
-        """Give back what was claimed and never started, uncharged."""
+        """Give back what was claimed and never started, uncharged.
+
+        What waits for the next round certainly did not start, so it comes again as if for the
+        first time; of anything else that is still claimed nobody can say so.
+        """
+        if self.pending:
+            never_started = [Release(receipt) for receipt in self.pending.receipts()]
+            self.pending = NO_WORK
+            with contextlib.suppress(errors.BrokerError, errors.CommitUnknown):
+                self.subscription.settle(never_started)
         self.subscription.close()
 
     def receipts(self) -> list[Receipt]:
@@ -237,46 +246,13 @@ class Lane:
         self.tell(events.Claimed(self.consumer.name, claimed))
         return self._decoder.work(claimed)
 
-    def ahead(self) -> Ahead | None:
-        """The next claim, to be made in the transaction that settles this round's messages.
-
-        None where there is something to do before it: what was kept, or must go one by one;
-        an order to keep; a limit to the rate of starts, which counts claims.
-        """
-        if (
-            self._claims_ahead is None
-            or self.stopping
-            or self._kept
-            or self.pending
-            or self.around.permits is not None
-            or (self.order is not None and self.order.holds_any())
-        ):
-            return None
-        options = self.consumer.options
-        self._ahead_at = self.around.clock()
-        return self._claims_ahead.ahead(options.batch, options.batch_bytes)
-
-    def ahead_of(self, tx: Transaction[Any], session: Session[Any]) -> Ahead | None:
-        """The next claim, made in this transaction after its settlement.
-
-        None where calls wait for the commit: one that ends the process would charge its death
-        to a message claimed alone, which never started.
-        """
-        if self.admission is not Admission.BY_CLAIM or waits_for_commit(tx):
-            return None
-        ahead = self.ahead()
-        if ahead is not None:
-            # A store that is its broker's database does what that does.
-            cast(SessionClaimsAhead, session).claim(ahead)
-        return ahead
-
     def receive(self, ahead: Ahead | None) -> None:
         """Keep for the next round what was claimed ahead; the transaction stands."""
         if ahead is None:
             return
         try:
             self.pending = self._received(ahead.deliveries())
-            self.claimed_at = self._ahead_at
+            self.claimed_at = self.ahead_at
         except (errors.BrokerError, errors.CommitUnknown) as error:
             # This round is settled, and what it started goes on; these come again.
             log.warning("consumer %s: what it claimed next is lost: %s", self.consumer.name, error)
@@ -333,13 +309,11 @@ class Lane:
         """
         if not work:
             return work
-        ahead = self.ahead() if self.is_quick else None
         try:
-            refused = set(self._settle(work.ended(), ahead))
+            refused = set(self.subscription.settle(work.ended()))
         except errors.BrokerUnavailable:
             self._kept = work  # certainly not settled: they may still start, later
             raise
-        self.receive(ahead)
         self._tell_refused(refused)
         started = work.fit()
         if refused:
@@ -357,11 +331,17 @@ class Lane:
         """
         if not settlements:
             return
-        ahead = self.ahead() if claims else None
+        ahead = offered(self) if claims else None
         while True:
             try:
                 refused = self._settle(settlements, ahead)
                 break
+            except errors.BrokerUnusable as error:
+                if ahead is None:
+                    raise
+                # Perhaps for what was to be claimed: that is not to undo what was handled.
+                ahead = None
+                claim_apart(self, error)
             except (errors.BrokerUnavailable, errors.CommitUnknown) as error:
                 ahead = None
                 # Settling twice is harmless: the receipt fences the second time.
@@ -373,9 +353,9 @@ class Lane:
             self.careful -= 1
 
     def _settle(self, settlements: Sequence[Settlement], ahead: Ahead | None) -> Sequence[Receipt]:
-        if ahead is None or self._claims_ahead is None:
+        if ahead is None or self.claims_ahead is None:
             return self.subscription.settle(settlements)
-        return self._claims_ahead.settle_and_claim(settlements, ahead)
+        return self.claims_ahead.settle_and_claim(settlements, ahead)
 
     def give_back(self, work: Work) -> Generator[Step, None, None]:
         """Release messages whose fate another claim must find out; uncharged, fenced."""

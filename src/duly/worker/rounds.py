@@ -16,6 +16,7 @@ from duly.errors import BrokerError
 from duly.guarantees import Dead, Done, Release, Settlement
 from duly.store import Admitted, Session, Transaction, end, flush, forget_since, mark
 from duly.worker.admission import admit, of_all
+from duly.worker.ahead import claim_within
 from duly.worker.steps import (
     Blocked,
     BrokerFailed,
@@ -34,20 +35,13 @@ if TYPE_CHECKING:
     from duly.worker.lane import Lane
 
 
-# What is claimed while earlier messages still run waits for no longer than this, or other workers
-# would stand idle beside it.
-QUICK_S = 0.02
-
-
 def at_most_once(lane: Lane) -> Round:
     """Settled, durably, before the handler runs. A crash in between loses, nothing repeats."""
     work = yield from lane.take()
     started = lane.settle_before(work)
     yield None
     # From here on nothing can bring these messages back, so not even a stop skips one.
-    until = lane.around.clock() + QUICK_S
     yield from call_all(lane, started)
-    lane.is_quick = lane.caller.moment < until
 
 
 def at_least_once(lane: Lane) -> Round:
@@ -76,7 +70,7 @@ def exactly_once(lane: Lane) -> Round:
         yield None
         published = flush(tx, session, lane.around.declare)
         session.settle(*lane.told_to_store(admitted, ended))
-        ahead = lane.ahead_of(tx, session)
+        ahead = claim_within(lane, tx, session)
         yield None
         session.commit()
     except BaseException as error:  # noqa: BLE001 - rolled_back raises what is no failure
