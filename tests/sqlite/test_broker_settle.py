@@ -150,7 +150,7 @@ def test_who_stood_still_follows_no_step_of_the_past(db_path: Path):
     lane.settle([Retry(first.receipt, 10.0, "no")])
     hands.wall += 3_600_000
     with before_the_turn(broker, lambda: claim(watching), hands, -3_600_000):
-        lane._steps.look()
+        claim(lane)
     hands.advance(9)
     assert claim(watching) == []
     hands.advance(2)
@@ -519,3 +519,19 @@ def test_many_claims_settle_in_one_call(db_path: Path):
     assert lane.settle(done(got)) == []
     assert leftovers(broker) == NOTHING
     assert drain(lane) == []
+
+
+@pytest.mark.parametrize("hour", [-1, 1])
+def test_a_step_that_a_retry_was_noted_by_is_known_when_it_is_taken_back(db_path: Path, hour: int):
+    hands = Hands()
+    broker = opened(db_path, hands=hands)
+    publish(broker, PLAIN, ["a"])
+    lane = broker.subscribe([PLAIN], "s", options())
+    [failed] = claim(lane)
+    hands.wall += hour * 3_600_000
+    lane.settle([Retry(failed.receipt, 5.0, "not now")])
+    hands.wall -= hour * 3_600_000
+    hands.advance(4)
+    assert bodies(claim(lane)) == []
+    hands.advance(2)
+    assert bodies(claim(lane)) == ["a"]

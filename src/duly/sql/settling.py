@@ -294,12 +294,18 @@ def follow_clock(boot_id: str, offset_ms: int) -> Steps[None]:
 
     ``offset_ms`` is by how much it is ahead of the time since boot.
     """
+    if (yield from is_followed(boot_id, offset_ms)):
+        return
     known = yield Ask("known_offset")
     if known and known[0][0] == boot_id:
-        if abs(offset_ms - known[0][1]) <= STEP_MS:
-            return
         yield Ask("shift_retries", (offset_ms - known[0][1],))
     yield Ask("put_offset", (boot_id, offset_ms))
+
+
+def is_followed(boot_id: str, offset_ms: int) -> Steps[bool]:
+    """Whether the retries that wait were noted by this clock."""
+    known = yield Ask("known_offset")
+    return bool(known) and known[0][0] == boot_id and abs(offset_ms - known[0][1]) <= STEP_MS
 
 
 def release_lanes(lanes: Sequence[Lane]) -> Steps[None]:

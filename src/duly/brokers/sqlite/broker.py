@@ -48,7 +48,7 @@ class SQLiteBroker:
         self._lanes: set[Lane] = set()
         self._lane_numbers = itertools.count(1)
         self._sweeper = Sweeper(self._file, self._clock)
-        self._steps = StepWatch(self._file, self._clock)
+        self._steps = StepWatch(self._clock)
         self._closed = False
         self._capabilities = Capabilities(
             name="SQLite",

@@ -8,7 +8,7 @@ from time import monotonic
 
 from duly.message import now_ms
 from duly.sql import log
-from duly.sql.sqlite import DatabaseFile, boot_id, boot_ms
+from duly.sql.sqlite import boot_id, boot_ms
 from duly.sql.steps import Steps
 
 
@@ -25,25 +25,26 @@ class Clock:
 
 
 class StepWatch:
-    """Notices steps of the wall clock, by which retries would wait too long or not at all."""
+    """Notices steps of the wall clock, by which retries would wait too long or not at all.
 
-    def __init__(self, file: DatabaseFile, clock: Clock) -> None:
-        self._file = file
+    What was followed last stands in the file and nowhere else: any process, and any transaction
+    that notes a retry, may have followed another step meanwhile.
+    """
+
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._offset_ms: int | None = None
 
-    def look(self) -> None:
-        """Compare the clocks; costs two readings as long as nothing was stepped."""
-        offset_ms = self._clock.wall_ms() - self._clock.boot_ms()
-        if self._offset_ms is None or abs(offset_ms - self._offset_ms) > log.STEP_MS:
-            self._offset_ms = self._file.write(self.follow, durable=False)
+    def is_followed(self) -> Steps[bool]:
+        """Whether nothing is to be shifted; only reads."""
+        return (yield from log.is_followed(self._clock.boot_id(), self._offset_ms()))
 
-    def follow(self) -> Steps[int]:
-        """Shift what waits, where the clock was stepped; returns by how much it is ahead.
+    def follow(self) -> Steps[None]:
+        """Shift what waits, where the clock was stepped.
 
         The clocks are read within the transaction: who read them before, and then waited for
         the file's turn (or stood still), would follow a clock of the past.
         """
-        offset_ms = self._clock.wall_ms() - self._clock.boot_ms()
-        yield from log.follow_clock(self._clock.boot_id(), offset_ms)
-        return offset_ms
+        yield from log.follow_clock(self._clock.boot_id(), self._offset_ms())
+
+    def _offset_ms(self) -> int:
+        return self._clock.wall_ms() - self._clock.boot_ms()

@@ -77,7 +77,6 @@ class Lane:
         until_s = self._clock.monotonic_s() + wait_s
         while not self._closed:
             seen = self._file.changes()
-            self._steps.look()
             self._look_after_the_dead(seen)
             due_ms: int | None = None
             if not self._has_work:
@@ -157,8 +156,12 @@ class Lane:
         self._when_closed(self)
 
     def _is_ready(self) -> tuple[bool, int | None]:
-        now_ms = self._clock.wall_ms()
-        return self._file.read(lambda: log.is_ready(self._lanes, now_ms))
+        def look() -> Steps[tuple[bool, int | None]]:
+            if not (yield from self._steps.is_followed()):
+                return True, None  # the claim follows the clock, and finds what is due by it
+            return (yield from log.is_ready(self._lanes, self._clock.wall_ms()))
+
+        return self._file.read(look)
 
     def _claim_now(self, limit: int, max_bytes: int) -> Sequence[Delivery]:
         steps = self._claim_steps(limit, max_bytes)
@@ -174,8 +177,9 @@ class Lane:
 
         def steps() -> Steps[log.Claimed]:
             # Read when the file's turn has come: what is due, and from when on the lease counts.
+            yield from self._steps.follow()
             now_ms, lease_until = self._clock.wall_ms(), self._clock.boot_ms() + self._lease_ms
-            return log.claim(self._lanes, limit, max_bytes, turn, now_ms, lease_until)
+            return (yield from log.claim(self._lanes, limit, max_bytes, turn, now_ms, lease_until))
 
         return steps
 
