@@ -1,7 +1,8 @@
 """Looking inside a broker, and mending: what its subscriptions have before them, gave up on, met.
 
-Two more small protocols, for brokers that can: `Inspection` reads what is stored, so that it also
-tells about processes that are dead; `Mending` brings back or removes what was given up on.
+Three more small protocols, for brokers that can. `Inspection` and `Observing` read what is
+stored, so that they also tell about processes that are dead; `Mending` brings back or removes
+what was given up on.
 """
 
 from __future__ import annotations
@@ -146,6 +147,36 @@ class Inspection(Protocol):
 
     def incident_counts(self) -> Mapping[tuple[str, str], int]:
         """How many messages met which kind: by (subscription, or topic where none, kind)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A worker that has claimed messages of a subscription's topic, and how many.
+
+    ``alive`` says whether its process runs: what a dead one holds is given out again as soon as
+    another works the subscription.
+    """
+
+    worker: str
+    alive: bool
+    subscription: str
+    topic: str
+    messages: int
+
+
+@runtime_checkable
+class Observing(Inspection, Protocol):
+    """What more a broker can tell of what is being worked on, where it keeps that."""
+
+    def holders(self) -> Sequence[Holder]:
+        """Who has claimed messages, by subscription, topic and worker."""
+        ...
+
+    def oldest(self) -> Mapping[tuple[str, str], int]:
+        """When the oldest message was made that (subscription, topic) has still before it,
+        in milliseconds since 1970 UTC; only those that have one.
+        """
         ...
 
 

@@ -88,6 +88,22 @@ def contract(app: str, as_json: bool, processes: int) -> int:
 
 @duly.command()
 @APP
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--watch", is_flag=True, help="Again every second, until interrupted.")
+def status(app: str, as_json: bool, watch: bool) -> int:
+    """Show what each consumer has before it, holds and gave up on, and who works.
+
+    The counts of what was not plain success go back as far as incidents are kept.
+    """
+    from duly.cli.status import show_status, watch_status
+
+    if watch and as_json:
+        raise click.UsageError("--watch draws for people: leave out --json, or --watch")
+    return watch_status(app) if watch else show_status(app, as_json=as_json)
+
+
+@duly.command()
+@APP
 @click.argument("topic")
 @click.option("--from", "source", metavar="FILE|-", required=True, help="-: standard input.")
 @click.option(

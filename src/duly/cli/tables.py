@@ -19,12 +19,17 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for row in (head, *rows):
             click.echo("\t".join(printable(cell) for cell in row))
         return
+    Console().print(drawn(head, rows))
+
+
+def drawn(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table for a terminal."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in head:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    Console().print(table)
+    return table
 
 
 def printable(text: str) -> str:

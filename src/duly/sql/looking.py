@@ -58,3 +58,18 @@ def _dead_letter(subscription: str, *columns: Any) -> DeadLetter:
 
 def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def holders() -> Steps[list[tuple[str, str, str, int]]]:
+    """Who holds claims: worker, subscription, topic, messages."""
+    rows: list[tuple[str, str, str, int]] = yield Ask("all_holders")
+    return rows
+
+
+def oldest() -> Steps[Mapping[tuple[str, str], int]]:
+    """When the oldest message was made that (subscription, topic) has before it."""
+    found: dict[tuple[str, str], int] = {}
+    for name, topic, time_ms in (yield Ask("oldest")):
+        if time_ms < 1 << 62:
+            found[name, topic] = min(time_ms, found.get((name, topic), time_ms))
+    return found

@@ -663,6 +663,35 @@ from duly_subscriptions u
     join duly_topics t on t.topic_no = s.topic_no
 group by u.subscription_no order by u.name, t.name;
 
+-- name: all_holders
+select o.worker, u.name, t.name, sum(o.last - o.first + 1)
+from duly_claims o
+    join duly_subscriptions u on u.subscription_no = o.subscription_no
+    join duly_topics t on t.topic_no = u.topic_no
+where o.token is not null group by u.name, t.name, o.worker order by u.name, t.name, o.worker;
+
+-- name: oldest
+-- Of each subscription and stream: the first after the cursor, and the oldest claimed or parked.
+select u.name, t.name, min(
+    coalesce((
+        select m.time_ms from duly_messages m
+        where m.position >= (c.stream << 40 | c.next_seq) and m.position < ((c.stream + 1) << 40)
+        order by m.position limit 1
+    ), 1 << 62),
+    coalesce((
+        select min(m.time_ms) from duly_claims f join duly_messages m on m.position = f.first
+        where f.subscription_no = u.subscription_no and (f.first >> 40) = c.stream
+    ), 1 << 62),
+    coalesce((
+        select min(m.time_ms) from duly_parked p join duly_messages m on m.position = p.position
+        where p.subscription_no = u.subscription_no
+        and p.position >= (c.stream << 40) and p.position < ((c.stream + 1) << 40)
+    ), 1 << 62)
+)
+from duly_subscriptions u
+    join duly_cursors c on c.subscription_no = u.subscription_no
+    join duly_topics t on t.topic_no = u.topic_no;
+
 -- name: dead_letters
 select u.name, d.topic, cast(d.source as blob), cast(d.id as blob), cast(d.key as blob),
     d.time_ms, cast(d.headers as blob), d.due_ms, d.body,

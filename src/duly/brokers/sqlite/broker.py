@@ -22,10 +22,10 @@ from duly.errors import (
     PublishUnknown,
 )
 from duly.guarantees import Guarantee
-from duly.inspection import DeadLetter, Incident, Selection, SubscriptionState
+from duly.inspection import DeadLetter, Holder, Incident, Selection, SubscriptionState
 from duly.message import Message, Topic
 from duly.sql import log, looking, mending
-from duly.sql.sqlite import DatabaseFile
+from duly.sql.sqlite import DatabaseFile, is_alive
 from duly.sql.steps import Steps, statements
 
 # SQLite's own limit on a row is 1,000,000,000 bytes; half of it leaves room for the rest.
@@ -178,6 +178,19 @@ class SQLiteBroker:
     def incident_counts(self) -> Mapping[tuple[str, str], int]:
         """How many messages met which kind of incident."""
         return self._file.read(looking.incident_counts)
+
+    # --- what is being worked on: `duly.inspection.Observing`
+
+    def holders(self) -> Sequence[Holder]:
+        """Who has claimed messages; a dead process is known by the lock it has lost."""
+        return [
+            Holder(worker, is_alive(self._file.folder, worker), subscription, topic, count)
+            for worker, subscription, topic, count in self._file.read(looking.holders)
+        ]
+
+    def oldest(self) -> Mapping[tuple[str, str], int]:
+        """When the oldest message was made that (subscription, topic) has before it."""
+        return self._file.read(looking.oldest)
 
     # --- mending: `duly.inspection.Mending`
 
