@@ -198,6 +198,32 @@ def test_calls_after_the_commit_run_before_the_next_claim(bench: Bench):
     assert claimed == [1, 2, 3]
 
 
+def test_with_savepoints_no_message_is_looked_up(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    def looked_up(*_: object, **__: object) -> Any:
+        raise AssertionError("nobody asked for more than the body")
+
+    lane = consume(bench, "exactly-once", nothing, batch=3)
+    bench.publish(*range(6))
+    monkeypatch.setattr("duly.sql.log.fetch", looked_up)
+    monkeypatch.setattr("duly.sql.log.fetch_ids", looked_up)
+    lane.careful = 5
+    rounds(lane, 3)
+    assert bench.seen == list(range(6))
+
+
+@pytest.mark.parametrize("savepoints", [0, 5])
+def test_a_damaged_body_undoes_nothing_around_it(bench: Bench, savepoints: int):
+    lane = consume(bench, "exactly-once", nothing)
+    bench.publish(*range(5))
+    bench.damage(2)
+    lane.careful = savepoints
+    rounds(lane, 1)
+    assert bench.seen == [0, 1, 3, 4]
+    assert lane.counts.commits == 1
+    assert len(bench.dead()) == 1
+    assert lane.counts.failed == 0
+
+
 @EACH
 def test_a_body_that_cannot_be_decoded_stops_nobody(bench: Bench, guarantee: str):
     lane = consume(bench, guarantee, nothing)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from duly.broker import Delivery
 from duly.errors import BrokerError
-from duly.guarantees import Dead, Done, Release, Settlement
+from duly.guarantees import Dead, Release, Settlement
 from duly.store import Admitted, Session, Transaction, end, flush, forget_since, mark
 from duly.worker.admission import admit, of_all
 from duly.worker.ahead import claim_within
@@ -185,28 +185,35 @@ def call_with_savepoints(
         work = in_single_calls(work)
     until, blocked = lane.until(), lane.order
     ended: list[Settlement] = []
-    for delivery, argument in work:
-        if blocked is not None and blocked.holds(delivery):
+    for index in range(len(work)):
+        if blocked is not None and blocked.holds(delivery := work.deliveries[index]):
             ended.append(Release(delivery.receipt))
-        elif argument.__class__ is Unfit:
-            ended.append(blocking(blocked, delivery, Dead(delivery.receipt, argument.why)))
+        elif unfit := work.unfit(index):
+            delivery = work.deliveries[index]
+            ended.append(blocking(blocked, delivery, Dead(delivery.receipt, unfit.why)))
         elif lane.stopping or (ended and lane.caller.moment >= until):
             break
         else:
             before = mark(tx)
             session.savepoint()
             try:
-                yield Calls(Work((delivery,), [argument]), (tx,), until)
+                # A part, not an item: of a span nothing is looked up that nobody asks for.
+                yield Calls(work[index : index + 1], (tx,), until)
                 flush_for_handler(tx, session, lane)
             except BrokerFailed:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever the handler raises
+                delivery = work.deliveries[index]
                 lane.pass_on_lost(delivery, error, session.rollback_to_savepoint)
                 forget_since(tx, before)
-                ended.append(blocking(blocked, delivery, lane.failure(delivery, error)))
+                if work.found_unfit(index) and (unfit := work.unfit(index)):
+                    settlement: Settlement = Dead(delivery.receipt, unfit.why)
+                else:
+                    settlement = lane.failure(delivery, error)
+                ended.append(blocking(blocked, delivery, settlement))
             else:
                 session.release_savepoint()
-                ended.append(Done(delivery.receipt))
+                ended += work.handled(index, index + 1)
     lane.keep(work[len(ended) :])
     return ended
 
