@@ -148,3 +148,8 @@ def test_a_broker_is_not_shown_doing_what_it_promises_never_to() -> None:
     for number in range(60):
         publish(outer, number)
     assert not {kind for _, _, kind in faults.hits} & {"lose", "duplicate", "reorder"}
+
+
+def test_a_call_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(errors.ConfigurationError, match="'setle' is no call; there are publish"):
+        Faults(at={("setle", 1): "unavailable"})  # type: ignore[dict-item]

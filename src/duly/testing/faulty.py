@@ -294,6 +294,10 @@ class Faults:
         if unknown := given - {*KINDS, *DEATHS}:
             there = ", ".join((*KINDS, *DEATHS))
             raise ConfigurationError(f"{min(unknown)!r} is no fault; there are {there}")
+        calls = {key[0] for key in self._at if isinstance(key, tuple)}
+        if unknown_calls := calls - {*get_args(Name)}:
+            there = ", ".join(get_args(Name))
+            raise ConfigurationError(f"{min(unknown_calls)!r} is no call; there are {there}")
         asked = self._asked or frozenset()
         if self._can is None or not self._can.confirms_settlement:
             return

@@ -29,7 +29,9 @@ FAULTS_S = 12.0
 
 
 @click.command(help=__doc__)
-@click.option("--minutes", type=float, default=1.0, show_default=True)
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True
+)
 @click.option("--seed", type=int, default=None, help="Of all that is random; left out, any.")
 @click.option("--round", "only", type=int, default=None, help="Play this round of the seed only.")
 @click.option(
