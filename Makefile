@@ -15,12 +15,18 @@ unexport PYTHONPATH
 
 VENV := .venv
 TEST := .venv-test
-CODE := $(wildcard src tests examples benchmarks)
+# Tests mostly wait, for disks and processes. A file is one worker's, in the order of files: the two
+# long ones come first. ARGS="-n 0" runs all in one process.
+AT_ONCE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+CODE := $(wildcard src tests examples benchmarks docs/outside.py)
 # Directories too: their times change when a file is deleted.
 SHIPPED := $(shell find src -name __pycache__ -prune -o -print) pyproject.toml README.md LICENSE
 
+# What it says about its own future is nothing for this build.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs
+
 .DEFAULT_GOAL := help
-.PHONY: help demo dev wheel test check fix bench chaos power-loss guarantees clean
+.PHONY: help demo dev servers wheel test check docs fix bench chaos power-loss guarantees clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -32,35 +38,45 @@ demo: $(VENV)/.runtime ## watch the three guarantees hold while workers are kill
 
 dev: $(VENV)/.dev ## set up .venv for development
 
+servers: ## install the servers that tests start for themselves (PostgreSQL, PgBouncer, RabbitMQ)
+	@tests/servers/install
+
 wheel: dist/.built ## build the wheel
 
 test: $(TEST)/.wheel ## test the built wheel (ARGS="-k outbox")
-	@DULY_TEST_INSTALLED=1 $(TEST)/bin/python -m pytest $(ARGS)
+	@DULY_TEST_INSTALLED=1 $(TEST)/bin/python -m pytest $(AT_ONCE) $(ARGS)
 
-check: $(VENV)/.dev ## lint, format, types (mypy, pyright) and the direction of imports
+check: $(VENV)/.dev ## lint, format, types (mypy, pyright), the direction of imports, the site
 	$(VENV)/bin/ruff check $(CODE)
 	$(VENV)/bin/ruff format --check $(CODE)
 	$(VENV)/bin/mypy $(CODE)
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python $(CODE)
 	$(VENV)/bin/lint-imports --no-cache
+	@site=$$(mktemp -d) && trap 'rm -rf "$$site"' EXIT && \
+		echo "mkdocs build --strict" && $(MKDOCS) build --strict --quiet --site-dir "$$site"
+
+docs: $(VENV)/.dev ## serve the documentation as a site (ARGS="--dev-addr 127.0.0.1:8001")
+	@$(MKDOCS) serve $(ARGS)
 
 fix: $(VENV)/.dev ## fix what ruff can fix, and format
 	$(VENV)/bin/ruff check --fix $(CODE)
 	$(VENV)/bin/ruff format $(CODE)
 
-bench: $(VENV)/.dev ## measure the speed (writes benchmarks/RESULTS.md)
+bench: $(VENV)/.dev ## measure the speed, into benchmarks/RESULTS.md (ARGS="--on postgres": RESULTS_POSTGRES.md)
 	@$(VENV)/bin/python benchmarks/run.py $(ARGS)
 
-chaos: $(VENV)/.runtime ## kill, stop and starve real processes and judge what they did (minutes=10 seed=3)
-	@$(VENV)/bin/python -m duly.testing.chaos --minutes $(or $(minutes),1) $(if $(seed),--seed $(seed)) $(ARGS)
+# A driver is needed for a server only; the development environment has it.
+chaos: $(VENV)/$(if $(filter postgres%,$(broker) $(store)),.dev,.runtime) ## kill, stop and starve real processes and judge what they did (minutes=10 seed=3 broker=postgres store=sqlite)
+	@$(VENV)/bin/python -m duly.testing.chaos --minutes $(or $(minutes),1) $(if $(seed),--seed $(seed)) \
+		$(if $(broker),--broker $(broker)) $(if $(store),--store $(store)) $(ARGS)
 
 power-loss: $(VENV)/.dev ## open many images of a lost disk with duly (images=2100 seed=1)
 	@DULY_POWER_LOSS_IMAGES=$(or $(images),2100) DULY_POWER_LOSS_SEED=$(or $(seed),1) \
 		DULY_POWER_LOSS_SAVE=docs/internals/shown/power_loss.json \
 		$(VENV)/bin/python -m pytest -q tests/faults/power_loss
 
-guarantees: $(VENV)/.dev ## write docs/guarantees.md from runs (long=1: also run the long campaign again)
-	@$(VENV)/bin/python -m tests.proof.table $(if $(long),--long)
+guarantees: $(VENV)/.dev ## write docs/guarantees.md from runs (long=1, postgres=4000: also the long ones again)
+	@$(VENV)/bin/python -m tests.proof.table $(if $(long),--long) $(if $(postgres),--postgres $(postgres))
 
 clean: ## remove environments, builds and caches
 	rm -rf $(VENV) $(TEST) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -11,20 +11,21 @@ import re
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 _ENDS = ("COMMIT", "END")
 _WRITES = ("INSERT", "UPDATE", "DELETE", "REPLACE", "CREATE", "WITH")
 
-# One entry while commits are counted: how many there were so far.
-_counted: list[int] = []
+# What is counted while a row runs, by its name: how many there were so far.
+METERS: dict[str, Callable[[], int]] = {}
 
 
 def count_commits() -> None:
     """From now on count the commits of every connection that this process opens."""
-    _counted[:] = [0]
+    counted = [0]
+    METERS["commits"] = lambda: counted[0]
     original = sqlite3.connect
 
     def connect(*args: Any, **kwargs: Any) -> sqlite3.Connection:
@@ -34,17 +35,12 @@ def count_commits() -> None:
             word = statement[:12].upper().lstrip()
             alone = word.startswith(_WRITES) and not connection.in_transaction
             if alone or word.startswith(_ENDS):
-                _counted[0] += 1
+                counted[0] += 1
 
         connection.set_trace_callback(see)
         return connection
 
     sqlite3.connect = sqlite3.dbapi2.connect = connect  # type: ignore[assignment]
-
-
-def commits() -> int | None:
-    """Commits so far, None where they are not counted."""
-    return _counted[0] if _counted else None
 
 
 def can_trace() -> bool:

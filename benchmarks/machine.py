@@ -8,17 +8,28 @@ import sqlite3
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+_PACKAGES = {
+    "sqlite": ("duly", "msgspec", "huey", "persist-queue"),
+    "postgres": ("duly", "psycopg", "msgspec", "pgqueuer", "procrastinate"),
+}
 
-def machine(file_system: str) -> list[tuple[str, str]]:
-    """The lines that head the results."""
+
+def machine(on: str, file_system: str) -> list[tuple[str, str]]:
+    """The lines that head the results on ``sqlite`` or ``postgres``."""
     return [
         ("processor", f"{cpu_model()}, {os.cpu_count()} cores"),
         ("memory", memory()),
         ("system", f"{platform.system()} {platform.release()}, {file_system}"),
         ("Python", f"{platform.python_implementation()} {platform.python_version()}"),
-        ("SQLite", sqlite3.sqlite_version),
-        *((name, installed(name)) for name in ("duly", "msgspec", "huey", "persist-queue")),
+        _server() if on == "postgres" else ("SQLite", sqlite3.sqlite_version),
+        *((name, installed(name)) for name in _PACKAGES[on]),
     ]
+
+
+def _server() -> tuple[str, str]:
+    from postgres_place import server_version
+
+    return "PostgreSQL", f"{server_version()}, its defaults, over TCP on this machine"
 
 
 def cpu_model() -> str:

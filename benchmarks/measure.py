@@ -1,4 +1,4 @@
-"""Measures one row once, in a process and a directory of its own."""
+"""Measures one row once, in a process and a place of its own: a directory, or a database."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Protocol
 
 import counting
 from rows import Row
@@ -15,10 +18,38 @@ from workload import START_MARK, STOP_MARK, Sample
 
 RUN = Path(__file__).with_name("run.py")
 TIMEOUT_S = 300
+BACKLOG_TIMEOUT_S = 3600
 
 
 class RowFailed(Exception):
     """A row did not finish, or what it left behind was wrong."""
+
+
+class Places(Protocol):
+    """Where rows run. ``counted``: what is counted there; ``traced``: some of it by strace."""
+
+    counted: tuple[str, ...]
+    traced: bool
+
+    def fresh(self) -> AbstractContextManager[str]:
+        """A place of a row's own, by name."""
+        ...
+
+
+class Directories:
+    """A directory of a row's own on a real disk, for files of SQLite."""
+
+    counted: tuple[str, ...] = ("commits", "fsyncs")
+    traced = True
+
+    def __init__(self, within: Path) -> None:
+        self._within = within
+
+    @contextmanager
+    def fresh(self) -> Iterator[str]:
+        """As `Places.fresh`."""
+        with tempfile.TemporaryDirectory(dir=self._within, prefix="row-") as name:
+            yield name
 
 
 def on_real_disk(directory: Path) -> str:
@@ -36,23 +67,25 @@ def on_real_disk(directory: Path) -> str:
     return kind
 
 
-def in_a_fresh_process(row: Row, messages: int, directory: Path, *, count: bool = False) -> Sample:
-    """Run the row elsewhere. With ``count`` it is not timed but counted, fsyncs in figures."""
-    with tempfile.TemporaryDirectory(dir=directory, prefix="row-") as name:
-        place = Path(name)
-        command = [sys.executable, str(RUN), "--one", row.name]
-        command += ["--messages", str(messages), "--dir", name]
-        log = place / "strace.log"
+def in_a_fresh_process(
+    row: Row, messages: int, on: str, places: Places, *, count: bool = False
+) -> Sample:
+    """Run the row elsewhere. With ``count`` it is not timed but counted, into its figures."""
+    with tempfile.TemporaryDirectory() as name, places.fresh() as place:
+        command = [sys.executable, str(RUN), "--on", on, "--one", row.name]
+        command += ["--messages", str(messages), "--place", place]
+        log = Path(name) / "strace.log"
         if count:
             command.append("--count")
-            if counting.can_trace():
+            if places.traced and counting.can_trace():
                 command = counting.traced(command, log)
+        limit_s = BACKLOG_TIMEOUT_S if row.backlog else TIMEOUT_S
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+                command, capture_output=True, text=True, timeout=limit_s, check=False
             )
         except subprocess.TimeoutExpired:
-            raise RowFailed(f"{row.name}: not done after {TIMEOUT_S} s") from None
+            raise RowFailed(f"{row.name}: not done after {limit_s} s") from None
         if done.returncode != 0:
             raise RowFailed(f"{row.name}: {done.stderr.strip()[-2000:]}")
         sample = Sample(**json.loads(done.stdout.splitlines()[-1]))
@@ -63,9 +96,7 @@ def in_a_fresh_process(row: Row, messages: int, directory: Path, *, count: bool 
         return sample
 
 
-def here(row: Row, messages: int, directory: Path, *, count: bool) -> None:
+def here(row: Row, place: Any, messages: int) -> None:
     """What the fresh process does: run the row and print the sample."""
-    if count:
-        counting.count_commits()
-    sample = row.run(directory, messages)
+    sample = row.run(place, messages)
     print(json.dumps(asdict(sample)))

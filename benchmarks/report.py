@@ -79,8 +79,8 @@ def each(count: float | None, messages: int) -> str:
     return f"{share:.2f}" if share >= 0.1 else f"{share:.4f}"
 
 
-def line(results: Results, result: Result) -> str:
-    """One row of a table."""
+def line(results: Results, result: Result, names: Sequence[str]) -> str:
+    """One row of a table; ``names``: what was counted."""
     if result.failure is not None:
         return f"| {result.row.name} | failed: {result.failure.splitlines()[-1][:160]} | | | | | |"
     verdicts = [judged(results, result, aim) for aim in result.row.aims]
@@ -90,10 +90,10 @@ def line(results: Results, result: Result) -> str:
         result.row.name,
         *speed_cells(result),
         "<br>".join(f"{text}: {words[met]}" for text, met in verdicts),
-        each(counted.commits, counted.messages)
-        if counted and counted.commits is not None
-        else "n/a",
-        each(counted.figures.get("fsyncs"), counted.messages) if counted else "n/a",
+        *(
+            each(counted.figures.get(name), counted.messages) if counted else "n/a"
+            for name in names
+        ),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -110,10 +110,13 @@ def speed_cells(result: Result) -> tuple[str, str, str]:
     )
 
 
-HEAD = (
-    "| row | messages/s | µs a message | slowest to fastest | aim | commits a message "
-    "| fsyncs a message |\n|---|--:|--:|--:|---|--:|--:|"
-)
+def head_of(names: Sequence[str]) -> str:
+    counted = "".join(f" {name} a message |" for name in names)
+    rule = "--:|" * len(names)
+    return (
+        f"| row | messages/s | µs a message | slowest to fastest | aim |{counted}\n"
+        f"|---|--:|--:|--:|---|{rule}"
+    )
 
 
 def figures(result: Result) -> list[str]:
@@ -125,12 +128,12 @@ def figures(result: Result) -> list[str]:
     return [f"- {result.row.name}: {', '.join(shown)}"] if shown else []
 
 
-def page(results: Results, head: Sequence[str]) -> str:
-    """Everything between the markers."""
+def page(results: Results, head: Sequence[str], names: Sequence[str]) -> str:
+    """Everything between the markers; ``names``: what was counted."""
     parts = ["\n".join(head)]
     for section in dict.fromkeys(result.row.section for result in results.values()):
         members = [result for result in results.values() if result.row.section == section]
-        table = "\n".join([HEAD, *(line(results, result) for result in members)])
+        table = "\n".join([head_of(names), *(line(results, result, names) for result in members)])
         details = [text for result in members for text in figures(result)]
         parts.append(f"## {section[0].upper()}{section[1:]}\n\n{table}")
         if details:

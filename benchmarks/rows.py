@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
+from typing import Any
 
 import backlog
 import own
@@ -47,13 +47,15 @@ Aim = Ratio | Below | Above
 class Row:
     """One line of the results.
 
+    ``run`` is given its place (a directory, or a database's URL) and how many messages.
     ``needs``: a module without which it is left out. ``paced``: its figures count, not its
     speed, which is that of a clock. ``rounds``: fewer than the others where it takes long.
+    ``backlog``: ``--backlog`` says how many messages.
     """
 
     name: str
     section: str
-    run: Callable[[Path, int], Sample]
+    run: Callable[[Any, int], Sample]
     messages: int
     quick: int
     aims: tuple[Aim, ...] = ()
@@ -62,6 +64,7 @@ class Row:
     paced: bool = False
     count: bool = True
     full_only: bool = False
+    backlog: bool = False
 
     @property
     def there(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sqlite3
 import time
@@ -95,7 +96,6 @@ class Sample:
 
     messages: int
     seconds: float = 0.0
-    commits: int | None = None
     figures: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -104,24 +104,26 @@ class Sample:
 
 
 class Stopwatch:
-    """Starts and stops once; the sample has the time and the commits between."""
+    """Starts and stops once; the sample has the time and what was counted between."""
 
     def __init__(self, messages: int) -> None:
         self.sample = Sample(messages)
         self._started = 0.0
-        self._commits: int | None = None
+        self._meters: dict[str, int] = {}
 
     def start(self) -> None:
-        self._commits = counting.commits()
+        # In every row, as `duly run` does in its workers.
+        gc.collect()
+        gc.freeze()
+        self._meters = {name: count() for name, count in counting.METERS.items()}
         os.access(START_MARK, os.F_OK)
         self._started = time.perf_counter()
 
     def stop(self) -> None:
         self.sample.seconds = time.perf_counter() - self._started
         os.access(STOP_MARK, os.F_OK)
-        commits = counting.commits()
-        if commits is not None and self._commits is not None:
-            self.sample.commits = commits - self._commits
+        for name, before in self._meters.items():
+            self.sample.figures[name] = counting.METERS[name]() - before
 
 
 @contextmanager

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.servers.postgres import PostgresServer, Schema, named_after, schema_named
 
 # No deadline: these tests touch disks and processes, and a slow example is not a wrong one.
 # print_blob: a failure prints what replays it, on another machine too.
 settings.register_profile("laptop", deadline=None, print_blob=True)
 settings.register_profile("ci", deadline=None, print_blob=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "laptop")
+
+# What tests start inherits it, and would write a line and its end apart: two processes' lines mix.
+os.environ.pop("PYTHONUNBUFFERED", None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test logs may be no text, and a process of many has to send it to the first."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture
@@ -25,3 +41,20 @@ def db_path(tmp_path: Path) -> Path:
 def db_url(db_path: Path) -> str:
     """The same file as a broker URL."""
     return f"sqlite:///{db_path}"
+
+
+@pytest.fixture
+def pg_schema(request: pytest.FixtureRequest) -> Iterator[Schema]:
+    """A schema of this test's own on the shared PostgreSQL server."""
+    schema = schema_named(named_after(request.node.name))
+    schema.drop()
+    schema.create()
+    yield schema
+    schema.drop()
+
+
+@pytest.fixture
+def pg_server() -> Iterator[PostgresServer]:
+    """A durable PostgreSQL server of this test's own, to be killed and started again."""
+    with PostgresServer() as server:
+        yield server

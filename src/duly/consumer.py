@@ -29,6 +29,7 @@ class ConsumerOptions(TypedDict, total=False):
     start: Start
     tx_s: float | None
     inbox_retention_s: float
+    pipeline: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ class Options:
       messages one after the other.
     - ``concurrency``: ``async def`` handlers in flight at once in one lane (not exactly-once:
       there the messages of a transaction run in order).
-    - ``rate_per_s``: handler starts a second and worker process, None: no limit.
+    - ``rate_per_s``: handler starts a second and worker process, None: no limit. Each message of
+      a batch is a start, and so is each that starts again; what is given back unstarted is none.
     - ``lease_s``: a claim is another worker's to take when it was not renewed for this long.
     - ``max_run_s``: how long one handler may run. An ``async def`` one is cancelled and retried;
       the process of a ``def`` one is killed by its supervisor.
@@ -51,6 +53,10 @@ class Options:
     - ``start``: where a new subscription begins.
     - ``tx_s``: a transaction starts no further handler after this long; None: the store's own.
     - ``inbox_retention_s``: how long the inbox remembers, where admission is by inbox.
+    - ``pipeline``: handlers' statements are sent without waiting for one another's answers, where
+      the store can. Then ``rowcount`` is -1 until something is fetched, and an error of one
+      handler's statement is raised in a later handler: the batch is rolled back and comes again
+      without.
     """
 
     batch: int = 100
@@ -66,6 +72,7 @@ class Options:
     start: Start = "earliest"
     tx_s: float | None = None
     inbox_retention_s: float = 7 * 86400.0
+    pipeline: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("batch_bytes", 1), ("lanes", 1), ("concurrency", 1)):
@@ -80,7 +87,7 @@ class Options:
             value = getattr(self, name)
             if value is not None and (not is_number(value) or value <= 0):
                 raise ConfigurationError(f"{name}={value!r}: give a number over 0, or None")
-        for name in ("order_by_key", "hold_key_on_dead"):
+        for name in ("order_by_key", "hold_key_on_dead", "pipeline"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigurationError(f"{name}={getattr(self, name)!r}: True or False")
         if self.start not in ("earliest", "latest") and not isinstance(self.start, datetime):

@@ -16,6 +16,7 @@ from duly.errors import ConfigurationError
 from duly.guarantees import guarantee_of
 from duly.handlers import handler_of
 from duly.message import Message, Topic, check_name
+from duly.schedules import Timetable
 from duly.store import Transaction
 
 if TYPE_CHECKING:
@@ -243,11 +244,15 @@ class Declarations:
         self._consumers[consumer.name] = consumer
 
 
-class Group(Declarations):
-    """Consumers declared in a module of their own, for `App.include`."""
+class Group(Declarations, Timetable):
+    """Consumers and schedules declared in a module of their own, for `App.include`."""
+
+    def __init__(self) -> None:
+        Declarations.__init__(self)
+        Timetable.__init__(self)
 
     def __repr__(self) -> str:
-        return f"<duly.Group of {', '.join(self._consumers) or 'nothing'}>"
+        return f"<duly.Group of {', '.join([*self._consumers, *self._schedules]) or 'nothing'}>"
 
 
 def topics_of(topic: Any, where: str) -> tuple[Topic[Any], ...]:

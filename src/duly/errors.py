@@ -17,10 +17,12 @@
     │   └── BrokerUnusable        for good: no database, corrupt, a newer schema
     ├── TransactionError          about one transaction
     │   ├── TransactionFailed     certainly rolled back
-    │   ├── TransactionLost       the transaction ended behind duly's back; rolled back
+    │   │   ├── TransactionLost         it ended behind duly's back
+    │   │   └── TransactionInterrupted  a deadlock, a lost connection: do it again
     │   └── CommitUnknown         COMMIT was sent and its answer lost: neither success nor failure
     ├── Superseded                the claim was lost to another worker; nothing was committed
     └── DecodeError               a body is not what its topic's type says
+        └── UnknownType           its type is none that this code knows
 
 Two more are raised *by handlers* to say how a message ends: `Retry` and `Reject`. They are
 not `DulyError`, so that ``except DulyError`` in a handler does not swallow them.
@@ -117,6 +119,13 @@ class TransactionLost(TransactionFailed):
     """
 
 
+class TransactionInterrupted(TransactionFailed):
+    """The transaction was rolled back by what was no fault of it: a deadlock, a serialization
+    failure, a connection lost before COMMIT was sent, a full disk. Do it again; a worker does,
+    uncharged, some twenty times in a row.
+    """
+
+
 class CommitUnknown(TransactionError):
     """COMMIT was sent and no answer came. The redelivery finds out through admission."""
 
@@ -127,6 +136,10 @@ class Superseded(DulyError):
 
 class DecodeError(DulyError):
     """A message's body is not what its topic's type says."""
+
+
+class UnknownType(DecodeError):
+    """The message names a type that its topic's declaration does not: see `Topic.versioned`."""
 
 
 class Retry(Exception):

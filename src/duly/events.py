@@ -11,16 +11,35 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from duly.guarantees import Settlement
+
 log = logging.getLogger("duly")
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Messages became durable (``repeats`` of them had been published before)."""
+    """``messages`` became durable: ``count`` of them now, ``repeats`` had been before.
+
+    What is published within a transaction is part of `Committed` instead.
+    """
 
     topic: str
     count: int
     repeats: int
+    seconds: float
+    messages: Sequence[Any] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PublishErred:
+    """``messages`` of one topic were not plainly published; ``error`` is that of the first.
+
+    A `duly.PublishUnknown` says that they may be stored, any other that they are not.
+    """
+
+    topic: str
+    messages: Sequence[Any]
+    error: Exception
     seconds: float
 
 
@@ -43,7 +62,9 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """Handlers ended for these messages; ``seconds`` is the time for all of them."""
+    """Calls of the handler returned for ``count`` messages, after ``seconds`` for all of them
+    and for a call behind them that raised. What they did may still be rolled back.
+    """
 
     consumer: str
     count: int
@@ -87,6 +108,19 @@ class RolledBack:
 
 
 @dataclass(frozen=True, slots=True)
+class Settled:
+    """The broker knows how messages ended; ``seconds`` is 0 where that was part of a commit.
+
+    ``refused`` are the receipts among them whose claim was lost before.
+    """
+
+    consumer: str
+    settlements: Sequence[Settlement]
+    refused: Sequence[Any]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class SettleRefused:
     """The claim on these receipts was lost before they were settled."""
 
@@ -121,20 +155,19 @@ class RelayRefused:
     retry_in_s: float | None
 
 
-Event = (
-    Published
-    | PublishDropped
-    | Claimed
+ConsumerEvent = (
+    Claimed
     | Handled
     | HandlerFailed
     | RepeatsSuppressed
     | Committed
     | RolledBack
+    | Settled
     | SettleRefused
     | LeaseLost
-    | Relayed
-    | RelayRefused
 )
+
+Event = Published | PublishErred | PublishDropped | ConsumerEvent | Relayed | RelayRefused
 
 Watcher = Callable[[Event], None]
 

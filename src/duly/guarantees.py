@@ -106,11 +106,16 @@ class Done(msgspec.Struct, frozen=True, gc=False):
 
 
 class Retry(msgspec.Struct, frozen=True, gc=False):
-    """Failed; deliver it again, not before ``delay_s`` seconds have passed. Counts an attempt."""
+    """Failed; deliver it again, not before ``delay_s`` seconds have passed. Counts an attempt.
+
+    Not ``charged``: its handler was never started, because this code cannot read it yet. The next
+    delivery has the same attempt and is marked no more than this one.
+    """
 
     receipt: Any
     delay_s: float
     error: str
+    charged: bool = True
 
 
 class Dead(msgspec.Struct, frozen=True, gc=False):
@@ -142,7 +147,7 @@ class RetryPolicy:
     """How often and how soon a failed message is tried again.
 
     ``attempts`` counts starts, the first one included; a worker's death counts where the
-    message was alone in its claim. Waiting grows from ``first_s`` by ``factor`` up to
+    message was all that it had claimed. Waiting grows from ``first_s`` by ``factor`` up to
     ``longest_s``, each time shortened by a random share of up to ``jitter`` (0 to 1), so that
     messages which failed together do not return together. ``reject`` are exceptions that no
     further attempt can help; ``rules`` give other policies to some exceptions, first match wins.

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NewType, TypeVar, Union, get_args, get_origin
 
 from duly.consumer import Handler
 from duly.dependencies import Use, check_colours, innermost, signature_of
-from duly.errors import ConfigurationError
+from duly.errors import ConfigurationError, Reject, Retry
 from duly.guarantees import Guarantee
 from duly.message import Message, Topic
 from duly.store import Transaction
@@ -50,6 +50,23 @@ def handler_of(
     if not is_async:
         check_colours(uses, where)
     return Handler(function, is_async, batch, wants_message, wants_tx, uses)
+
+
+def refuse_unrun(returned: Any) -> None:
+    """Refuse what a handler returned where it shows that it did not do what it was called for.
+
+    Raises `ConfigurationError`: to settle the message would lose it.
+    """
+    if isinstance(returned, (Retry, Reject)):
+        raise ConfigurationError(f"the handler returned {returned!r}: raise it instead")
+    if not inspect.isawaitable(returned) and not inspect.isgenerator(returned):
+        return
+    if inspect.iscoroutine(returned):
+        returned.close()  # or it would warn that nobody awaited it
+    raise ConfigurationError(
+        f"the handler returned a {type(returned).__name__} that nothing runs. Declare it async def "
+        "and await there; a decorator around an async def has to be async too."
+    )
 
 
 # --- the shape

@@ -50,7 +50,20 @@ class InTurn:
         return self._last - length_hint(self.source)
 
 
-Handling = tuple[str, Delivery | Sequence[Delivery]] | InTurn
+class OneOf:
+    """A handler that runs for one of some deliveries, which is looked up when it is shown: of a
+    span that may take the database, and a task that outlives its call still knows which it was.
+    """
+
+    __slots__ = ("consumer", "deliveries", "index")
+
+    def __init__(self, consumer: str, deliveries: Sequence[Any], index: int) -> None:
+        self.consumer = consumer
+        self.deliveries = deliveries
+        self.index = index
+
+
+Handling = tuple[str, Delivery | Sequence[Delivery]] | InTurn | OneOf
 """The consumer's name, and the delivery its handler is running for: several for a batch handler."""
 
 CURRENT: ContextVar[Handling | None] = ContextVar("duly_current", default=None)

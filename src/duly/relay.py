@@ -139,7 +139,12 @@ class Relay:
         """Step until told to stop, and let another relay take over then."""
         try:
             while not stop.is_set():
-                pause_s = self.step()
+                try:
+                    pause_s = self.step()
+                except Exception:
+                    # Without this thread nothing would come to the broker, and nobody would know.
+                    log.exception("relaying the outbox failed; it is tried again")
+                    pause_s = self._options.longest_s
                 if pause_s:
                     stop.wait(pause_s)
         finally:
@@ -276,4 +281,4 @@ def _without_overtaking(batch: Sequence[Outgoing]) -> Sequence[Outgoing]:
 
 
 def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}".replace("\0", "\\x00")

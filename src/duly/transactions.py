@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from typing import Any
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import Any, cast
 
 from duly.errors import ConfigurationError
-from duly.message import Topic
 from duly.publishing import IN_TRANSACTION
-from duly.store import Session, Store, Transaction, end, flush, take_after_commit
+from duly.stamps import Stamp
+from duly.store import (
+    BeginsOnLoop,
+    Declare,
+    Session,
+    Store,
+    Transaction,
+    end,
+    flush,
+    take_after_commit,
+)
 
 log = logging.getLogger("duly")
 
-Declare = Callable[[Iterable[Topic[Any]]], None]
-
 
 @contextlib.contextmanager
-def transaction(store: Store, source: str, declare: Declare | None) -> Iterator[Transaction[Any]]:
+def transaction(
+    store: Store, source: str, declare: Declare | None, stamps: Sequence[Stamp] = ()
+) -> Iterator[Transaction[Any]]:
     """A transaction of the store around a block. ``declare``: see `flush`.
 
     Commits at the end of the block; rolls back if the block raises. Raises what
@@ -27,7 +37,7 @@ def transaction(store: Store, source: str, declare: Declare | None) -> Iterator[
     _refuse_nested(store, "app.transaction()")
     session = store.begin(None)
     with _entered(store):
-        tx: Transaction[Any] = Transaction(session.connection, source)
+        tx: Transaction[Any] = Transaction(session.connection, source, stamps)
         try:
             yield tx
             _commit(tx, session, declare)
@@ -45,21 +55,101 @@ async def atransaction(
     source: str,
     declare: Declare | None,
     in_thread: Callable[..., Awaitable[Any]],
+    stamps: Sequence[Stamp] = (),
 ) -> AsyncIterator[Transaction[Any]]:
-    """The same for ``async with``: begins and commits by ``in_thread(function, *args)``."""
+    """The same for ``async with``: begins and commits by ``in_thread(function, *args)``.
+
+    Where the store has async connections it is one of the running loop's. Cancelled while it waits
+    for its turn, it takes none. Cancelled while it commits, it waits for the answer, for the thread
+    cannot be called back; where the transaction stands then, the calls after the commit are made
+    before `asyncio.CancelledError` goes on.
+    """
+    import asyncio
+
     _refuse_nested(store, "app.atransaction()")
-    session: Session[Any] = await in_thread(store.begin, None)
+    beginning = _Beginning(_beginning(store))
+    try:
+        session = await in_thread(beginning.begin)
+    except BaseException:
+        if (late := beginning.abandon()) is not None:
+            await asyncio.shield(asyncio.ensure_future(in_thread(late.rollback)))
+        raise
+    cancelled: BaseException | None = None
     with _entered(store):
-        tx: Transaction[Any] = Transaction(session.connection, source)
+        tx: Transaction[Any] = Transaction(session.connection, source, stamps)
         try:
             yield tx
-            await in_thread(_commit, tx, session, declare)
+            cancelled = await _to_its_end(in_thread(_commit, tx, session, declare))
         except BaseException:
-            session.rollback()
+            # Shielded: whatever cancels this must not leave a transaction open.
+            await asyncio.shield(asyncio.ensure_future(in_thread(session.rollback)))
             raise
         finally:
             end(tx)
     _after(tx)
+    if cancelled is not None:
+        raise cancelled
+
+
+class _Beginning:
+    """A transaction that is begun on a thread, for somebody who may be gone when it is."""
+
+    def __init__(self, begin: Callable[[], Session[Any]]) -> None:
+        self._begin = begin
+        self._lock = threading.Lock()
+        self._session: Session[Any] | None = None
+        self._abandoned = False
+
+    def begin(self) -> Session[Any]:
+        """Begin, and roll back at once where nobody waits for it any more."""
+        session = self._begin()
+        with self._lock:
+            self._session = session
+            if self._abandoned:
+                session.rollback()
+        return session
+
+    def abandon(self) -> Session[Any] | None:
+        """Nobody will use what will be begun, or was: that is to be rolled back, on a thread."""
+        with self._lock:
+            self._abandoned = True
+            return self._session
+
+
+async def _to_its_end(call: Awaitable[None]) -> BaseException | None:
+    """Await what goes on on its thread even when cancelled, and raise what it raises.
+
+    Returns the last cancellation that came meanwhile. To roll back beside a commit that still
+    runs would give its connection to another transaction.
+    """
+    import asyncio
+
+    cancelled: BaseException | None = None
+    running = asyncio.ensure_future(call)
+    while not running.done():
+        try:
+            await asyncio.wait((running,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    running.result()
+    return cancelled
+
+
+def _beginning(store: Store) -> Callable[[], Session[Any]]:
+    """The call that begins, for a thread beside the running loop."""
+    if not store.capabilities.async_connections:
+        return lambda: store.begin(None)
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+
+    async def result_of(call: Awaitable[Any]) -> Any:
+        return await call
+
+    def on_loop(call: Awaitable[Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(result_of(call), loop).result()
+
+    return lambda: cast(BeginsOnLoop, store).begin_on_loop(None, on_loop)
 
 
 def _refuse_nested(store: Store, call: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +13,7 @@ import pytest
 
 import duly
 from duly.brokers.memory import MemoryDatabase, MemoryLog, MemoryQueue
-from duly.inspection import Inspection
+from duly.inspection import DeadLetter, Inspection
 from duly.stores.memory import MemoryStore
 from duly.worker import Worker
 from tests.waiting import eventually
@@ -85,6 +85,31 @@ def test_when_it_was_given_up_on_narrows(tmp_path: Path):
     soon = datetime.now(UTC) + timedelta(minutes=1)
     assert len(app.dead_letters(before=soon)) == 1
     assert app.dead_letters(since=soon) == []
+
+
+def test_the_oldest_are_replayed_first(monkeypatch: pytest.MonkeyPatch):
+    broker = MemoryDatabase()
+    app = duly.App("shop", broker=broker)
+    plain = duly.Topic("plain", dict, guarantee="at-least-once")
+
+    @app.consumer(plain, name="c", guarantee="at-least-once")
+    def fail(payload: dict[str, Any]) -> None:
+        raise duly.Reject("never")
+
+    app.publish_many(plain, [{}] * 3)
+    with working(app):
+        eventually(lambda: len(app.dead_letters()) == 3, "three dead letters")
+    replayed: list[int] = []
+
+    def replay(letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        replayed.extend(letter.number for letter in letters)
+        return ()
+
+    monkeypatch.setattr(broker, "replay", replay)
+    letters = app.dead_letters()
+    assert app.replay([*letters, *reversed(letters)]) == 3
+    assert len(replayed) == 3
+    assert replayed == sorted(replayed)
 
 
 def test_a_replay_that_can_have_no_effect_is_refused():

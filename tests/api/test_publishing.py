@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -77,6 +77,27 @@ class TestOne:
             app.publish(rides, {}, delay_s=-1)
         assert broker.declared == {}
 
+    def test_what_is_no_topic_is_said_so(self, app, broker):
+        calls: list[Callable[[Any], Any]] = [
+            lambda topic: app.publish(topic, rides),
+            lambda topic: asyncio.run(app.apublish(topic, {})),
+            lambda topic: app.publish_many(topic, [{}]),
+            lambda topic: asyncio.run(app.apublish_many(topic, [{}])),
+            app.declare,
+        ]
+        for call in calls:
+            for topic in ("rides", {"ride": 1}):
+                with pytest.raises(duly.ConfigurationError, match="is no topic"):
+                    call(topic)
+        assert broker.messages == []
+
+    def test_one_payload_is_not_many(self, app, broker):
+        names = duly.Topic("names", str, guarantee="at-least-once")
+        for payloads in ("ann", b"ann", {"ride": 1}, 5):
+            with pytest.raises(duly.ConfigurationError, match="list"):
+                app.publish_many(names, payloads)
+        assert broker.messages == []
+
     def test_due(self, app, broker):
         app.publish(rides, {}, due=datetime.now(UTC) + timedelta(hours=1))
         message = broker.messages[0]
@@ -91,6 +112,8 @@ class TestOne:
             app.publish_many(rides, [{}], delay_s=1)
         with pytest.raises(duly.ConfigurationError, match="cannot delay"):
             asyncio.run(app.apublish(rides, {}, delay_s=1))
+        with pytest.raises(duly.ConfigurationError, match="cannot delay"):
+            app.publish(rides, {}, delay_s=1, within=object())
 
     def test_repeats_and_conflicts(self, memory):
         assert memory.publish(orders, {"n": 1}, id="o-1") == Published("o-1")

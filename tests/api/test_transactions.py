@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sqlite3
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -102,6 +104,91 @@ def test_cancelled_in_the_block_it_rolls_back(app):
     assert [message.body for message in seen(app)] == [b'{"n":2}']
 
 
+class Paused:
+    """The store of an app, one of whose calls waits on its thread until the test goes on."""
+
+    def __init__(self, store: Any, call: str) -> None:
+        self._wrapped, self._call = store, call
+        self.reached, self.go_on = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+    def begin(self, scope: Any) -> Any:
+        self._pause("begin")
+        session = self._wrapped.begin(scope)
+        return session if self._call == "begin" else PausedSession(session, self._pause)
+
+    def _pause(self, call: str) -> None:
+        if call == self._call and not self.reached.is_set():
+            self.reached.set()
+            assert self.go_on.wait(10)
+
+
+class PausedSession:
+    def __init__(self, session: Any, pause: Callable[[str], None]) -> None:
+        self._wrapped, self._pause = session, pause
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+    def commit(self) -> None:
+        self._pause("commit")
+        self._wrapped.commit()
+
+
+def paused(app: duly.App, call: str) -> tuple[duly.App, Paused]:
+    broker, store = app.backends()
+    slow = Paused(store, call)
+    return duly.App("shop", broker, slow), slow
+
+
+def test_cancelled_while_it_waits_for_its_turn_it_takes_none(app):
+    later, store = paused(app, "begin")
+
+    async def main():
+        async def work():
+            async with later.atransaction():
+                pytest.fail("nobody waits for it")
+
+        task = asyncio.create_task(work())
+        await asyncio.to_thread(store.reached.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        store.go_on.set()
+        await later.aclose()  # its threads have come to their end
+
+    asyncio.run(main())
+    with app.transaction() as tx:  # nobody holds the turn
+        tx.publish(receipts, {"n": 2})
+    assert [message.body for message in seen(app)] == [b'{"n":2}']
+
+
+def test_cancelled_while_it_commits_it_waits_for_the_answer(app):
+    later, store = paused(app, "commit")
+    called: list[str] = []
+
+    async def main():
+        async def work():
+            async with later.atransaction() as tx:
+                tx.publish(receipts, {"n": 1})
+                tx.after_commit(lambda: called.append("after"))
+
+        task = asyncio.create_task(work())
+        await asyncio.to_thread(store.reached.wait, 10)
+        task.cancel()
+        done, _ = await asyncio.wait((task,), timeout=0.05)
+        assert not done, "the transaction is still being committed"
+        store.go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert [message.body for message in seen(app)] == [b'{"n":1}']
+    assert called == ["after"], "it stands, so what follows it is due"
+
+
 def test_a_conflict_of_identities_rolls_everything_back(app):
     app.publish(orders, {"n": 1}, id="o-1")
 
@@ -146,6 +233,15 @@ def test_after_commit(app, caplog):
     assert called == ["first", "last"]
 
 
+def test_after_commit_takes_only_what_it_can_call(app):
+    async def mail() -> None: ...
+
+    with app.transaction() as tx:
+        for call in (mail, functools.partial(mail), "mail"):
+            with pytest.raises(duly.ConfigurationError, match=r"tx\.after_commit"):
+                tx.after_commit(call)
+
+
 def test_after_its_end_nothing_is_taken_that_would_be_forgotten(app):
     with app.transaction() as tx:
         pass
@@ -164,6 +260,8 @@ def test_at_most_once_and_wrong_delays_are_refused(app):
             tx.publish(receipts, {}, delay_s=float("nan"))
         with pytest.raises(duly.InvalidMessage):
             tx.publish(receipts, [1])
+        with pytest.raises(duly.ConfigurationError, match="is no topic"):
+            tx.publish("receipts", {})
 
 
 def test_not_one_inside_another(app):

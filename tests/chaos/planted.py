@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from typing import Any
 
 from duly.guarantees import Guarantee
 from duly.store import Transaction, flush
-from duly.worker import lane, rounds
+from duly.worker import lane, rounds, undone
+
+# So long that a worker killed or stopped at any time is most likely in between.
+_BETWEEN_S = 0.2
 
 
 def settled_in_the_wrong_order() -> None:
@@ -31,6 +35,7 @@ def _in_two_commits(self: lane.Lane) -> Generator[Any, None, None]:
         session.commit()
     except BaseException as error:
         session.rollback()
-        yield from self.rolled_back(work, error)
+        yield from undone.rolled_back(self, work, error)
         return
+    time.sleep(_BETWEEN_S)
     self.subscription.settle(ended)

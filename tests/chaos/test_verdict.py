@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 from duly.guarantees import Done
 from duly.testing.chaos import verdict, workload
 from duly.testing.chaos.report import reasons, verdict_of
-from duly.testing.chaos.verdict import FAULTS, Tally, in_token_order
+from duly.testing.chaos.server import Server
+from duly.testing.chaos.setup import Setup
+from duly.testing.chaos.verdict import Tally, in_token_order, judged
 from duly.testing.checker import Anomaly
 from duly.testing.history import About, Claim, Event, Fault, Publish, Settle
 from duly.testing.recording import message_by_message
+
+FAULTS = Setup().profile()
 
 
 class Story:
@@ -74,6 +79,51 @@ def test_a_full_disk_hits_when_something_fails_on_it():
     assert story.hits() == {"full disk": 1}
 
 
+def test_a_server_that_is_down_hits_when_something_fails_meanwhile():
+    story = Story()
+    for kind, phase in [("kill server", "info"), ("immediate shutdown", "ok")]:
+        story.tell("world", Fault, "server down", kind)
+        story.tell("p1.1", Publish, phase, About("inputs", "chaos", kind))
+        story.tell("world", Fault, "server up", kind)
+    assert story.hits() == {"kill server": 1}
+
+
+def test_a_session_that_did_nothing_is_no_loss_and_a_cut_always_hits():
+    story = Story()
+    for state in ("idle", "active", "idle in transaction"):
+        story.tell("world", Fault, "end session", state)
+    story.tell("world", Fault, "cut after COMMIT", "link")
+    assert story.hits() == {"end session": 2, "cut after COMMIT": 1}
+
+
+def test_what_a_server_ended_is_counted_by_its_log(tmp_path: Path):
+    (tmp_path / "histories").mkdir()
+    for spec in workload.SPECS:
+        (tmp_path / "read" / spec.name).mkdir(parents=True)
+    line = "2026-01-01 [1] duly-chaos ERROR:  canceling statement due to {} timeout\n"
+    told = line.format("lock") * 2 + line.format("statement")
+    (tmp_path / "server.log").write_text(told)
+    hits = judged(tmp_path).hits
+    assert hits == {"lock timeout": 2, "statement timeout": 1}
+
+
+def test_a_setup_has_the_faults_that_its_places_can_have():
+    on_files, on_a_server = Setup(), Setup("postgres", "postgres", _Named())
+    assert "full disk" in on_files.profile()
+    assert "cut after COMMIT" not in on_files.profile()
+    assert "full disk" not in on_a_server.profile()
+    assert {"cut after COMMIT", "end session"} <= {*on_a_server.profile()}
+    assert "kill server" not in on_a_server.profile(), "it is somebody else's"
+    assert "cut after COMMIT" not in on_a_server.profile(["cut after COMMIT"])
+
+
+class _Named(Server):
+    """A server that is not a private one; nobody connects to it."""
+
+    def __init__(self) -> None:
+        self._private = None
+
+
 def test_a_claim_that_is_recorded_late_stands_where_its_token_was_given_out():
     story = Story()
     story.claims("w2.1", 2, "a")
@@ -94,17 +144,17 @@ def test_a_run_is_worth_what_it_shows():
     tally = Tally(rounds=2)
     tally.hits.update(dict.fromkeys(FAULTS, 1))
     tally.unknown["least: no claim ever succeeded"] = 1
-    assert verdict_of(tally) == "valid", "it did in the other round"
+    assert verdict_of(tally, FAULTS) == "valid", "it did in the other round"
     tally.unknown["least: no claim ever succeeded"] = 2
-    assert verdict_of(tally) == "unknown"
+    assert verdict_of(tally, FAULTS) == "unknown"
     tally.unknown.clear()
     del tally.hits["pause"]
-    assert verdict_of(tally) == "unknown"
+    assert verdict_of(tally, FAULTS) == "unknown"
     assert list(reasons(tally, FAULTS)) == ["the fault 'pause' never hit"]
     tally.anomalies.append(("round-0", "least", Anomaly("lost", "a")))
-    assert verdict_of(tally) == "invalid"
+    assert verdict_of(tally, FAULTS) == "invalid"
     broken = Tally(complaints=["a worker ended with 3"])
-    assert verdict_of(broken) == "invalid"
+    assert verdict_of(broken, FAULTS) == "invalid"
 
 
 def test_a_publisher_repeats_itself():

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.servers.postgres import Schema
 from tests.waiting import alive, eventually
 
 SHOP = """
@@ -43,6 +44,27 @@ def charge(order: Order, tx: duly.Transaction[sqlite3.Connection]) -> None:
     if order.note == "log":
         log.info("charged %s", order.order)
 """
+
+
+def shop_on(url: str) -> str:
+    """The same application with its broker there."""
+    here = "sqlite:///shop.db"
+    assert here in SHOP
+    return SHOP.replace(here, url)
+
+
+def url_of(schema: Schema) -> str:
+    """A broker of a test's own, as a URL."""
+    mark = "&" if "?" in schema.url else "?"
+    return f"{schema.url}{mark}schema={schema.duly}"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def shop_source(request: pytest.FixtureRequest) -> str:
+    """The application on each database: what its commands say is the same."""
+    if request.param == "sqlite":
+        return SHOP
+    return shop_on(url_of(request.getfixturevalue("pg_schema")))
 
 
 @dataclass

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duly.connect import open_broker, open_store, redacted
-from duly.errors import ConfigurationError
+from duly.errors import BrokerError, ConfigurationError
 
 CANARY = "hunter2-canary"
 
@@ -33,6 +33,36 @@ def test_another_file_is_another_database(db_url: str, tmp_path: Path):
     assert store.capabilities.outbox
     store.close()
     broker.close()
+
+
+def test_a_namespace_is_a_database_of_its_own_in_the_same_file(db_url: str):
+    production, staging = open_broker(db_url), open_broker(f"{db_url}?namespace=staging")
+    assert production.capabilities.database != staging.capabilities.database
+    for named in (
+        None,
+        f"{db_url}?namespace=staging",
+        f"{db_url}?foreign_keys=on&namespace=staging",
+    ):
+        store = open_store(named, staging)
+        assert store is not None
+        assert store.capabilities.database == staging.capabilities.database
+        store.close()
+    with pytest.raises(
+        ConfigurationError, match=r"'staging' and the store under ''.*both the same"
+    ):
+        open_store(db_url, staging)
+    production.close()
+    staging.close()
+
+
+@pytest.mark.parametrize(
+    "namespace",
+    ["Staging", "1st", "a__b", "a_", "_a", "a-b", "a.b", "ü", "a" * 25, "a;drop", "a%20b", ""],
+)
+def test_what_is_no_namespace_is_refused(db_url: str, db_path: Path, namespace: str):
+    with pytest.raises(ConfigurationError, match="namespace"):
+        open_broker(f"{db_url}?namespace={namespace}")
+    assert not db_path.exists()
 
 
 def test_three_slashes_are_relative_and_four_absolute(
@@ -73,13 +103,13 @@ def test_open_ones_pass_through():
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("kafka://host", "there are sqlite://, memory://"),
+        ("kafka://host", "there are sqlite://, postgresql://"),
         ("shop.db", "sqlite:///shop.db"),
         ("", "there are sqlite://"),
         ("sqlite://shop.db", "three slashes"),
         ("sqlite:///", "three slashes"),
         ("sqlite:///:memory:", "memory://"),
-        ("sqlite:///shop.db?timeout=5", "no option 'timeout'; it has none"),
+        ("sqlite:///shop.db?timeout=5", "no option 'timeout'; there are namespace"),
         ("sqlite:///shop.db#1", "%23"),
         ("memory://?kind=tape", "there are database, log, queue"),
         ("memory://?size=5", "no option 'size'; there are kind"),
@@ -135,7 +165,8 @@ def test_a_password_is_never_shown(url: str):
     named = url.format(CANARY)
     assert CANARY not in redacted(named)
     for call in (open_broker, lambda it: open_store(it, open_broker("memory://"))):
-        with pytest.raises(ConfigurationError) as refused:
+        # A proper URL of PostgreSQL names a host that nobody answers for.
+        with pytest.raises((ConfigurationError, BrokerError)) as refused:
             call(named)
         error: BaseException | None = refused.value
         while error is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +14,7 @@ import pytest
 
 from duly.broker import SubscribeOptions
 from duly.cli import run
-from duly.cli.loading import load_app
 from duly.guarantees import Dead, Guarantee
-from tests.cli.conftest import SHOP
 
 
 @dataclass
@@ -32,23 +31,28 @@ class Ended:
 Duly = Callable[..., Ended]
 
 
+def give_up(order: str, error: str) -> None:
+    """One more dead letter, by another object than the command's."""
+    shop = runpy.run_path("shop.py")
+    orders = shop["orders"]
+    with shop["app"] as app:
+        app.publish(orders, shop["Order"](order, 100), id=order)
+        broker, _ = app.backends()
+        options = SubscribeOptions(guarantee=Guarantee.EXACTLY_ONCE)
+        lane = broker.subscribe([orders], "billing", options)
+        lane.settle([Dead(d.receipt, error) for d in lane.claim(10, 1 << 30, 0.0)])
+        lane.close()
+
+
 @pytest.fixture
-def duly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Duly:
+def duly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, shop_source: str) -> Duly:
     """``duly dead ...`` on an application with three dead letters."""
-    (tmp_path / "shop.py").write_text(SHOP)
+    (tmp_path / "shop.py").write_text(shop_source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "shop", raising=False)
-    app = load_app("shop:app")
-    shop = sys.modules["shop"]
-    with app:
-        for n, error in enumerate(["KeyError: 'card'", "ValueError: \x1b[31mred\nmore", "last"]):
-            app.publish(shop.orders, shop.Order(f"o-{n}", 100), id=f"o-{n}")
-            broker, _ = app.backends()
-            options = SubscribeOptions(guarantee=Guarantee.EXACTLY_ONCE)
-            lane = broker.subscribe([shop.orders], "billing", options)
-            lane.settle([Dead(d.receipt, error) for d in lane.claim(10, 1 << 30, 0.0)])
-            lane.close()
+    for n, error in enumerate(["KeyError: 'card'", "ValueError: \x1b[31mred\nmore", "last"]):
+        give_up(f"o-{n}", error)
 
     def call(*arguments: str) -> Ended:
         status = run(["dead", *arguments])
@@ -120,3 +124,18 @@ def test_wrong_use_is_told_in_a_line_and_changes_nothing(
     assert ended.status == 2
     assert said in ended.err.splitlines()[-1]
     assert len(duly("list", "shop:app", "--json").json) == 3
+
+
+@pytest.mark.parametrize("which", [["--all"], ["--consumer", "billing"]])
+@pytest.mark.parametrize("how", ["replay", "discard"])
+def test_what_dies_while_it_asks_stays(
+    duly: Duly, monkeypatch: pytest.MonkeyPatch, how: str, which: list[str]
+):
+    def asked(question: str, *, yes: bool) -> None:
+        assert question == f"{how} 3 dead letters?"
+        give_up("o-late", "late")
+
+    monkeypatch.setattr("duly.cli.dead.ask", asked)
+    ended = duly(how, "shop:app", *which)
+    assert (ended.status, ended.out) == (0, f"{how}ed 3\n")
+    assert [each["id"] for each in duly("list", "shop:app", "--json").json] == ["o-late"]

@@ -209,6 +209,40 @@ def test_what_does_not_end_in_time_is_cut_off_and_comes_again(troubled: Place):
     end(process)
 
 
+def test_what_hangs_as_it_is_imported_is_not_waited_for(place: Place):
+    hangs = "import threading\nopen('importing', 'a').close()\nthreading.Event().wait()\n"
+    place.write("shop.py", hangs)
+    process = place.start("run", "shop:app", "--drain-s", "600")
+    eventually((place.path / "importing").exists, "it is imported", timeout_s=60)
+    workers = children(process.pid)
+    ended = end(process)
+    assert ended.status == 0, ended.err
+    assert "did not drain" in ended.err
+    assert not any(alive(pid) for pid in workers)
+
+
+def test_a_worker_that_is_told_to_end_as_it_starts_begins_no_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    app = duly.App("shop", broker=f"sqlite:///{tmp_path}/shop.db")
+    orders = duly.Topic("orders", str, guarantee="at-most-once")
+    ran: list[str] = []
+
+    @app.consumer(orders, name="billing", guarantee="at-most-once")
+    def charge(order: str) -> None:
+        ran.append(order)
+
+    def load(_: str) -> duly.App:
+        process.end(signal.SIGTERM, None)
+        return app
+
+    app.publish(orders, "o-1")
+    monkeypatch.setattr("duly.cli.worker.load_app", load)
+    process = Process(Orders("shop:app", None, 5.0, "json", 1), None)
+    assert process.work() == DRAINED
+    assert ran == []
+
+
 def test_a_second_signal_stops_at_once(troubled: Place):
     publish(troubled, 1, "hang")
     process = troubled.start("run", "shop:app", "--drain-s", "600")

@@ -12,16 +12,17 @@ import pytest
 from duly.broker import SubscribeOptions
 from duly.cli import run
 from duly.cli.loading import load_app
+from duly.cli.status import _tables as tables_of
+from duly.cli.status import look, with_rates
 from duly.guarantees import Dead, Done, Guarantee, Retry
-from tests.cli.conftest import SHOP
 from tests.sqlite.brokers import PLAIN, Hands, claim, opened, options, publish, receipts
 from tests.sqlite.programs import running
 
 
 @pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shop_source: str) -> Any:
     """The module ``shop``, beside a fresh file."""
-    (tmp_path / "shop.py").write_text(SHOP)
+    (tmp_path / "shop.py").write_text(shop_source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "shop", raising=False)
@@ -54,14 +55,18 @@ def test_everything_is_counted(shop: Any, capsys: Any):
         "in_flight": 2,
         "parked": 1,
         "dead": 1,
+        "state": "working",
+        "passed": 2,
         "retries": 1,
         "redelivered": 0,
+        "repeats_suppressed": 0,
         "stale_settles": 0,
         "replayed": 0,
         "discarded": 0,
     }
     orders, pings = sorted(status["topics"], key=lambda topic: topic["topic"])
     assert (orders["repeats_dropped"], pings["dropped"]) == (1, 7)
+    assert (orders["published"], pings["published"]) == (10, 0)
     assert status["outbox"] is None
 
 
@@ -71,6 +76,28 @@ def test_as_lines_with_tabs(shop: Any, capsys: Any):
     assert run(["status", "shop:app"]) == 0
     head, *_ = capsys.readouterr().out.splitlines()
     assert head.split("\t")[:4] == ["consumer", "topic", "backlog", "in flight"]
+
+
+def test_what_goes_through_in_a_second(shop: Any):
+    with shop.app as app:
+        app.publish(shop.orders, shop.Order("o", 1))
+        broker, _ = app.backends()
+        lane = broker.subscribe(
+            [shop.orders], "billing", SubscribeOptions(guarantee=Guarantee.EXACTLY_ONCE)
+        )
+        before = look(app)
+        for _ in range(9):
+            app.publish(shop.orders, shop.Order("o", 1))
+        lane.settle([Done(receipt) for receipt in receipts(lane.claim(6, 1 << 30, 0.0))])
+        rated = with_rates(before, look(app), 2.0)
+        [worker] = rated.workers
+        assert (worker.alive, worker.messages) == (True, 0)
+    [billing], [orders] = rated.consumers, rated.topics
+    assert (billing["passed_per_s"], orders["published_per_s"]) == (3, 4)
+    heads = [head for head, _ in tables_of(rated)]
+    assert "passed/s" in heads[0]
+    assert "passed" not in heads[0]
+    assert "published/s" in heads[1]
 
 
 def test_watching_wants_a_terminal_and_no_json(shop: Any, capsys: Any):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from duly.cli import run
 from tests.cli.conftest import SHOP, Place
 
 BROKEN = "import duly\nx = 1 / 0\n"
@@ -70,6 +72,14 @@ def test_naming_the_app(shop: Place, command: tuple[str, ...], spec: str, said: 
         (["publish", "shop:app", "orders", "--from", "x"], "x: No such file"),
         (["publish", "shop:app", "orders", "--from", "."], ".: Is a directory"),
         (["publish", "shop:app", "orders", "--from", "-"], "give --id FIELD, or --batch-name NAME"),
+        (["trace", "shop:app", "\udcff"], r"argument b'\xff' is no text in UTF-8"),
+        (["pause", "shop:app", "\udcff"], "is no text"),
+        (["erase", "shop:app", "--key=\udcff", "--yes"], "is no text"),
+        (["dead", "list", "shop:app", "--consumer", "\udcff"], "is no text"),
+        (["dead", "list", "shop:app", "--limit", str(1 << 63)], "is not in the range"),
+        (["dead", "show", "shop:app", str(1 << 63)], "is not in the range"),
+        (["dead", "replay", "shop:app", str((1 << 63) - 1), "--yes"], "is not in the range"),
+        (["publish", "shop:app", "orders", "--from", "\udcff"], "No such file"),
     ],
 )
 def test_options(shop: Place, arguments: list[str], said: str):
@@ -134,3 +144,75 @@ def test_the_command_is_installed(shop: Place):
     )
     assert ended.returncode == 0, ended.stderr
     assert "orders -> billing: exactly-once" in ended.stdout
+
+
+SILENT = """
+import duly
+from duly.brokers.memory import MemoryQueue
+
+
+class Silent:
+    def __init__(self):
+        self.inner = MemoryQueue()
+        for name in ("capabilities", "declare", "publish", "subscribe", "close"):
+            setattr(self, name, getattr(self.inner, name))
+
+
+app = duly.App("shop", broker=Silent())
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("status",), "cannot look inside itself"),
+        (("dead", "list"), "keeps no dead letters"),
+        (("dead", "show", "1"), "keeps no dead letters"),
+        (("dead", "replay", "--yes", "1"), "keeps no dead letters"),
+        (("dead", "discard", "--yes", "1"), "keeps no dead letters"),
+    ],
+)
+def test_a_broker_that_cannot_show_or_mend(shop: Place, command: tuple[str, ...], said: str):
+    shop.write("silent.py", SILENT)
+    verbs = command[:2] if command[0] == "dead" else command[:1]
+    ended = shop.duly(*verbs, "silent:app", *command[len(verbs) :], input="")
+    assert ended.status == 2, ended.err
+    [line] = ended.err.splitlines()
+    assert line.startswith("duly: ")
+    assert said in line
+
+
+def test_wrong_use_is_one_line(capsys: pytest.CaptureFixture[str]):
+    for arguments in (["status"], ["status", "--nonsense"], ["nonsense"], ["rewind", "a:b", "c"]):
+        assert run(arguments) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("duly: ")
+        assert line.endswith("--help.")
+
+
+STARTED_WITHOUT = """
+import os, sys
+os.chdir(sys.argv[1])
+os.close(int(sys.argv[2]))
+os.execv(sys.executable, [sys.executable, "-m", "duly", *sys.argv[3:]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "command", "status"),
+    [
+        (0, ["drop", "shop:app", "billing"], 2),
+        (0, ["publish", "shop:app", "orders", "-"], 2),
+        (1, ["status", "shop:app"], 0),
+        (2, ["status", "nowhere:app"], 2),
+    ],
+)
+def test_a_process_that_was_started_without_a_stream(
+    tmp_path: Path, descriptor: int, command: list[str], status: int
+):
+    (tmp_path / "shop.py").write_text(SHOP)
+    started = [sys.executable, "-m", "duly", "init", "shop:app"]
+    subprocess.run(started, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    arguments = [sys.executable, "-c", STARTED_WITHOUT, str(tmp_path), str(descriptor), *command]
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (status, False), ended.stderr

@@ -5,10 +5,19 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from duly.broker import Broker
+import pytest
+
+from duly.broker import Broker, NotesRepeats
 from duly.brokers.sqlite import Clock, SQLiteBroker
+from duly.inspection.counting import Counting
+from duly.inspection.erasing import Erasing
+from duly.inspection.steering import Forgetting, Steering
+from duly.inspection.tracing import Remembering, Tracing
+from duly.schedules import Ticking
 from duly.store import Store
 from duly.stores.sqlite import SQLiteStore
 from duly.stores.sqlite.outbox import SQLiteOutbox
@@ -17,11 +26,16 @@ from duly.testing.conformance import BrokerSubject, Effects, Site, StoreSubject
 DOCS = Path(__file__).parents[2] / "docs/brokers"
 
 
-def open_broker(site: Site) -> SQLiteBroker:
+def open_broker(site: Site, namespace: str = "") -> SQLiteBroker:
     path, clock = site.folder / "broker.db", site.clock
     if clock is None:
-        return SQLiteBroker(path)
-    return SQLiteBroker(path, clock=Clock(clock.wall_ms, clock.boot_ms, lambda: "boot", clock))
+        return SQLiteBroker(path, namespace=namespace)
+    as_told = Clock(clock.wall_ms, clock.boot_ms, lambda: "boot", clock)
+    return SQLiteBroker(path, namespace=namespace, clock=as_told)
+
+
+def open_namespace(site: Site) -> SQLiteBroker:
+    return open_broker(site, "staging")
 
 
 def file_of(site: Site, broker: Broker) -> Path:
@@ -29,9 +43,14 @@ def file_of(site: Site, broker: Broker) -> Path:
     return site.folder / ("broker.db" if isinstance(broker, SQLiteBroker) else "effects.db")
 
 
-def open_store(site: Site, broker: Broker) -> SQLiteStore:
+def open_store(site: Site, broker: Broker, namespace: str = "") -> SQLiteStore:
     database = broker.capabilities.database
-    return SQLiteStore(file_of(site, broker), broker_database=database, begin_s=0.05)
+    path = file_of(site, broker)
+    return SQLiteStore(path, broker_database=database, namespace=namespace, begin_s=0.5)
+
+
+def open_store_in_namespace(site: Site, broker: Broker) -> SQLiteStore:
+    return open_store(site, broker, "staging")
 
 
 def effects(_: Site, store: Store) -> Effects:
@@ -75,7 +94,11 @@ def outbox(site: Site, store: Store) -> SQLiteOutbox:
     return SQLiteOutbox(store.file, wall_ms=site.clock.wall_ms, boot_time_ms=site.clock.boot_ms)
 
 
-SQLITE = BrokerSubject(name="sqlite", open=open_broker)
+SQLITE = BrokerSubject(
+    name="sqlite",
+    open=open_broker,
+    operations=(Steering, Tracing, Erasing, Counting, Ticking, NotesRepeats),
+)
 SQLITE_STORE = StoreSubject(
     name="sqlite-store",
     open=open_store,
@@ -83,4 +106,25 @@ SQLITE_STORE = StoreSubject(
     own=own,
     broker=SQLITE,
     outbox=outbox,
+    operations=(Remembering, Forgetting),
 )
+
+# One environment of several in a file: every statement has to name its own tables.
+NAMESPACE = replace(SQLITE, open=open_namespace)
+NAMESPACE_STORE = replace(SQLITE_STORE, open=open_store_in_namespace, broker=NAMESPACE)
+
+# These run no statement that the other areas do not run: what they look for lies between two of
+# them, and is the same whatever the tables are called.
+BETWEEN_STATEMENTS = (
+    *("Faults", "FaultsInTransactions", "DoubtInTransactions"),
+    *("Crowds", "CrowdsInTransactions", "IdentityInCrowds", "OneWriter", "Histories"),
+)
+
+
+def by_name_alone(suite: type[Any]) -> type[Any]:
+    """The suite for what differs from a subject that has all of it in nothing but its names."""
+    for area in BETWEEN_STATEMENTS:
+        if hasattr(suite, area):
+            delattr(suite, area)
+    slow: type[Any] = pytest.mark.slow(suite)
+    return slow

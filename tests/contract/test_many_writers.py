@@ -14,6 +14,9 @@ durable = false
 one_writer = false
 outbox = false
 tx_s = 1.0
+savepoints = "unbounded"
+async_connections = false
+pipelines = false
 ```
 """
 AREAS = ("ManyWriters", "NoOutbox", "StorePage", "ExactlyOnce", "Savepoints", "Transactions")

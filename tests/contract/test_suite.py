@@ -11,11 +11,24 @@ from pathlib import Path
 
 import pytest
 
+from duly.brokers.memory import MemoryDatabase
 from duly.errors import ConfigurationError
+from duly.testing.conformance import conformance
 from duly.testing.conformance.areas import every_area
+from duly.testing.conformance.areas.counted import Counted, Suppressed
+from duly.testing.conformance.areas.mending import (
+    DurableMending,
+    Mending,
+    MendingInOrder,
+    NoMending,
+)
+from duly.testing.conformance.areas.observing import NoObserving, Observing, States
+from duly.testing.conformance.areas.remembered import Forgotten, Remembered
+from duly.testing.conformance.areas.ticked import Ticked, TickedDurably
 from duly.testing.conformance.page import DEVIATIONS, expected_on
 from duly.testing.conformance.plugin import in_ci
-from tests.contract.broken.mistakes import MISTAKES, Mistake, page_of
+from tests.contract.broken.mistake import Mistake
+from tests.contract.broken.mistakes import MISTAKES, page_of
 from tests.contract.subjects import DOCS
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +99,27 @@ def test_every_area_finds_a_mistake():
     there = {area.__name__ for area in every_area()}
     tried = {area for mistake in MISTAKES.values() for area in areas_of(mistake)}
     assert tried | {"ManyWriters"} == there, "that one is tried in test_many_writers.py"
+
+
+def test_every_test_of_what_people_see_and_ask_for_finds_a_mistake():
+    tried = {test.partition("[")[0] for mistake in MISTAKES.values() for test in mistake.fails}
+    for area in (
+        Counted,
+        Suppressed,
+        Ticked,
+        TickedDurably,
+        Remembered,
+        Forgotten,
+        Mending,
+        MendingInOrder,
+        DurableMending,
+        NoMending,
+        States,
+        Observing,
+        NoObserving,
+    ):
+        there = {f"{area.__name__}::{name}" for name in vars(area) if name.startswith("test_")}
+        assert there <= tried
 
 
 # --- somebody else's broker
@@ -210,6 +244,17 @@ def test_a_page_that_cannot_be_read(tmp_path: Path, text: str, complaint: str):
     page.write_text(text)
     with pytest.raises(ConfigurationError, match=complaint):
         expected_on(page, "a")
+
+
+def test_a_page_that_is_not_there(tmp_path: Path):
+    for page in (tmp_path / "gone.md", tmp_path):
+        with pytest.raises(ConfigurationError, match=r"cannot be read: .*(gone|Is a directory)"):
+            expected_on(page, "a")
+
+
+def test_a_broker_where_a_subject_is_wanted():
+    with pytest.raises(ConfigurationError, match="give a BrokerSubject or a StoreSubject"):
+        conformance(MemoryDatabase(), page=DOCS / "memory.md")  # type: ignore[arg-type]
 
 
 def test_every_deviation_is_in_the_documents():

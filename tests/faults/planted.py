@@ -7,7 +7,8 @@ from typing import Any
 
 from duly.guarantees import Guarantee
 from duly.store import Transaction, flush
-from duly.worker import lane, rounds
+from duly.worker import lane, rounds, undone
+from duly.worker.beforehand import settle_before
 
 
 def _settle_before_the_handler(process: Any) -> None:
@@ -32,7 +33,7 @@ def _settle_in_a_second_commit(process: Any) -> None:
             session.commit()
         except BaseException as error:
             session.rollback()
-            yield from self.rolled_back(work, error)
+            yield from undone.rolled_back(self, work, error)
             return
         self.subscription.settle(ended)
 
@@ -44,7 +45,7 @@ def _settle_before_the_effects_commit(process: Any) -> None:
         work = self.share_for_transaction((yield from self.take()))
         if not work:
             return
-        self.settle_before(work)
+        settle_before(self, work)
         session = self.begin()
         tx: Transaction[Any] = Transaction(session.connection, self.around.source)
         try:

@@ -15,7 +15,6 @@ import os
 import signal
 import sqlite3
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import duly
 from duly import Message, RetryPolicy, Topic, Transaction
 from duly.brokers.sqlite import SQLiteBroker
 from duly.stores.sqlite import SQLiteStore
+from duly.testing.chaos.processes import Told
 from duly.worker import Worker
 from tests.faults import misbehaviour, planted, surroundings
 from tests.faults.points import Points, around_broker, around_store
@@ -78,7 +78,7 @@ class Process:
         self.path = Path(orders.get("database", self.folder / "duly.db"))
         self.points = Points(orders.get("crash"), orders.get("trace"), orders.get("stop"))
         self.journal = Journal(self.folder)
-        self.told_to_end = threading.Event()
+        self.told_to_end = Told()
 
     def open(self) -> duly.App:
         """The app, on a broker and store with crash points around them."""

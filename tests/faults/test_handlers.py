@@ -124,8 +124,8 @@ def test_an_async_handler_that_hangs(make_scene: MakeScene, guarantee: str, how:
     assert "max_run_s" in scene.state().why_dead[CULPRIT]
 
 
-def test_cancelled_from_inside_is_no_failure(make_scene: MakeScene):
-    """Nothing is settled by it: the message comes again when its lease has run out."""
+def test_cancelled_from_inside_is_a_failure(make_scene: MakeScene):
+    """It comes again like any other that failed, and not when its lease has run out."""
     scene = make_scene(guarantee="at-least-once")
     scene.prepare(NUMBERS)
     scene.run(

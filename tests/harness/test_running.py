@@ -45,15 +45,19 @@ def test_afterwards_the_app_is_as_it_was(tmp_path: Path):
     app = duly.App("theirs", f"sqlite:///{tmp_path / 'theirs.db'}")
     topic: Topic[int] = Topic("t", int, guarantee="at-least-once")
     handled: list[int] = []
-    app.consumer(topic, name="c", guarantee="at-least-once")(handled.append)
+
+    @app.consumer(topic, name="c", guarantee="at-least-once")
+    def handle(n: int, *, made: object = duly.use(dict)) -> None:
+        handled.append(n)
+
     before = app.backends()
-    app.overrides[len] = max
-    with pytest.raises(KeyError), running(app, overrides={len: min}) as t:  # noqa: PT012
+    app.overrides[dict] = list
+    with pytest.raises(KeyError), running(app, overrides={dict: set}) as t:  # noqa: PT012
         app.publish(topic, 1)
         t.drain()
         raise KeyError
     assert app.backends() == before
-    assert app.overrides == {len: max}
+    assert app.overrides == {dict: list}
     app.publish(topic, 2)
     with running(app) as t:
         t.drain()

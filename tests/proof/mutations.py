@@ -61,6 +61,12 @@ def one(breaks: str, scenario: Scenario, file: str, old: str, new: str) -> Mutat
 _HELD = "if item is None or item.state is not State.CLAIMED or item.token != receipt.token:"
 
 # In the order of the specification; what is not listed there stands below.
+_WHOLE_CLAIM = """\
+where token = ?1 and first = ?2 and last = ?3 and (?4 is null or mark = ?4);
+delete from duly_claims
+where token = ?1 and first = ?2 and last = ?3 and (?4 is null or mark = ?4);
+"""
+
 LISTED: Mapping[str, Mutation] = {
     "settle before the handler": one(
         "premature settle",
@@ -103,9 +109,9 @@ LISTED: Mapping[str, Mutation] = {
     "at-most-once that runs after a refused settle": one(
         "start before settle",
         Scenario(guarantee=AMO, workers=2),
-        "worker/lane.py",
-        "        if refused:\n            started =",
-        "        if False:\n            started =",
+        "worker/beforehand.py",
+        "    if refused:\n        started =",
+        "    if False:\n        started =",
     ),
     "inbox row outside the transaction": one(
         "lost effect",
@@ -132,8 +138,8 @@ LISTED: Mapping[str, Mutation] = {
             ),
             Edit(
                 "stores/sqlite/session.py",
-                "log.settle(settlements, self._home.now_ms(), self._mark)",
-                "log.settle(settlements, self._home.now_ms())",
+                "log.settle(settlements, now_ms, self._mark)",
+                "log.settle(settlements, now_ms)",
             ),
         ),
     ),
@@ -169,9 +175,9 @@ LISTED: Mapping[str, Mutation] = {
             Edit(
                 "sql/sqlite/guard.py",
                 "        if not self.connection.in_transaction:\n"
-                "            raise TransactionLost(_LOST)\n        self._own = True\n        try:\n"
-                "            found =",
-                "        self._own = True\n        try:\n            found =",
+                "            raise TransactionLost(_LOST)\n        self._take_over()\n"
+                "        try:\n            if self._mark",
+                "        self._take_over()\n        try:\n            if self._mark",
             ),
             Edit("sql/sqlite/guard.py", "if found != [(self._mark,)]:", "if found is None:"),
         ),
@@ -195,10 +201,10 @@ LISTED: Mapping[str, Mutation] = {
     ),
     "CancelledError taken for failure": one(
         "premature settle",
-        Scenario(manners=("cancel once",)),
+        Scenario(messages=6, manners=("slow", "ok"), asynchronous=True, concurrency=4),
         "worker/calling.py",
-        "if self._consumer.guarantee is Guarantee.AT_MOST_ONCE:",
-        "if self._consumer.guarantee is not Guarantee.EXACTLY_ONCE:",
+        "            if self.abandoned and task.cancelling():\n                raise\n",
+        "",
     ),
     # The position of a log, as the store keeps it.
     "position off by one": one(
@@ -263,9 +269,9 @@ LISTED: Mapping[str, Mutation] = {
             ),
             Edit(
                 "brokers/sqlite/lane.py",
-                "        self._has_work = bool(claimed.parts) or claimed.again\n",
+                "bool(claimed.parts) or claimed.again or claimed.accused\n",
                 """\
-        self._has_work = bool(claimed.parts) or claimed.again
+bool(claimed.parts) or claimed.again or claimed.accused
         from duly.sql.steps import Many
 
         def unpark():
@@ -292,18 +298,32 @@ OTHERS: Mapping[str, Mutation] = {
     "at-most-once that runs after a settle of unknown outcome": one(
         "start before settle",
         Scenario(guarantee=AMO),
-        "worker/lane.py",
-        "        except errors.BrokerUnavailable:\n            self._kept = work",
-        "        except errors.CommitUnknown:\n            refused = set()\n"
-        "        except errors.BrokerUnavailable:\n            self._kept = work",
+        "worker/beforehand.py",
+        "    except errors.BrokerUnavailable:\n        lane.keep(work)",
+        "    except errors.CommitUnknown:\n        refused = set()\n"
+        "    except errors.BrokerUnavailable:\n        lane.keep(work)",
     ),
     "CancelledError taken for success": one(
         "lost",
         Scenario(manners=("cancel once",)),
         "worker/calling.py",
-        "            self._go_on_if_settled(error)\n            raise\n"
-        "        except BaseException:",
-        "        except BaseException:",
+        "            calls.done = handling.index\n            raise HandlerCancelled from error\n",
+        "            calls.done = handling.index\n",
+    ),
+    # By claim nothing but the stamp of the fence tells that the transaction is another one.
+    "stamp that the settlement does not look for": Mutation(
+        "silent rollback",
+        Scenario(kind="sqlite", guarantee=EXACT, manners=("ok", "ok", "lose once")),
+        (
+            Edit(
+                "sql/sqlite/guard.py",
+                "        connection = self.connection\n        if not connection.in_transaction:\n"
+                "            raise TransactionLost(_LOST)\n",
+                "        connection = self.connection\n",
+            ),
+            Edit("sql/sqlite.sql", _WHOLE_CLAIM, _WHOLE_CLAIM.replace("mark = ?4", "?4 = ?4")),
+            Edit("sql/settling.py", "if mark is not None and any(", "if False and any("),
+        ),
     ),
     "commit that leaves the outputs out": one(
         "missing output",
@@ -333,12 +353,12 @@ OTHERS: Mapping[str, Mutation] = {
             ordered=True,
             messages=8,
             batch=3,
-            manners=("slow", "slow", "cancel once"),
+            manners=("slow", "slow", "fail once"),
             asynchronous=True,
             concurrency=4,
         ),
         "worker/concurrent.py",
-        "                    blocked.hold_behind(delivery)  # cancelled: it comes again\n",
+        "                    blocking(blocked, delivery, settlement)\n",
         "                    pass\n",
     ),
     "dead that the inbox forgets": one(

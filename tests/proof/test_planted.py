@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,17 +20,19 @@ from tests.proof.mutations import MUTATIONS, Mutation, mutated
 # They wait for processes, of which two at a time are enough.
 AT_ONCE = 2
 
-_COMMAND = re.compile(r"--seed (\d+) --scenario (\S+) --faults (\S+)")
+COMMAND = re.compile(r"--seed (\d+) --scenario (\S+) --faults (\S+)")
 
 
-def hunted(mutation: Mutation, folder: Path) -> subprocess.CompletedProcess[str]:
+def hunted(
+    mutation: Mutation, folder: Path, more: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run the mutated package until the property is broken."""
     tree = mutated(mutation, folder)
     command = [sys.executable, "-m", "duly.testing.simulation"]
     command += ["--scenario", mutation.scenario.text(), "--until", mutation.breaks]
     return subprocess.run(
         command,
-        env={**os.environ, "PYTHONPATH": str(tree)},
+        env={**os.environ, **(more or {}), "PYTHONPATH": str(tree)},
         cwd=tree,
         capture_output=True,
         text=True,
@@ -60,7 +62,7 @@ def test_it_is_caught_by_name(
 ) -> None:
     mutation = MUTATIONS[name]
     ended = hunts[name].result()
-    told = _COMMAND.search(ended.stdout)
+    told = COMMAND.search(ended.stdout)
     assert told, f"{mutation.breaks!r} was not found\n{ended.stdout}{ended.stderr}"
     assert mutation.breaks in ended.stdout
     seed, scenario, faults = told.groups()

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from duly.testing.history import Fault
+from duly.testing.checker import different_rows
+from duly.testing.history import Fault, Read
 from duly.testing.simulation.campaign import (
     Tally,
     campaign,
@@ -166,3 +167,21 @@ def test_a_campaign_counts_the_same_on_any_number_of_processes() -> None:
     )
     assert ended.returncode == 0, ended.stderr
     assert f"{merged(one).runs:,} schedules" in ended.stdout
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whoever_dies_the_rows_are_those_of_a_run_without_faults(kind: Any) -> None:
+    """Of any single crash: neither a row more nor one less, and none that is other."""
+    plain, *crashed = crashes(Scenario(kind=kind, guarantee=EXACT, messages=2), pairs=False)
+    if kind in ("log", "sqlite-cursor"):
+        # Nothing drops a repeated publish there, so nobody repeats what its publisher died over.
+        crashed = [outcome for outcome in crashed if outcome.hits[0].process[0] != "p"]
+    assert len(crashed) > 20
+    assert _rows(plain)
+    for outcome in crashed:
+        assert not different_rows(_rows(plain), _rows(outcome)), command(outcome)
+
+
+def _rows(outcome: Outcome) -> Any:
+    [final] = [event.final for event in outcome.events if isinstance(event, Read)]
+    return final.rows

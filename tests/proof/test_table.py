@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
+from duly.testing.chaos.setup import FAULTS
 from duly.testing.simulation.points import CRASH_POINTS
+from duly.testing.simulation.scenario import KINDS, POSTGRES_KINDS
 from tests.proof import table
-from tests.proof.mutations import MUTATIONS
 
 
 def test_the_sample_shows_what_is_kept_of_it() -> None:
@@ -29,10 +30,6 @@ def test_the_page_says_what_is_kept() -> None:
     assert table.page(text) == text, "make guarantees"
 
 
-def test_the_page_counts_the_planted_bugs() -> None:
-    assert f" {len(MUTATIONS)} planted bugs " in table.PAGE.read_text(encoding="utf-8")
-
-
 def test_the_long_campaign_is_what_is_claimed_of_it() -> None:
     results = table.kept(table.LONG)
     assert sum(each.distinct for each in results.values()) >= table.LONG_DISTINCT
@@ -41,9 +38,30 @@ def test_the_long_campaign_is_what_is_claimed_of_it() -> None:
     assert reached == set(CRASH_POINTS), "none at zero"
 
 
+def test_on_a_server_every_crash_point_was_reached_too() -> None:
+    results = table.kept(table.POSTGRES)
+    assert {name.partition(",")[0] for name in results} == set(POSTGRES_KINDS)
+    assert sum(each.distinct for each in results.values()) >= table.POSTGRES_DISTINCT
+    assert not {name: each.anomalies for name, each in results.items() if each.anomalies}
+    reached = {point for each in results.values() for point in each.crashes}
+    assert reached == set(CRASH_POINTS), "none at zero"
+
+
+def test_crowds_on_a_server_broke_nothing_and_every_fault_hit() -> None:
+    runs = table.crowds()
+    assert len(runs) >= 2
+    for run in runs:
+        assert (run["anomalies"], run["complaints"]) == ({}, 0)
+        assert run["seconds"] >= 10 * 60
+        assert all(run["hits"].get(name) for name in run["profile"]), run["setup"]
+    hit = {name for run in runs for name in run["profile"]}
+    assert hit == set(FAULTS)
+
+
 def test_pairs_of_crashes_broke_nothing() -> None:
-    results = table.kept(table.PAIRS)
-    assert {name.partition(",")[0] for name in results} == set(table.PLACES)
+    results = table.kept(table.PAIRS) | table.kept(table.POSTGRES_PAIRS)
+    assert {name.partition(",")[0] for name in results} == {*KINDS, *POSTGRES_KINDS}
+    assert min(each.distinct for each in results.values()) > 800
     assert not {name: each.anomalies for name, each in results.items() if each.anomalies}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, Queue
 
-DEADLINE_S = 20.0
+# Longer than a worker drains: what keeps one from that shows as its own answer.
+DEADLINE_S = 60.0
+
+
+# Each line is one write: those of two processes do not mix, as unbuffered ones do, where the text
+# and its end are two.
+BY_LINES = "import sys; sys.stdout.reconfigure(line_buffering=True)\n"
 
 
 class Program:
@@ -21,12 +26,14 @@ class Program:
 
     def __init__(self, source: str, *args: object) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(source), *map(str, args)],
+            [
+                *(sys.executable, "-X", "faulthandler"),
+                *("-c", BY_LINES + textwrap.dedent(source), *map(str, args)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
         self.pid = self.process.pid
         self._lines: Queue[str] = Queue()
@@ -53,7 +60,14 @@ class Program:
 
     def rest(self) -> list[str]:
         """What it says until it ends."""
-        self.process.wait(DEADLINE_S)
+        try:
+            self.process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGABRT)  # it says where each of its threads is
+            self.process.wait(DEADLINE_S)
+            self._reader.join(DEADLINE_S)
+            said = "\n".join(list(self._lines.queue)[-100:])
+            raise AssertionError(f"after {DEADLINE_S} s still running:\n{said}") from None
         self._reader.join(DEADLINE_S)
         return list(self._lines.queue)
 

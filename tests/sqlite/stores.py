@@ -73,6 +73,16 @@ def rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
+def execute(path: Path, sql: str) -> None:
+    """What a foreign program does to the file."""
+    connection = sqlite3.connect(path)
+    try:
+        connection.execute(sql)
+        connection.commit()
+    finally:
+        connection.close()
+
+
 def lose_the_transaction(session: SQLiteSession) -> None:
     """Make SQLite roll back by itself, and swallow the error as a careless handler does."""
     guard = session._guard

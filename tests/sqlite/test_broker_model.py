@@ -33,10 +33,13 @@ class Entry:
     retry_ms: int = 0  # by the time since boot, as asked for
     attempt: int = 1
     suspect: bool = False
+    accused: bool = False
     repeated: bool = False
     token: Any = None
     until_ms: int = 0
     asked_for_one: bool = False
+    given_out_alone: bool = False
+    left_alone: bool = False
 
 
 class Queue(RuleBasedStateMachine):
@@ -73,7 +76,11 @@ class Queue(RuleBasedStateMachine):
         self._lose_leases()
         got = self.lanes[lane].claim(limit, 1 << 30, 0)
         waiting = [e for e in self.entries.values() if self._is_due(e)]
-        assert bool(got) == bool(waiting)
+        held = [e for e in self.entries.values() if e.state == "claimed"]
+        # While one is accused the lanes may have to wait until the worker has nothing else.
+        accused = any(e.accused and e.state in ("waiting", "claimed") for e in waiting + held)
+        assert bool(got) == bool(waiting) or (accused and not got)
+        assert not any(self._entry(d).accused for d in got) or not held
         assert len(got) <= limit
         for delivery in got:
             self._check(delivery, got)
@@ -82,6 +89,7 @@ class Queue(RuleBasedStateMachine):
             entry.due_ms = entry.retry_ms = 0
             entry.until_ms = self.hands.boot + LEASE_S * 1000
             entry.asked_for_one = limit == 1
+            entry.given_out_alone, entry.left_alone = delivery.alone, False
             self.receipts[delivery.receipt] = entry.body
 
     def _check(self, delivery: Delivery, beside: Sequence[Delivery]) -> None:
@@ -93,6 +101,9 @@ class Queue(RuleBasedStateMachine):
         assert not delivery.alone or len(beside) == 1
         assert delivery.receipt not in self.receipts
 
+    def _entry(self, delivery: Delivery) -> Entry:
+        return self.entries[delivery.message.body.decode()]
+
     def _is_due(self, entry: Entry) -> bool:
         is_due = entry.due_ms <= self.hands.wall and entry.retry_ms <= self.hands.boot
         return entry.state == "waiting" and is_due
@@ -100,11 +111,19 @@ class Queue(RuleBasedStateMachine):
     def _lose_leases(self) -> None:
         """What the claimer finds lost, as it does when it looks before claiming."""
         claimed = [e for e in self.entries.values() if e.state == "claimed"]
-        for entry in claimed:
-            if entry.until_ms <= self.hands.boot:
-                only_one = entry.asked_for_one and len(claimed) == 1
-                entry.attempt += entry.suspect or only_one
-                entry.state, entry.suspect, entry.repeated = "waiting", True, True
+        lost = [e for e in claimed if e.until_ms <= self.hands.boot]
+        for entry in lost:
+            by_itself = entry.given_out_alone or entry.asked_for_one
+            charged = by_itself and len(claimed) == 1
+            entry.attempt += charged
+            accused = entry.given_out_alone and (entry.accused or not charged)
+            entry.accused = accused or entry.left_alone
+            entry.state, entry.suspect, entry.repeated = "waiting", True, True
+        if lost:  # the others stood still with it
+            for entry in claimed:
+                if entry.state == "claimed":
+                    entry.left_alone |= entry.given_out_alone
+                    entry.given_out_alone = entry.asked_for_one = entry.accused = False
 
     @precondition(lambda self: self.receipts)
     @rule(data=st.data(), whole=st.booleans())
@@ -145,7 +164,7 @@ class Queue(RuleBasedStateMachine):
             entry.state = "waiting"
         if kind is Retry:
             entry.attempt += 1
-            entry.suspect, entry.repeated = False, True
+            entry.suspect, entry.accused, entry.repeated = False, False, True
             entry.due_ms, entry.retry_ms = 0, self.hands.boot + 2000
 
     @precondition(lambda self: self.receipts)

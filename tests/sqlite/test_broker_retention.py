@@ -10,6 +10,7 @@ from duly.brokers.sqlite import SQLiteBroker
 from duly.guarantees import Release, Retry
 from duly.message import Topic
 from duly.sql import retention
+from duly.sql.sqlite.driver import named_statements
 from tests.sqlite.brokers import (
     ONCE,
     PLAIN,
@@ -138,7 +139,6 @@ def test_identities_outlive_their_messages_up_to_their_retention(db_path: Path):
 
 
 def test_each_step_is_bounded_and_many_finish(db_path: Path, monkeypatch: Any):
-    monkeypatch.setattr(retention, "_MESSAGES", 30)
     monkeypatch.setattr(retention, "_IDENTITIES", 25)
     monkeypatch.setattr(retention, "_FIRST_ROUND_MS", 0)
     hands = Hands(wall=1 << 42)
@@ -147,6 +147,7 @@ def test_each_step_is_bounded_and_many_finish(db_path: Path, monkeypatch: Any):
     publish(broker, topic, range(100))
     drain(broker.subscribe([topic], "s", options()))
     hands.advance(2)
+    broker._sweeper._broom.most = 30
     broker._sweeper._broom.reached.clear()
     left = []
     for _ in range(6):
@@ -178,3 +179,13 @@ def test_incidents_are_bounded(db_path: Path, monkeypatch: Any):
     sweep(broker)
     assert broker.incidents() == []
     assert len(bodies(claim(lane))) == 30
+
+
+def test_trimming_looks_messages_up_among_the_parked_and_never_through_them(db_path: Path):
+    """Else a hundred thousand retries that wait make every sweep take minutes."""
+    broker = opened(db_path)
+    broker.subscribe([PLAIN], "s", options())
+    trim = named_statements("")["trim"]
+    plan = [row[3] for row in execute(broker, f"explain query plan {trim}", 0, 1, 1, 1)]
+    assert any("SEARCH p USING PRIMARY KEY" in step for step in plan)
+    assert not any(step.startswith("SCAN p") for step in plan)

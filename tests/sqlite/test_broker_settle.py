@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from duly.brokers.sqlite import SQLiteBroker
+from duly.brokers.sqlite import Clock, SQLiteBroker
 from duly.errors import TransactionLost
-from duly.guarantees import Dead, Done, Release, Retry
+from duly.guarantees import Admission, Dead, Done, Release, Retry
 from duly.sql import log
+from duly.sql.sqlite import boot_id
 from duly.sql.sqlite.driver import StatementRunner
+from duly.store import Scope
+from duly.stores.sqlite import SQLiteStore
 from tests.sqlite.brokers import (
     PLAIN,
     Hands,
@@ -137,6 +141,56 @@ def test_a_step_while_a_settlement_waits_for_its_turn_changes_no_retrys_wait(
     assert claim(watching) == []
     hands.advance(2)
     assert bodies(claim(watching)) == ["0", "1"]
+
+
+class Stepping(Hands):
+    """A clock that is stepped right behind one of the looks at it."""
+
+    step_ms = 3_600_000
+    looks = -1
+
+    def clock(self) -> Clock:
+        return dataclasses.replace(super().clock(), wall_ms=self._look)
+
+    def _look(self) -> int:
+        shown = self.wall
+        self.looks -= 1
+        if self.looks == 0:
+            self.wall += self.step_ms
+        return shown
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+@pytest.mark.parametrize("by", ["the broker", "a transaction"])
+def test_a_step_in_the_middle_of_a_settlement_changes_no_retrys_wait(
+    db_path: Path, by: str, look: int
+):
+    """It is shifted by a step that it was noted after, and waits for an hour, or not at all."""
+    hands = Stepping(boot_id=boot_id())
+    broker = opened(db_path, hands=hands)
+    publish(broker, PLAIN, range(1))
+    lane = lane_of(broker)
+    claimed = claim(lane)
+    [retry] = [Retry(each.receipt, 10.0, "no") for each in claimed]
+    database = broker.capabilities.database
+    clock = hands.clock()
+    with closing(
+        SQLiteStore(db_path, broker_database=database, wall_ms=clock.wall_ms, boot_ms=clock.boot_ms)
+    ) as store:
+        session = store.begin(Scope("s", Admission.BY_CLAIM)) if by == "a transaction" else None
+        if session is not None:
+            session.admit(claimed)
+        hands.looks = look
+        if session is None:
+            lane.settle([retry])
+        else:
+            session.settle([retry], claimed)
+            session.commit()
+    hands.looks = -1
+    hands.advance(9)
+    assert claim(lane) == []
+    hands.advance(2)
+    assert bodies(claim(lane)) == ["0"]
 
 
 def test_who_stood_still_follows_no_step_of_the_past(db_path: Path):

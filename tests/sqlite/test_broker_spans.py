@@ -57,6 +57,17 @@ def test_a_span_is_a_sequence_of_deliveries(broker: SQLiteBroker) -> None:
         span[::2]
 
 
+@pytest.mark.parametrize("sources", ["xxx", "xyx", "xxy"])
+def test_a_span_tells_every_source_and_id(broker: SQLiteBroker, sources: str) -> None:
+    options = SubscribeOptions(Guarantee.EXACTLY_ONCE, bodies_only=True, identities=True)
+    mine = broker.subscribe([words], "s", options)
+    names = [f'{letter}"\\é' for letter in "bca"]  # each of them is escaped in JSON
+    told = [words.message(n, source=s, id=n) for n, s in zip(names, sources, strict=True)]
+    broker.publish(told)
+    topic, found, ids = claim(mine).identities
+    assert (topic, [*found], [*ids]) == ("words", [*sources], names)
+
+
 def test_one_receipt_settles_all_or_a_part(broker: SQLiteBroker) -> None:
     publish(broker, *"abcdef")
     mine = lane(broker)

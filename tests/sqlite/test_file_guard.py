@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,22 +12,24 @@ import pytest
 
 from duly.errors import ConfigurationError, DulyError, TransactionLost
 from duly.sql.sqlite import DatabaseFile
-from duly.sql.sqlite.driver import schema_blocks
 from duly.sql.sqlite.guard import Guard, GuardedConnection
 from duly.sql.steps import Ask, Steps
+from tests.sqlite.stores import execute
 
 
 @pytest.fixture
 def file(db_path: Path) -> Iterator[DatabaseFile]:
     file = DatabaseFile.open(db_path, busy_s=1)
-    file.ensure([*schema_blocks("sqlite_store"), "create table if not exists theirs (a);"])
+    execute(db_path, "create table if not exists theirs (a)")
     yield file
     file.close()
 
 
 @pytest.fixture
 def guard(file: DatabaseFile) -> Iterator[Guard]:
-    guard = Guard(file.connect(GuardedConnection, isolation_level="IMMEDIATE"), file.path)
+    guard = Guard(
+        file.connect(GuardedConnection, isolation_level="IMMEDIATE"), file.path, file.tables
+    )
     guard.begin(1)
     yield guard
     guard.close()
@@ -75,6 +78,16 @@ ENDINGS: dict[str, Callable[[sqlite3.Connection], object]] = {
     "drop duly's tables": lambda c: c.execute("drop table duly_inbox"),
     "alter duly's tables": lambda c: c.execute("alter table duly_inbox rename to x"),
     "duly's mark": lambda c: c.execute("delete from temp.duly_mark"),
+    "drop duly's mark": lambda c: c.execute("drop table temp.duly_mark"),
+    "hide duly's tables": lambda c: c.execute("create temp table duly_claims (a)"),
+    "hide them by a view": lambda c: c.execute("create temp view duly_claims as select 1"),
+    "trigger on duly's tables": lambda c: c.execute(
+        "create trigger t before delete on duly_claims begin select raise(rollback, 'no'); end"
+    ),
+    "passing trigger on duly's tables": lambda c: c.execute(
+        "create temp trigger t before delete on duly_claims begin select raise(ignore); end"
+    ),
+    "index on duly's tables": lambda c: c.execute("create unique index i on duly_claims (worker)"),
 }
 
 
@@ -169,6 +182,36 @@ def test_what_the_handler_sets_does_not_reach_dulys_statements(guard: Guard):
     assert isinstance(guard.connection.execute("select 1").fetchone(), sqlite3.Row)
     guard.reset()
     assert guard.connection.execute("select 'x'").fetchone() == ("x",)
+
+
+def test_what_would_interrupt_the_handlers_statements_does_not_reach_dulys(guard: Guard):
+    guard.connection.execute("insert into theirs values ('before')")
+    guard.connection.set_progress_handler(lambda: 1, 1)
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+        guard.connection.execute("select * from theirs")
+    assert guard.run(look()) == []
+    guard.execute("savepoint duly_x")
+    guard.commit()
+    assert committed(guard) == ["before"]
+
+
+def test_what_makes_parameters_and_loses_the_transaction_is_followed_by_no_write(guard: Guard):
+    guard.connection.execute("create table once (a primary key)")
+
+    def careless() -> Iterator[tuple[str]]:
+        yield ("first",)
+        for conflict in ("abort", "rollback"):  # the second one is lost, and swallowed
+            with contextlib.suppress(sqlite3.IntegrityError):
+                guard.connection.execute(f"insert or {conflict} into once values (1)")
+        yield ("second",)
+
+    for many in (guard.connection.executemany, guard.connection.cursor().executemany):
+        if not guard.in_transaction:
+            guard.begin(2)
+            guard.connection.execute("create table once (a primary key)")
+        with pytest.raises(TransactionLost):
+            many("insert into theirs values (?)", careless())
+        assert committed(guard) == []
 
 
 def fill(guard: Guard) -> None:

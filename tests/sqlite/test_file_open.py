@@ -115,10 +115,10 @@ def test_a_corrupt_page_is_refused(db_path: Path):
 def test_a_newer_schema_is_refused_in_one_sentence(db_path: Path):
     DatabaseFile.open(db_path).close()
     foreign = sqlite3.connect(db_path)
-    foreign.execute("update duly_meta set value = 99 where name = 'file_schema'")
+    foreign.execute("update duly_meta set value = 99 where name in ('schema', 'oldest')")
     foreign.commit()
     foreign.close()
-    with pytest.raises(BrokerUnusable, match=r"newer duly \(schema 99.*upgrade duly here"):
+    with pytest.raises(BrokerUnusable, match=r"schema 99.*upgrade duly here and start it again"):
         DatabaseFile.open(db_path)
 
 

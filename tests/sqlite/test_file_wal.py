@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from duly.sql.sqlite import DatabaseFile
-from duly.sql.sqlite.driver import schema_blocks
 from duly.sql.sqlite.wal import Checkpoints
 from tests.sqlite.test_file_write import put, stored
 
@@ -21,7 +23,7 @@ PAGES = 50
 def file(db_path: Path) -> Iterator[DatabaseFile]:
     file = DatabaseFile.open(db_path)
     file._checkpoints._pages = PAGES
-    file.ensure(schema_blocks("sqlite_store"))
+    file._checkpoints._look_s = 0.0
     yield file
     file.close()
 
@@ -45,6 +47,23 @@ def test_the_log_does_not_grow_without_bound(file: DatabaseFile):
 def test_few_pages_are_not_checkpointed(file: DatabaseFile):
     grow(file, 3)
     assert file._checkpoints.count == 0
+
+
+def test_whoever_is_to_know_before_is_called_where_one_is_due(file: DatabaseFile):
+    called: list[int] = []
+    before_release = file._writer._before_release
+
+    def look(before_long: Callable[[], None]) -> None:
+        def note() -> None:
+            called.append(file._checkpoints.count)
+            before_long()
+
+        before_release(note)
+
+    file._writer._before_release = look
+    grow(file, 30)
+    assert called == [*range(file._checkpoints.count)]
+    assert called
 
 
 def test_an_idle_writer_does_not_checkpoint_again_and_again(file: DatabaseFile):
@@ -113,3 +132,31 @@ def test_there_is_nothing_to_do_without_a_log(tmp_path: Path):
 
     (tmp_path / "x-wal").touch()
     Checkpoints(tmp_path / "x", connect).run_when_due()
+
+
+def test_closing_lets_a_checkpoint_end(file: DatabaseFile):
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Slow(sqlite3.Connection):
+        def execute(self, *args: Any) -> sqlite3.Cursor:
+            inside.set()
+            assert go_on.wait(10)
+            return super().execute(*args)
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(file.path, check_same_thread=False, factory=Slow)
+
+    checkpoints = Checkpoints(file.path, connect, pages=1, look_s=0.0)
+    file.write(put("one"))
+    with ThreadPoolExecutor(2) as threads:
+        runs = threads.submit(checkpoints.run_when_due)
+        assert inside.wait(10)
+        closes = threads.submit(checkpoints.close)
+        with pytest.raises(TimeoutError):
+            closes.result(0.2)
+        go_on.set()
+        runs.result(10)
+        closes.result(10)
+    assert checkpoints.count == 1
+    checkpoints.run_when_due()
+    assert checkpoints.count == 1, "none after it was closed"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from duly.errors import BrokerUnavailable, BrokerUnusable, CommitUnknown, Config
 from duly.message import Message
 from duly.sql import outbox
 from duly.sql.sqlite import DatabaseFile
-from duly.sql.sqlite.driver import is_certain, schema_blocks, single_statements
+from duly.sql.sqlite.driver import is_certain, single_statements
 from duly.sql.steps import Ask, Steps
 from tests.sqlite.programs import run, running
 from tests.waiting import eventually
@@ -23,7 +26,6 @@ from tests.waiting import eventually
 @pytest.fixture
 def file(db_path: Path) -> Iterator[DatabaseFile]:
     file = DatabaseFile.open(db_path, busy_s=10)
-    file.ensure(schema_blocks("sqlite_store"))
     yield file
     file.close()
 
@@ -80,7 +82,6 @@ def test_a_write_that_need_not_be_durable_is_not_synced(file: DatabaseFile):
 
 def test_each_write_has_the_synchronous_level_it_asked_for(db_path: Path):
     file = DatabaseFile.open(db_path)
-    file.ensure(schema_blocks("sqlite_store"))
     levels = []
     for durable in (True, False, False, True):
         file.write(put("x"), durable=durable)
@@ -117,6 +118,82 @@ def test_fifty_callers_share_fsyncs(file: DatabaseFile):
     for caller in range(50):
         own = [id for id in ids if id.startswith(f"{caller}-")]
         assert own == [f"{caller}-{n}" for n in range(20)], "each caller's are in its order"
+
+
+@pytest.mark.parametrize("obstacle", ["a turn", "a lock", "a checkpoint"])
+def test_whose_write_is_stored_is_told_before_anybody_waits(
+    file: DatabaseFile, monkeypatch: pytest.MonkeyPatch, obstacle: str
+):
+    """The next to lead tells them, but not after it has waited for its turn or for a foreign
+    program; and not after its predecessor has moved the log.
+    """
+    gates = {"first": threading.Event(), "third": threading.Event()}  # each the last of its group
+    callers: dict[str, threading.Thread] = {}
+    foreign = sqlite3.connect(file.path, isolation_level=None, check_same_thread=False)
+    rival, free_again = file.turn(), threading.Event()
+    writer, before_release = file._writer, file.before_release
+
+    def write(name: str) -> None:
+        def make_steps() -> Steps[Any]:
+            if name in gates:
+                gates[name].wait(20)
+            return put(name)()
+
+        def call() -> None:
+            file.write(make_steps)
+
+        callers[name] = threading.Thread(target=call)
+        callers[name].start()
+
+    def be_in_the_way(before_long: Callable[[], None]) -> None:
+        before_release(before_long)
+        if "third" not in stored(file) or free_again.is_set():
+            return
+        if obstacle == "a lock":
+            foreign.execute("begin immediate")
+        elif obstacle == "a turn":
+            callers["rival"] = threading.Thread(target=rival.acquire, args=(20,))
+            callers["rival"].start()
+            eventually(lambda: _is_taken(file.folder / "queue.lock"), "the rival is next")
+        else:
+            before_long()
+            free_again.wait(20)
+
+    monkeypatch.setattr(writer, "_before_release", be_in_the_way)
+    write("first")
+    eventually(lambda: writer._led and not writer._queue, "the first leads")
+    write("second")
+    eventually(lambda: len(writer._queue) == 1, "the second is next")
+    write("third")
+    eventually(lambda: len(writer._queue) == 2, "the third goes with it")
+    gates["first"].set()
+    eventually(lambda: not writer._queue, "the second leads both")
+    write("fourth")
+    eventually(lambda: len(writer._queue) == 1, "the fourth is next")
+    gates["third"].set()
+    callers["third"].join(10)
+    told = not callers["third"].is_alive()
+    assert callers["fourth"].is_alive(), "it was not in the way"
+    free_again.set()
+    if obstacle == "a lock":
+        foreign.execute("rollback")
+    if "rival" in callers:
+        callers["rival"].join(20)
+    rival.close()
+    foreign.close()
+    for thread in callers.values():
+        thread.join(20)
+    assert told
+    assert stored(file) == ["first", "second", "third", "fourth"]
+
+
+def _is_taken(lock: Path) -> bool:
+    with lock.open("rb") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 def test_one_callers_failure_is_its_own(file: DatabaseFile):
@@ -237,7 +314,6 @@ def test_an_interrupted_leader_hands_on_what_others_had_queued(file: DatabaseFil
 
 def test_a_lock_held_by_a_foreign_program_is_waited_for_and_then_reported(db_path: Path):
     file = DatabaseFile.open(db_path, busy_s=0.1)
-    file.ensure(schema_blocks("sqlite_store"))
     foreign = sqlite3.connect(db_path, isolation_level=None)
     foreign.execute("begin immediate")
     with pytest.raises(BrokerUnavailable, match=r"nothing was changed.*sqlite3 shell"):
@@ -268,13 +344,11 @@ def test_a_disk_that_refuses_at_commit_certainly_stored_nothing(db_path: Path):
         from duly.sql import outbox
         from duly.message import Message
         from duly.sql.sqlite import DatabaseFile
-        from duly.sql.sqlite.driver import schema_blocks
 
         def put(id, body):
             return lambda: outbox.put({"t"}, [Message("t", "s", id, body, 0)])
 
         file = DatabaseFile.open(sys.argv[1])
-        file.ensure(schema_blocks("sqlite_store"))
         file.write(put("a", b""))
         size = os.stat(sys.argv[1] + "-wal").st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20_000, resource.RLIM_INFINITY))
@@ -315,7 +389,6 @@ def test_a_killed_writer_leaves_whole_writes_only(db_path: Path):
         from duly.sql import outbox
         from duly.message import Message
         from duly.sql.sqlite import DatabaseFile
-        from duly.sql.sqlite.driver import schema_blocks
 
         def steps(name):
             yield from outbox.put({"t"}, [Message("t", "s", name + "-1", b"", 0)])
@@ -324,7 +397,6 @@ def test_a_killed_writer_leaves_whole_writes_only(db_path: Path):
             yield from outbox.put({"t"}, [Message("t", "s", name + "-2", b"", 0)])
 
         file = DatabaseFile.open(sys.argv[1])
-        file.ensure(schema_blocks("sqlite_store"))
         file.write(lambda: steps("whole"))
         file.write(lambda: steps("killed"))
     """
@@ -374,7 +446,6 @@ def test_a_closed_file_is_refused(db_path: Path):
 
 def test_ensuring_again_writes_nothing(file: DatabaseFile):
     before = file.changes()
-    file.ensure(schema_blocks("sqlite_store"))
     assert file.changes() == before
 
 
@@ -384,3 +455,46 @@ def test_a_script_is_cut_into_its_statements():
         create trigger t after insert on a begin delete from a; select 1; end;
     """
     assert len(list(single_statements(script))) == 2
+
+
+def test_closing_lets_end_what_came_before(db_path: Path):
+    file = DatabaseFile.open(db_path, busy_s=10)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def steps() -> Steps[Any]:
+        yield from put("first")()
+        inside.set()
+        assert go_on.wait(10)
+        yield from put("second")()
+
+    with ThreadPoolExecutor(3) as threads:
+        leads = threads.submit(file.write, steps)
+        assert inside.wait(10)
+        queues = threads.submit(writing(file, "queued"))
+        eventually(lambda: len(file._writer._queue) == 1, "it waits for the lead")
+        closes = threads.submit(file.close)
+        eventually(lambda: file._writer._closed, "it is being closed")
+        with pytest.raises(ConfigurationError, match="already closed"):
+            file.write(put("too late"))
+        with pytest.raises(TimeoutError):
+            closes.result(0.2)
+        go_on.set()
+        for ended in (leads, queues, closes):
+            ended.result(10)
+    with closing(DatabaseFile.open(db_path)) as again:
+        assert stored(again) == ["first", "second", "queued"]
+
+
+def test_who_closes_in_the_middle_of_its_own_write_does_not_wait_for_itself(db_path: Path):
+    file = DatabaseFile.open(db_path, busy_s=10)
+
+    def steps() -> Steps[Any]:
+        yield from put("first")()
+        file.close()  # as a signal handler may
+        yield from put("second")()
+
+    file.write(steps)
+    with pytest.raises(ConfigurationError, match="already closed"):
+        file.write(put("third"))
+    with closing(DatabaseFile.open(db_path)) as again:
+        assert stored(again) == ["first", "second"]

@@ -224,6 +224,23 @@ def test_a_damaged_body_undoes_nothing_around_it(bench: Bench, savepoints: int):
     assert lane.counts.failed == 0
 
 
+@pytest.mark.parametrize("guarantee", ["at-most-once", "at-least-once"])
+def test_a_message_erased_while_it_fails_stops_nobody(bench: Bench, guarantee: str):
+    """Nothing of its claim is left in the log to say even its id."""
+
+    def fail(number: int) -> None:
+        if number == 1:
+            assert bench.app.erase(id="n-1") == 1
+            raise ValueError(number)
+
+    lane = consume(bench, guarantee, fail)
+    bench.app.publish(numbers, 1, id="n-1")
+    rounds(lane, 1)
+    bench.app.publish(numbers, 2, id="n-2")
+    rounds(lane, 2)
+    assert bench.seen == [1, 2]
+
+
 @EACH
 def test_a_body_that_cannot_be_decoded_stops_nobody(bench: Bench, guarantee: str):
     lane = consume(bench, guarantee, nothing)
@@ -414,3 +431,21 @@ class TestByInbox:
         broker.publish([numbers.message(n, source=f"s{n % 3}", id=f"{n // 3}") for n in range(9)])
         rounds(lane, 1)
         assert bench.seen == list(range(9))
+
+
+def test_a_body_over_the_topics_limit_is_dead_also_where_its_claim_is_a_span(bench: Bench) -> None:
+    small: duly.Topic[int] = duly.Topic("numbers", int, guarantee="at-least-once", max_body_bytes=3)
+
+    @bench.app.consumer(small, name="c", guarantee="at-least-once")
+    def handle(number: int) -> None:
+        bench.seen.append(number)
+
+    lane = bench.lane("c")
+    bench.publish(1, 22_222, 333)
+    rounds(lane, 4)
+    assert bench.seen == [1, 333]
+    [dead] = bench.dead()
+    assert "max_body_bytes" in dead.error
+    bench.publish(4)  # the stream has had a larger one
+    rounds(lane, 2)
+    assert bench.seen == [1, 333, 4]

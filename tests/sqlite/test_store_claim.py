@@ -16,7 +16,16 @@ from duly.message import Topic
 from duly.store import Scope
 from duly.stores.sqlite import SQLiteStore
 from tests.sqlite.programs import running
-from tests.sqlite.stores import begin_anew, effects, ids, lose_the_transaction, rows, run, write
+from tests.sqlite.stores import (
+    begin_anew,
+    effects,
+    execute,
+    ids,
+    lose_the_transaction,
+    rows,
+    run,
+    write,
+)
 
 CHECKOUT = Topic("checkout", bytes, guarantee="exactly-once")
 RECEIPTS = Topic("receipts", bytes, guarantee="exactly-once")
@@ -50,7 +59,7 @@ def shop(db_path: Path) -> Iterator[Shop]:
     store = SQLiteStore(db_path, broker_database=broker.capabilities.database)
     broker.declare([CHECKOUT, RECEIPTS])
     store.declare([CHECKOUT, RECEIPTS])
-    store.file.ensure(["create table if not exists effects (value);"])
+    execute(db_path, "create table if not exists effects (value)")
     yield Shop(broker, store, subscribed(broker, CHECKOUT, "billing"))
     store.close()
     broker.close()

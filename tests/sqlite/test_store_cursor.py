@@ -17,6 +17,7 @@ from tests.sqlite.stores import (
     begin_anew,
     delivery,
     effects,
+    execute,
     ids,
     lose_the_transaction,
     rows,
@@ -28,14 +29,15 @@ from tests.sqlite.stores import (
 @pytest.fixture
 def store(db_path: Path) -> Iterator[SQLiteStore]:
     store = SQLiteStore(db_path)
-    store.file.ensure(["create table if not exists effects (value);"])
+    execute(db_path, "create table if not exists effects (value)")
     yield store
     store.close()
 
 
 def cursors(store: SQLiteStore) -> dict[str, tuple[int, int]]:
+    """Those that have moved."""
     found = rows(store.path, "select log, next_offset, epoch from duly_log_cursors")
-    return {log: (next_offset, epoch) for log, next_offset, epoch in found}
+    return {log: (next_offset, epoch) for log, next_offset, epoch in found if next_offset}
 
 
 def test_the_first_use_begins_anywhere(store: SQLiteStore):
@@ -158,7 +160,7 @@ def test_a_cursor_that_another_moved_is_superseded(store: SQLiteStore):
 def test_a_first_use_that_another_made_is_superseded(store: SQLiteStore):
     session = store.begin(CURSOR)
     fresh = session.admit([at(1)]).fresh
-    session._guard.execute("insert into duly_log_cursors values ('billing', 'log-1', 2, 0)")
+    session._guard.execute("update duly_log_cursors set next_offset = 2, epoch = 0")
     with pytest.raises(Superseded):
         session.settle([Done("m-1")], fresh)
     session.rollback()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +16,7 @@ from duly.errors import TransactionLost
 from duly.guarantees import Admission, Done, Release, Retry
 from duly.message import now_ms
 from duly.sql import inbox
+from duly.sql.sqlite.driver import StatementRunner
 from duly.store import Scope
 from duly.stores.sqlite import SQLiteStore
 from tests.sqlite.stores import (
@@ -19,6 +24,7 @@ from tests.sqlite.stores import (
     begin_anew,
     delivery,
     effects,
+    execute,
     ids,
     lose_the_transaction,
     rows,
@@ -34,7 +40,7 @@ COUNTED = "select consumer, count(*) from duly_inbox natural join duly_inbox_flo
 @pytest.fixture
 def store(db_path: Path) -> Iterator[SQLiteStore]:
     store = SQLiteStore(db_path)
-    store.file.ensure(["create table if not exists effects (value);"])
+    execute(db_path, "create table if not exists effects (value)")
     yield store
     store.close()
 
@@ -171,9 +177,13 @@ def test_an_old_repeat_that_is_still_remembered_is_a_plain_repeat(store: SQLiteS
 
 
 def test_what_is_older_than_the_retention_is_forgotten_in_short_steps(
-    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+    db_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(inbox, "STRETCH", 20)
+    # Of its own: of a real clock many batches may see the same millisecond.
+    store = SQLiteStore(db_path, wall_ms=itertools.count(now_ms()).__next__)
+    with closing(sqlite3.connect(db_path)) as connection:
+        connection.execute("create table if not exists effects (value)")
     forgetful = Scope("billing", Admission.BY_INBOX, inbox_retention_s=0)
     keeping = Scope("audit", Admission.BY_INBOX)
     for start in range(0, 100, 10):
@@ -185,6 +195,96 @@ def test_what_is_older_than_the_retention_is_forgotten_in_short_steps(
     counts = dict(rows(store.path, COUNTED))
     assert counts["billing"] <= 60
     assert counts["audit"] == 100, "another consumer's memory is its own"
+    store.close()
+
+
+def test_large_batches_of_growing_ids_are_forgotten_too(db_path: Path):
+    """Cleaning that is no faster than filling would follow the newest for ever."""
+    now = [now_ms()]
+    store = SQLiteStore(db_path, wall_ms=lambda: now[0])
+    with closing(sqlite3.connect(db_path)) as connection:
+        connection.execute("create table if not exists effects (value)")
+    scope = Scope("billing", Admission.BY_INBOX, inbox_retention_s=60.0)
+    for start in range(0, 12_000, 600):
+        run(store, scope, [delivery(f"{n:05}") for n in range(start, start + 600)])
+        now[0] += 20_000
+    assert len(remembered(store)) <= 7200
+    store.close()
+
+
+class Looks:
+    """How often the inbox was gone through, of a store whose clock and consumer the test moves."""
+
+    def __init__(self, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch, start: int = 0) -> None:
+        self.count = 0
+        self._store = store
+        self._start = start
+        plain = StatementRunner.ask
+
+        def counted(runner: StatementRunner, name: str, params: Any) -> list[tuple[Any, ...]]:
+            self.count += name == "inbox_stretch"
+            return plain(runner, name, params)
+
+        monkeypatch.setattr(inbox, "STRETCH", 20)
+        monkeypatch.setattr(StatementRunner, "ask", counted)
+
+    def during(self, batches: int) -> int:
+        """Looks made while so many batches of ten are admitted, each remembered for a minute."""
+        before = self.count
+        scope = Scope("billing", Admission.BY_INBOX, inbox_retention_s=60.0)
+        for _ in range(batches):
+            self._start += 10
+            run(self._store, scope, [delivery(f"{self._start + n:05}") for n in range(10)])
+        return self.count - before
+
+
+def test_where_nothing_can_be_old_nobody_looks_until_it_can(
+    db_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = [now_ms()]
+    store = SQLiteStore(db_path, wall_ms=lambda: now[0])
+    execute(db_path, "create table if not exists effects (value)")
+    looks = Looks(store, monkeypatch)
+    assert looks.during(30) > 0
+    assert looks.during(30) == 0, "a whole round has shown that all of it is new"
+    assert len(remembered(store)) == 600
+    now[0] += 61_000
+    assert looks.during(60) > 0
+    assert len(remembered(store)) == 600, "what was old is gone, and what came since is kept"
+    store.close()
+
+
+def test_a_process_that_begins_late_rests_no_longer_than_what_it_found_is_young(
+    db_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = [now_ms()]
+    execute(db_path, "create table if not exists effects (value)")
+    first = SQLiteStore(db_path, wall_ms=lambda: now[0])
+    Looks(first, monkeypatch).during(30)
+    first.close()
+    now[0] += 50_000
+    second = SQLiteStore(db_path, wall_ms=lambda: now[0])
+    looks = Looks(second, monkeypatch, start=10_000)
+    looks.during(60)
+    assert looks.during(10) == 0, "a whole round has shown that nothing is old yet"
+    now[0] += 11_000
+    looks.during(80)
+    assert len(remembered(second)) == 1500, "what the first has left is gone"
+    second.close()
+
+
+def test_a_clock_that_was_set_back_ends_the_rest(db_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now = [now_ms()]
+    store = SQLiteStore(db_path, wall_ms=lambda: now[0])
+    execute(db_path, "create table if not exists effects (value)")
+    looks = Looks(store, monkeypatch)
+    looks.during(30)
+    now[0] -= DAY_MS  # what comes from now on is old a day before what came first
+    assert looks.during(30) > 0
+    now[0] += 61_000
+    looks.during(100)
+    assert len(remembered(store)) <= 300 + 1000, "what came after the step is forgotten"
+    store.close()
 
 
 def test_every_source_and_topic_of_a_consumer_is_cleaned(

@@ -18,7 +18,7 @@ from duly.message import Message, Topic, now_ms
 from duly.sql import outbox
 from duly.stores.sqlite import SQLiteStore, within
 from tests.sqlite.programs import running
-from tests.sqlite.stores import rows
+from tests.sqlite.stores import execute, rows
 
 ORDERS = Topic("orders", bytes, guarantee="exactly-once")
 NEWS = Topic("news", bytes, guarantee="at-least-once")
@@ -114,7 +114,7 @@ def here(broker: SQLiteBroker, db_path: Path) -> Iterator[SQLiteStore]:
     """A store in the broker's own file."""
     store = SQLiteStore(db_path, broker_database=broker.capabilities.database)
     store.declare([ORDERS, NEWS])
-    store.file.ensure(["create table if not exists theirs (a);"])
+    execute(db_path, "create table if not exists theirs (a)")
     yield store
     store.close()
 
@@ -281,7 +281,7 @@ def test_checkpoints_of_the_callers_are_warned_of_once_where_sqlite_is_old(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
-    monkeypatch.setattr(within, "_SAFE_VERSION", (9, 9, 9))
+    monkeypatch.setattr(within, "SAFE_VERSION", (9, 9, 9))
     with caplog.at_level(logging.WARNING):
         for id in ("a", "b"):
             here.publish_within(own, [order(id)])

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,13 +68,20 @@ def supervise(tmp_path: Path) -> Iterator[Start]:
     """Start a supervisor; at the end it is gone, and nothing it started is left."""
     started: list[Supervised] = []
 
-    def start(*behaviour: str, processes: int = 1, show: bool = False, **patience: float):
+    def start(
+        *behaviour: str,
+        processes: int = 1,
+        show: bool = False,
+        run_by: Sequence[str] = (),
+        **patience: float,
+    ):
         journal = tmp_path / "journal"
         told = {
             "journal": str(journal),
             "behaviour": behaviour,
             "processes": processes,
             "show": show,
+            "run_by": run_by,
             "patience": {"first_backoff_s": 0.01, **patience},
         }
         process = subprocess.Popen(

@@ -25,7 +25,7 @@ def main() -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     worker = Path(__file__).with_name("worker.py")
     supervisor = Supervisor(
-        [sys.executable, str(worker), given["journal"], *given["behaviour"]],
+        [*given["run_by"], sys.executable, str(worker), given["journal"], *given["behaviour"]],
         given["processes"],
         Patience(**given["patience"]),
         show=show if given["show"] else None,

@@ -89,7 +89,7 @@ def test_a_stopped_worker_is_killed_and_replaced(supervise: Start):
 
 
 def test_a_worker_that_never_gets_ready_is_killed(supervise: Start):
-    running = supervise("never-ready", start_s=0.5)
+    running = supervise("never-ready", start_s=3.0)
     first, _ = running.await_pids("started", 2)[:2]
     assert not alive(first)
 
@@ -99,6 +99,25 @@ def test_a_worker_that_is_still_starting_is_no_work_cut_off(supervise: Start):
     running.await_pids("importing", 1)
     running.send(signal.SIGTERM)
     assert running.ended()[0] == DRAINED
+
+
+def test_a_worker_that_hangs_as_it_starts_is_not_waited_for(supervise: Start):
+    running = supervise("hangs-at-start", processes=2, drain_s=600.0, starting_drain_s=0.2)
+    workers = running.await_pids("importing", 2)
+    running.send(signal.SIGTERM)
+    status, _, err = running.ended()
+    assert status == DRAINED, "nothing was cut off"
+    assert err.count("did not drain") == 2
+    assert not any(alive(pid) for pid in workers)
+
+
+def test_one_that_works_is_waited_for_beside_it(supervise: Start):
+    running = supervise("slow-drain", "odd-hangs", processes=2, drain_s=600.0, starting_drain_s=0.2)
+    running.await_pids("importing", 1)
+    (works,) = running.await_pids("ready", 1)
+    running.send(signal.SIGTERM)
+    assert running.ended()[0] == DRAINED
+    assert running.pids("ended") == [works]
 
 
 def test_a_stopped_supervisor_does_not_take_its_workers_for_hung(supervise: Start):
@@ -225,3 +244,24 @@ def test_a_worker_that_hangs_while_nobody_supervises_is_ended_by_the_kernel(supe
     os.kill(pid, signal.SIGALRM)
     running.await_pids("started", 2)
     assert not alive(pid)
+
+
+def test_a_worker_that_cannot_be_started_does_not_end_the_others(supervise: Start, tmp_path: Path):
+    program = tmp_path / "run"
+    program.write_text('#!/bin/sh\nexec "$@"\n')
+    program.chmod(0o755)
+    running = supervise(processes=2, run_by=[str(program)], longest_backoff_s=0.1)
+    first, second = running.await_pids("ready", 2)
+    program.rename(tmp_path / "gone")
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: not alive(first), "one is dead", running.describe)
+    # Long enough for it to have been tried in vain.
+    with pytest.raises(AssertionError):
+        eventually(lambda: running.process.poll() is not None, "ended", timeout_s=1.0)
+    assert alive(second)
+    (tmp_path / "gone").rename(program)
+    running.await_pids("ready", 3)
+    running.send(signal.SIGTERM)
+    status, _, err = running.ended()
+    assert status == DRAINED
+    assert "worker 1 cannot be started" in err or "worker 2 cannot be started" in err

@@ -15,7 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
-from duly.supervisor import Lifeline
+from duly.supervisor import SLOT_VARIABLE, Lifeline
 
 JOURNAL = Path(sys.argv[1])
 BEHAVIOUR = set(sys.argv[2:])
@@ -54,11 +54,7 @@ def main() -> int:
         return 2
     if "dies-at-once" in BEHAVIOUR:
         return 1
-    if "never-ready" in BEHAVIOUR:
-        # Still importing: nothing has been told yet what a signal means.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        note("importing")
-        threading.Event().wait()
+    hang_at_start()
     if "has-child" in BEHAVIOUR:
         program = "import os, sys; print('child', os.getpid(), flush=True); sys.stdin.read()"
         with JOURNAL.open("a") as out:
@@ -76,6 +72,20 @@ def main() -> int:
         threading.Event().wait(1.0)
     note("ended")
     return 0
+
+
+def hang_at_start() -> None:
+    """Get no further, where that is wanted."""
+    if "never-ready" in BEHAVIOUR:
+        # Still importing: nothing has been told yet what a signal means.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        note("importing")
+        threading.Event().wait()
+    odd = "odd-hangs" in BEHAVIOUR and int(os.environ[SLOT_VARIABLE]) % 2
+    if "hangs-at-start" in BEHAVIOUR or odd:
+        note("importing")
+        while True:  # whatever it is told
+            threading.Event().wait()
 
 
 def hold_open() -> int:

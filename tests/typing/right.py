@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, TypedDict, assert_type
 
 import msgspec
+import psycopg
 
 import duly
 
@@ -53,7 +54,43 @@ moves: duly.Topic[Checkout | Refund] = duly.Topic(
 )
 keyed = duly.Topic("keyed", Ride, guarantee="at-least-once", key=lambda ride: ride.ride)
 
+
+class OldRide(msgspec.Struct):
+    name: str
+
+
+class OlderRide(msgspec.Struct):
+    number: int
+
+
+def old_of_older(older: OlderRide) -> OldRide:
+    return OldRide(str(older.number))
+
+
+def ride_of_old(old: OldRide) -> Ride:
+    return Ride(old.name)
+
+
+versioned = duly.Topic("versioned", Ride, guarantee="at-least-once").versioned(
+    "ride.v3",
+    upcast={
+        "ride.v1": duly.Upcast(OlderRide, old_of_older).then(ride_of_old),
+        "ride.v2": duly.Upcast(OldRide, ride_of_old),
+        "ride.v0": duly.Upcast(dict[str, str], lambda old: Ride(old["ride"])),
+    },
+    unknown_type="wait",
+)
+first_version = duly.Topic("first", Ride, guarantee="at-least-once").versioned(
+    "ride.v1", unknown_type="dead", look_again_s=5
+)
+assert_type(versioned, duly.Topic[Ride])
+assert_type(first_version, duly.Topic[Ride])
+assert_type(duly.Upcast(OlderRide, old_of_older).then(ride_of_old), duly.Upcast[Ride])
+
 app = duly.App("shop", broker="sqlite:///shop.db")
+app.every("5m", rides, Ride("r-1"), name="one")
+app.every(90, rides, lambda tick: Ride(tick.isoformat()), name="two", misfire=10)
+app.cron("0 9 * * mon", receipts, {"week": "over"}, name="three", tz="UTC", misfire="latest")
 group = duly.Group()
 
 assert_type(rides, duly.Topic[Ride])
@@ -249,3 +286,13 @@ app.publish_many(checkouts, (Checkout(str(n), n) for n in range(3)))
 with app.transaction() as tx:
     tx.publish(receipts, {"order": "o-1"})
     app.publish(rides, Ride("r-1"), within=tx)
+
+
+@app.consumer(checkouts, name="in-postgres", guarantee="exactly-once", pipeline=True)
+def in_postgres(order: Checkout, tx: duly.Transaction[psycopg.Connection]) -> None:
+    tx.connection.execute("insert into charges values (%s, %s)", (order.order, order.cents))
+
+
+@app.consumer(checkouts, name="in-postgres-async", guarantee="exactly-once")
+async def in_postgres_async(order: Checkout, tx: duly.Transaction[psycopg.AsyncConnection]) -> None:
+    await tx.connection.execute("insert into charges values (%s, %s)", (order.order, order.cents))

@@ -38,6 +38,36 @@ def needy(url: str) -> Db:
 rides = duly.Topic("rides", Ride, guarantee="at-least-once")
 checkouts = duly.Topic("checkouts", Checkout, guarantee="exactly-once")
 app = duly.App("shop")
+
+
+# --- versions
+
+
+class OldRide:
+    name: str
+
+
+def ride_of_old(old: OldRide) -> Ride:
+    return Ride(old.name)
+
+
+def checkout_of_old(old: OldRide) -> Checkout:
+    return Checkout(old.name)
+
+
+order_of_old = duly.Upcast(OldRide, checkout_of_old)
+rides.versioned("v2", upcast={"v1": order_of_old}, unknown_type="dead")  # wrong: no ride
+duly.Upcast(Checkout, ride_of_old)  # wrong: takes an old ride
+rides.versioned("v2", upcast={"v1": ride_of_old}, unknown_type="dead")  # wrong: of which type?
+rides.versioned("v2", upcast={"v1": duly.Upcast(OldRide, ride_of_old)})  # wrong: unknown types?
+rides.versioned("v2", unknown_type="drop")  # wrong: nothing is dropped
+duly.Upcast(OldRide, ride_of_old).then(ride_of_old)  # wrong: takes an old ride
+app.every("5m", rides, Checkout("o"), name="a")  # wrong: no ride
+app.every("5m", rides, lambda: Ride("r"), name="a")  # wrong: takes no tick
+app.every("5m", rides, Ride("r"))  # wrong: no name
+app.every(0.5, rides, Ride("r"), name="a")  # wrong: no whole seconds
+app.cron("0 9 * * *", rides, Ride("r"), name="a")  # wrong: in which time zone?
+app.cron("0 9 * * *", rides, Ride("r"), name="a", tz="UTC", misfire="all")  # wrong: how many?
 Tx = duly.Transaction[sqlite3.Connection]
 
 

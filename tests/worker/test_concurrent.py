@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from duly import App
+from duly.brokers.sqlite.lane import Lane as SQLiteLane
 from duly.message import Topic
+from duly.worker import Worker
 from duly.worker.concurrent import ConcurrentLane
 from duly.worker.loop import LoopThread
 from tests.waiting import eventually
@@ -73,3 +77,35 @@ def test_a_drain_forgets_nobody_who_waits_to_run_alone(loop: LoopThread, guarant
     assert sorted(bench.seen) == [1, 2, 3, 9]
     other.lane.stop()
     other.close()
+
+
+def test_a_busy_lane_claims_as_it_settles(db_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One commit in place of two, and never more in flight than may be."""
+    app = App("bench", broker=db_url)
+    seen: list[int] = []
+    in_flight, most = 0, 0
+    claimed_ahead: list[int] = []
+    inner = SQLiteLane.settle_and_claim
+
+    def settle_and_claim(self: SQLiteLane, settlements: Any, ahead: Any) -> Any:
+        refused = inner(self, settlements, ahead)
+        claimed_ahead.append(len(ahead.deliveries()))
+        return refused
+
+    monkeypatch.setattr(SQLiteLane, "settle_and_claim", settle_and_claim)
+
+    @app.consumer(numbers, name="c", guarantee="at-least-once", concurrency=10, batch=5)
+    async def handle(number: int) -> None:
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
+        await asyncio.sleep(0)
+        in_flight -= 1
+        seen.append(number)
+
+    app.publish_many(numbers, range(200))
+    with app, Worker(app):
+        eventually(lambda: len(seen) >= 200, "all are handled")
+    assert sorted(seen) == list(range(200))
+    assert most <= 10
+    assert any(claimed_ahead), "never with a settlement"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from duly import App, Transaction
+from duly import App, InvalidMessage, RetryPolicy, Transaction
+from duly.brokers.memory import MemoryLog
 from duly.message import Topic
 from duly.relay import Relay
 from duly.worker import Worker
@@ -82,3 +83,32 @@ def _published(path: Path) -> int:
     with sqlite3.connect(path) as log:
         [(count,)] = log.execute("select count(*) from duly_messages where id like 'r-%'")
     return int(count)
+
+
+def test_what_the_broker_cannot_deliver_later_is_refused_with_its_effects(tmp_path: Path) -> None:
+    """After the commit it would stay in the outbox for ever: an effect without its output."""
+    app = App("shop", broker=MemoryLog(), store=f"sqlite:///{tmp_path}/money.db")
+
+    @app.consumer(orders, name="billing", guarantee="exactly-once", retry=RetryPolicy(attempts=1))
+    def charge(order: int, tx: Transaction[sqlite3.Connection]) -> None:
+        tx.connection.execute("insert into charges values (?)", (order,))
+        tx.publish(receipts, order, delay_s=60 if order == 2 else None)
+
+    def remind() -> None:
+        with app.transaction() as tx:
+            tx.connection.execute("insert into charges values (9)")
+            app.publish(receipts, 9, delay_s=60, within=tx)
+
+    app.declare(receipts)
+    with app, sqlite3.connect(tmp_path / "money.db") as money:
+        with app.transaction() as tx:
+            tx.connection.execute("create table charges (id integer)")
+        app.publish_many(orders, range(1, 4))
+        with Worker(app) as worker:
+            eventually(lambda: worker.counts()["billing"].handled == 3, "all have ended")
+        [letter] = app.dead_letters("billing")
+        assert letter.message.body == b"2"
+        assert "cannot delay" in letter.error
+        with pytest.raises(InvalidMessage, match="cannot delay"):
+            remind()
+        assert money.execute("select id from charges order by id").fetchall() == [(1,), (3,)]

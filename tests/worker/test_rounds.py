@@ -11,7 +11,7 @@ import duly
 from duly import errors
 from duly.message import Topic
 from duly.stores.memory.tables import MemoryTables
-from duly.worker.lane import Lane
+from duly.worker.lane import CAREFUL_ROUNDS, Lane
 from tests.worker.lanes import Bench
 
 numbers: Topic[int] = Topic("numbers", int, guarantee="at-least-once")
@@ -167,6 +167,40 @@ class TestAtLeastOnce:
         bench.drain(bench.lane("c"))
         assert bench.seen == [0, 1, 2, 3, 4]
 
+    def test_stopping_gives_back_a_batch_that_was_not_started(self, bench: Bench) -> None:
+        @bench.app.batch_consumer(numbers, name="c", guarantee="at-least-once")
+        def handle(batch: list[int]) -> None:
+            bench.seen.append(batch)
+
+        lane = bench.lane("c")
+        bench.publish(numbers, *range(3))
+        lane.step()
+        lane.stop()
+        while not lane.idle():
+            lane.step()
+        lane.close()
+        assert bench.seen == []
+        bench.drain(bench.lane("c"))
+        assert bench.seen == [[0, 1, 2]]
+
+    def test_single_calls_after_a_failed_batch_do_not_go_on_for_ever(self, bench: Bench) -> None:
+        calls: list[list[int]] = []
+
+        @bench.app.batch_consumer(numbers, name="c", guarantee="at-least-once")
+        def handle(batch: list[int]) -> None:
+            calls.append(batch)
+            if 0 in batch:
+                raise duly.Reject("none")
+
+        lane = bench.lane("c")
+        bench.publish(numbers, 0, 1)
+        bench.drain(lane)
+        for _ in range(CAREFUL_ROUNDS + 1):
+            bench.publish(numbers, 2, 3)
+            bench.drain(lane)
+        assert calls[:5] == [[0, 1], [0], [1], [2], [3]]
+        assert calls[-3:] == [[2], [3], [2, 3]]
+
     def test_a_failed_batch_comes_again_one_call_each(self, bench: Bench) -> None:
         calls: list[list[int]] = []
 
@@ -239,6 +273,7 @@ class TestAtMostOnce:
         bench.drain(stale)
         assert bench.seen == [1]
         assert stale.counts.refused == 1
+        assert (stale.counts.handled, fresh.counts.handled) == (0, 1)
 
     def test_an_unknown_settlement_does_not_start(self, bench: Bench) -> None:
         @bench.app.consumer(numbers, name="c", guarantee="at-most-once")
@@ -383,6 +418,42 @@ class TestExactlyOnce:
         assert effects(bench) == [1, 3]
         (dead,) = bench.dead("c")
         assert "deferred constraint" in dead.error
+
+    def test_a_claim_lost_while_going_message_by_message_is_given_back_whole(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.declare(bench, lease_s=5)
+        lane, successor = bench.lane("c"), bench.lane("c")
+        bench.publish(numbers, *range(10))
+        left = [1]
+
+        def refuse(at: str) -> None:
+            if left:
+                left.pop()
+                raise errors.TransactionFailed("just now")
+
+        bench.store.on_commit = refuse
+        while lane.counts.commits < 2:
+            lane.step()
+        bench.clock.now += 6
+        bench.drain(successor)
+        begun: list[Any] = []
+        begin = bench.store.begin
+
+        def noted(scope: Any) -> Any:
+            begun.append(scope)
+            return begin(scope)
+
+        monkeypatch.setattr(bench.store, "begin", noted)
+        bench.drain(lane)
+        assert effects(bench) == list(range(10))
+        assert lane.counts.refused == 8
+        assert len(begun) == 1, "one found out for all"
+        bench.publish(numbers, 10, 11)
+        commits = lane.counts.commits
+        bench.drain(lane)
+        assert effects(bench) == list(range(12))
+        assert lane.counts.commits == commits + 1, "and what is claimed next goes together"
 
     def test_calls_after_commit_are_made_only_then(self, bench: Bench) -> None:
         calls: list[int] = []

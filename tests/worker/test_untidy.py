@@ -163,3 +163,56 @@ def test_a_lost_answer_ends_no_concurrent_lane_and_no_keeper(app: duly.App, tmp_
         assert worker.counts()["c"].refused == 0
     assert sorted(done) == [0, 1, 2]
     assert not left
+
+
+async def never_awaited(number: int) -> None:
+    raise AssertionError(f"{number} ran")
+
+
+@pytest.mark.parametrize("concurrency", [0, 1, 5])
+def test_a_handler_that_hands_back_its_work_has_not_done_it(
+    app: duly.App, concurrency: int
+) -> None:
+    def answer(number: int) -> Any:
+        if number == 0:
+            return never_awaited(number)  # as a def around an async def does
+        if number == 1:
+            return (each for each in "abc")
+        if number == 2:
+            return duly.Reject("not raised")
+        return number  # any other value means nothing
+
+    async def answer_async(number: int) -> Any:
+        return answer(number)
+
+    handler = answer_async if concurrency else answer
+    app.consumer(
+        numbers, name="c", guarantee="at-least-once", retry=ONCE, concurrency=concurrency or 1
+    )(handler)
+    app.publish_many(numbers, range(4))
+    with Worker(app) as worker:
+        eventually(lambda: worker.counts()["c"].handled == 4, "all four have ended")
+    assert sorted(letter.message.body for letter in dead(app)) == [b"0", b"1", b"2"]
+    assert all("returned" in letter.error for letter in dead(app))
+
+
+@pytest.mark.parametrize("concurrency", [1, 5])
+def test_a_handler_that_blocks_the_loop_does_not_hold_up_a_drain(
+    app: duly.App, concurrency: int
+) -> None:
+    started, go, waited = threading.Event(), threading.Event(), list[bool]()
+
+    @app.consumer(numbers, name="c", guarantee="at-least-once", concurrency=concurrency)
+    async def handle(number: int) -> None:
+        started.set()
+        waited.append(go.wait(20))
+
+    app.publish(numbers, 1)
+    worker = Worker(app)
+    worker.start()
+    assert started.wait(20)
+    assert not worker.drain(0.2)
+    assert waited == []
+    go.set()
+    eventually(lambda: waited, "the handler has ended")
+    assert waited == [True]

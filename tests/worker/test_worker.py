@@ -171,6 +171,50 @@ def test_an_async_handler_over_its_time_is_cancelled_and_retried(place: Place) -
     assert "max_run_s" in place.broker.dead_letters("c")[0].error
 
 
+@pytest.mark.parametrize(
+    ("guarantee", "concurrency"),
+    [
+        ("at-most-once", 1),
+        ("at-most-once", 3),
+        ("at-least-once", 1),
+        ("at-least-once", 3),
+        ("exactly-once", 1),
+    ],
+)
+def test_what_a_drain_cancels_is_no_failure_and_settles_nothing(
+    place: Place, guarantee: Any, concurrency: int
+) -> None:
+    topic: Topic[int] = Topic("hung", int, guarantee=guarantee)
+    seen: list[str] = []
+
+    async def hang(_: int) -> None:
+        seen.append("started")
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    async def hang_within(number: int, _: Transaction[MemoryTables]) -> None:
+        await hang(number)
+
+    declare: Any = place.app.consumer(
+        topic, name="c", guarantee=guarantee, concurrency=concurrency, retry=RetryPolicy(attempts=1)
+    )
+    declare(hang_within if guarantee == "exactly-once" else hang)
+    place.publish(topic, range(1))
+    worker = Worker(place.app)
+    worker.start()
+    until(lambda: seen == ["started"], "it runs")
+    assert not worker.drain(0.05)
+    until(lambda: not any(thread.is_alive() for thread in worker._threads), "the lanes ended")
+    assert seen == ["started", "cancelled"]
+    assert worker.counts()["c"].failed == 0
+    assert place.broker.dead_letters("c") == []
+    [state] = place.broker.subscriptions()
+    assert state.backlog == (guarantee != "at-most-once"), "given back, where it was not settled"
+
+
 def test_concurrency_keeps_order_by_key(place: Place) -> None:
     done: list[int] = []
     running: set[int] = set()
@@ -321,6 +365,42 @@ def test_a_long_handler_keeps_its_lease(place: Place) -> None:
         proceed.set()
         until(lambda: worker.counts()["c"].handled == 1, "settled")
         assert worker.counts()["c"].refused == 0
+
+
+def test_leases_that_are_due_together_are_extended_at_the_same_time(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, each waiting for its turn to write, the last would come too late."""
+    together, proceed, started = threading.Barrier(2), threading.Event(), []
+    subscribe = place.broker.subscribe
+
+    def slow(*given: Any) -> Any:
+        subscription = subscribe(*given)
+        extend = subscription.extend
+
+        def with_the_other(*given: Any) -> Any:
+            together.wait(DEADLINE_S)
+            return extend(*given)
+
+        monkeypatch.setattr(subscription, "extend", with_the_other)
+        return subscription
+
+    monkeypatch.setattr(place.broker, "subscribe", slow)
+    for name in ("a", "b"):
+
+        @place.app.consumer(numbers, name=name, guarantee="at-least-once", lease_s=2, max_run_s=60)
+        def handle(number: int) -> None:
+            started.append(number)
+            proceed.wait(DEADLINE_S)
+
+    place.publish(numbers, range(1))
+    with place.working() as worker:
+        until(lambda: len(started) == 2, "both run")
+        threading.Event().wait(2.5)  # longer than a lease
+        proceed.set()
+        until(lambda: sum(c.handled for c in worker.counts().values()) == 2, "both settled")
+        assert sum(c.refused for c in worker.counts().values()) == 0
+    assert not together.broken
 
 
 @pytest.mark.parametrize("is_async", [False, True])

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import click
 
 from duly.cli.dead_commands import dead
+from duly.cli.erasing_commands import erase
+from duly.cli.steering_commands import COMMANDS as STEERING
+from duly.cli.tracing_commands import COMMANDS as TRACING
 from duly.logs import Format
 
 APP = click.argument("app", metavar="MODULE:APP")
@@ -31,6 +34,11 @@ def duly() -> None:
     help="Seconds that running handlers have to end once a signal came.",
 )
 @click.option(
+    "--metrics",
+    metavar="[HOST:]PORT",
+    help="Serve Prometheus metrics; further processes on the next ports. Loopback by default.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(["auto", "human", "json"]),
     default="auto",
@@ -42,6 +50,7 @@ def run(
     consumers: str | None,
     reload: bool,
     drain_s: float,
+    metrics: str | None,
     log_format: Format,
 ) -> int:
     """Work the consumers of an app until SIGTERM, SIGINT or SIGHUP.
@@ -57,10 +66,12 @@ def run(
       2    wrong use, or the app, its configuration or its contract was refused
       128+ stopped at once by the signal of this number
     """
+    from duly.cli.metering import place_of
     from duly.cli.running import RunOptions, run_app
 
     names = None if consumers is None else _names(consumers)
-    return run_app(RunOptions(app, processes, names, drain_s, log_format, reload))
+    place = None if metrics is None else place_of(metrics, processes)
+    return run_app(RunOptions(app, processes, names, drain_s, log_format, reload, place))
 
 
 def _names(text: str) -> Sequence[str]:
@@ -100,6 +111,33 @@ def status(app: str, as_json: bool, watch: bool) -> int:
     if watch and as_json:
         raise click.UsageError("--watch draws for people: leave out --json, or --watch")
     return watch_status(app) if watch else show_status(app, as_json=as_json)
+
+
+@duly.command()
+@APP
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def init(app: str, as_json: bool) -> int:
+    """Make what an app needs (schema, topics, subscriptions), without working anything.
+
+    A subscription begins where its consumer's start says: made now, it gets what is published
+    from now on, also before the first worker starts.
+    """
+    from duly.cli.doctor import make_ready
+
+    return make_ready(app, as_json=as_json)
+
+
+@duly.command()
+@APP
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def doctor(app: str, as_json: bool) -> int:
+    """Look for what endangers the promises where an app runs. Exit status 1: something is wrong.
+
+    Opens broker and store as a worker does (which makes what is missing), and changes nothing.
+    """
+    from duly.cli.doctor import examine_app
+
+    return examine_app(app, as_json=as_json)
 
 
 @duly.command()
@@ -144,6 +182,23 @@ def publish(
     )
 
 
+@duly.command()
+@click.argument("url")
+def adopt(url: str) -> int:
+    """Go on with a PostgreSQL log that was restored here from another cluster.
+
+    After pg_restore or a logical migration duly refuses the log, because it may still be worked
+    where it came from: then every message would be handled in both places. Make sure that it is
+    not, and name the broker's URL once. Nothing that the log holds is lost; what had been handled
+    since the dump was made is handled again.
+    """
+    from duly.connect import adopt as adopt_log
+
+    adopt_log(url)
+    click.echo("adopted: the log goes on in this cluster")
+    return 0
+
+
 @duly.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     add_help_option=False,
@@ -158,3 +213,5 @@ def demo(arguments: tuple[str, ...]) -> int:
 
 
 duly.add_command(dead)
+for command in (*STEERING, *TRACING, erase):
+    duly.add_command(command)

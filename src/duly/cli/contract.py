@@ -7,6 +7,7 @@ import msgspec
 
 from duly.cli.loading import load_app
 from duly.contract import Run, contract_of, render
+from duly.schedules import ticking
 
 
 def print_contract(spec: str, *, as_json: bool, processes: int) -> int:
@@ -20,7 +21,10 @@ def print_contract(spec: str, *, as_json: bool, processes: int) -> int:
             app.topics,
             app.consumers,
             Run(supervised=True, processes=processes),
+            app.schedules,
         )
+        if app.schedules:
+            ticking(broker, app.schedules)
     finally:
         app.close()
     if as_json:

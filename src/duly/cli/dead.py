@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,12 +10,11 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import Progress
 
 from duly.app import App
+from duly.cli.asking import ask, progress
 from duly.cli.loading import load_app
-from duly.cli.tables import ago, print_table, printable
+from duly.cli.tables import ago, print_json, print_table, printable
 from duly.errors import ConfigurationError
 from duly.inspection import DeadLetter, Selection
 from duly.mending import Mender
@@ -61,7 +59,7 @@ def list_dead(spec: str, which: Selection, *, limit: int, as_json: bool) -> int:
     with _mender(load_app(spec)) as mender:
         letters = mender.select(which, limit)
     if as_json:
-        _print_json([_fields(letter) for letter in letters])
+        print_json([_fields(letter) for letter in letters])
         return 0
     if not letters:
         click.echo("no dead letters", err=True)
@@ -93,7 +91,7 @@ def show_dead(spec: str, number: int, *, as_json: bool) -> int:
         fields = {**_fields(letter), **_message(letter)}
         fields["replay"] = mender.outlook(letter.subscription)
     if as_json:
-        _print_json(fields)
+        print_json(fields)
         return 0
     width = max(map(len, fields))
     for name, value in fields.items():
@@ -127,12 +125,12 @@ def _mend(spec: str, meant: Meant, how: str, *, yes: bool, as_json: bool) -> int
             click.echo(f"{count:,} of consumer {consumer}{outlook}", err=True)
         total = sum(counts.values())
         if total:
-            _ask(f"{how} {total:,} dead letter{'s'[: total != 1]}?", yes=yes)
+            ask(f"{how} {total:,} dead letter{'s'[: total != 1]}?", yes=yes)
         mend = mender.replay if how == "replay" else mender.discard
         done = _mend_all(mender, mend, meant, which, total)
     verb = "replayed" if how == "replay" else "discarded"
     if as_json:
-        _print_json({verb: done, "consumers": counts})
+        print_json({verb: done, "consumers": counts})
     else:
         click.echo(f"{verb} {done:,}" if total else "no dead letters match")
     return 0 if done == total and total else 1
@@ -165,21 +163,12 @@ def _mend_all(
     total: int,
 ) -> int:
     done = 0
-    shown = Console(stderr=True)
-    with Progress(console=shown, transient=True, disable=not shown.is_terminal) as progress:
-        task = progress.add_task("dead letters", total=total)
+    with progress("dead letters", total) as advance:
         for letters in _portions(mender, meant, which) if total else ():
-            done += mend(letters)
-            progress.update(task, completed=done)
+            mended = mend(letters)
+            done += mended
+            advance(mended)
     return done
-
-
-def _ask(question: str, *, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise ConfigurationError(f"{question} There is no terminal to ask at: add --yes")
-    click.confirm(question, abort=True, err=True)
 
 
 @contextmanager
@@ -222,7 +211,3 @@ def _message(letter: DeadLetter) -> dict[str, Any]:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
-
-
-def _print_json(value: Any) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())

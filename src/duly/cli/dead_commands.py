@@ -8,24 +8,11 @@ from typing import Any
 
 import click
 
+from duly.cli.times import Age
+
 APP = click.argument("app", metavar="MODULE:APP")
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-class Age(click.ParamType[float]):
-    """``90s``, ``15m``, ``2h``, ``7d``."""
-
-    name = "age"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """The age in seconds."""
-        number, unit = str(value)[:-1], str(value)[-1:]
-        try:
-            return float(number) * _UNITS[unit]
-        except (KeyError, ValueError):
-            self.fail(f"{value!r} is no age: write 90s, 15m, 2h or 7d", param, ctx)
+# What a database can count, and one more.
+NUMBER = click.IntRange(1, (1 << 63) - 2)
 
 
 def which_options(command: Callable[..., int]) -> Callable[..., int]:
@@ -57,7 +44,7 @@ def which_options(command: Callable[..., int]) -> Callable[..., int]:
 
 JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 YES = click.option("--yes", is_flag=True, help="Do not ask.")
-NUMBERS = click.argument("numbers", nargs=-1, type=click.IntRange(1), metavar="[NUMBER]...")
+NUMBERS = click.argument("numbers", nargs=-1, type=NUMBER, metavar="[NUMBER]...")
 ALL = click.option("--all", "every", is_flag=True, help="All of them.")
 
 
@@ -69,7 +56,7 @@ def dead() -> None:
 @dead.command("list")
 @APP
 @which_options
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--limit", type=NUMBER, default=100, show_default=True)
 @JSON
 def list_(app: str, which: Any, limit: int, as_json: bool) -> int:
     """List dead letters, the latest first."""
@@ -80,7 +67,7 @@ def list_(app: str, which: Any, limit: int, as_json: bool) -> int:
 
 @dead.command()
 @APP
-@click.argument("number", type=click.IntRange(1))
+@click.argument("number", type=NUMBER)
 @JSON
 def show(app: str, number: int, as_json: bool) -> int:
     """Show one with its message and error, and what a replay would come to."""

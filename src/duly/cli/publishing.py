@@ -215,6 +215,8 @@ def format_of(options: PublishOptions) -> str:
 def opened(source: str) -> Iterator[IO[bytes]]:
     """The file, or standard input. Raises `ConfigurationError` where it cannot be read."""
     if source == "-":
+        if sys.stdin is None:
+            raise ConfigurationError("there is no standard input to read: name a file")
         yield sys.stdin.buffer
         return
     try:

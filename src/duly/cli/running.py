@@ -14,6 +14,7 @@ import click
 
 from duly import logs
 from duly.cli.loading import split
+from duly.cli.metering import Place
 from duly.cli.progress import Progress
 from duly.cli.worker import Orders
 from duly.errors import ConfigurationError
@@ -32,6 +33,7 @@ class RunOptions:
     drain_s: float
     log_format: logs.Format
     reload: bool
+    metrics: Place | None = None
 
 
 def run_app(options: RunOptions) -> int:
@@ -46,6 +48,7 @@ def run_app(options: RunOptions) -> int:
         max(options.drain_s * 0.8, options.drain_s - 2.0),
         log_format,
         options.processes,
+        options.metrics,
     )
     on_terminal = log_format == "human" and sys.stderr.isatty()
     with Progress.on_terminal() if on_terminal else _no_progress() as progress:

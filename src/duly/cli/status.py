@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import click
-import msgspec
 from rich.console import Console, Group
 from rich.live import Live
 
 from duly.app import App
+from duly.broker import Broker
 from duly.cli.loading import load_app
-from duly.cli.tables import ago, drawn, print_table
+from duly.cli.tables import ago, drawn, print_json, print_table
 from duly.errors import ConfigurationError
 from duly.inspection import Holder, Inspection, Observing
+from duly.inspection.counting import Counting
+from duly.inspection.steering import Steering
+from duly.message import now_ms
+from duly.schedules import Ticking
 from duly.store import outbox_of
 
 # The incidents of a consumer, and those of a topic, with the names that people see.
 _OF_CONSUMER = {
     "retries": "retry",
     "redelivered": "redelivery",
+    "repeats_suppressed": "repeat-suppressed",
     "stale_settles": "stale-settle",
     "replayed": "replayed",
     "discarded": "discarded",
@@ -40,6 +46,7 @@ class Status:
 
     consumers: Sequence[Mapping[str, Any]]
     topics: Sequence[Mapping[str, Any]]
+    schedules: Sequence[Mapping[str, Any]]
     workers: Sequence[Holder]
     outbox: Mapping[str, Any] | None
 
@@ -49,8 +56,7 @@ def show_status(spec: str, *, as_json: bool) -> int:
     with load_app(spec) as app:
         status = look(app)
     if as_json:
-        encoded = msgspec.json.encode(asdict(status))
-        click.echo(msgspec.json.format(encoded, indent=2).decode())
+        print_json(asdict(status))
         return 0
     for number, (head, rows) in enumerate(_tables(status)):
         if number:
@@ -65,9 +71,32 @@ def watch_status(spec: str) -> int:
     if not console.is_terminal:
         raise ConfigurationError("--watch draws on a terminal, and this is none: leave it out")
     with load_app(spec) as app, Live(console=console, auto_refresh=False) as live:
+        before, since = look(app), time.monotonic()
         while True:
-            live.update(Group(*(drawn(*table) for table in _tables(look(app)))), refresh=True)
             time.sleep(1.0)
+            now, at = look(app), time.monotonic()
+            shown = with_rates(before, now, at - since)
+            live.update(Group(*(drawn(*table) for table in _tables(shown))), refresh=True)
+            before, since = now, at
+
+
+def with_rates(before: Status, now: Status, seconds: float) -> Status:
+    """The later of two looks, with what went through a second in between."""
+
+    def rated(
+        name: str, keys: Sequence[str], old: Sequence[Mapping[str, Any]], row: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        was = next((each for each in old if all(each[k] == row[k] for k in keys)), row)
+        if row[name] is None or was[name] is None:
+            return row
+        return {**row, f"{name}_per_s": round((row[name] - was[name]) / seconds)}
+
+    of = ("consumer", "topic")
+    return replace(
+        now,
+        consumers=[rated("passed", of, before.consumers, row) for row in now.consumers],
+        topics=[rated("published", of[1:], before.topics, row) for row in now.topics],
+    )
 
 
 def look(app: App) -> Status:
@@ -78,6 +107,11 @@ def look(app: App) -> Status:
     counts = broker.incident_counts()
     oldest: Mapping[tuple[str, str], int] = {}
     oldest = broker.oldest() if isinstance(broker, Observing) else oldest
+    published: Mapping[str, int] = {}
+    published = broker.published() if isinstance(broker, Counting) else published
+    steered = {}
+    if isinstance(broker, Steering):
+        steered = {each.subscription: each.state for each in broker.steered()}
     consumers = [
         {
             "consumer": state.name,
@@ -87,6 +121,11 @@ def look(app: App) -> Status:
             "parked": state.parked,
             "dead": state.dead,
             "oldest_ms": oldest.get((state.name, state.topic)),
+            "state": steered.get(state.name, "working"),
+            # Settled or given up on, or before its start: only its growth means something.
+            "passed": published[state.topic] - state.backlog - state.in_flight - state.parked
+            if state.topic in published
+            else None,
             **{name: counts.get((state.name, kind), 0) for name, kind in _OF_CONSUMER.items()},
         }
         for state in broker.subscriptions()
@@ -94,15 +133,31 @@ def look(app: App) -> Status:
     topics = [
         {
             "topic": topic.name,
+            "published": published.get(topic.name),
             **{name: counts.get((topic.name, kind), 0) for name, kind in _OF_TOPIC.items()},
         }
         for topic in app.topics
     ]
-    workers = broker.holders() if isinstance(broker, Observing) else ()
+    schedules = _schedules(app, broker)
+    workers: list[Holder] = [*broker.holders()] if isinstance(broker, Observing) else []
+    if isinstance(broker, Counting):
+        busy = {holder.worker for holder in workers}
+        workers += [Holder(w, True, "-", "-", 0) for w in broker.workers() if w not in busy]
     # Where the broker is the store's own database nothing goes through the outbox.
     apart = store is not None and store.capabilities.database != broker.capabilities.database
     outbox = outbox_of(store) if store is not None and apart else None
-    return Status(consumers, topics, workers, None if outbox is None else asdict(outbox.backlog()))
+    backlog = None if outbox is None else asdict(outbox.backlog())
+    return Status(consumers, topics, schedules, workers, backlog)
+
+
+def _schedules(app: App, broker: Broker) -> Sequence[Mapping[str, Any]]:
+    ticked = broker.ticked() if isinstance(broker, Ticking) else {}
+    rows = []
+    for schedule in app.schedules:
+        last, following = schedule.around(ticked.get(schedule.key(app.name)), now_ms())
+        row = {"schedule": schedule.name, "topic": schedule.topic.name}
+        rows.append({**row, "last_tick_ms": last, "next_tick_ms": following})
+    return rows
 
 
 _Table = tuple[Sequence[str], Sequence[Sequence[str]]]
@@ -111,9 +166,12 @@ _Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 def _tables(status: Status) -> Sequence[_Table]:
     tables = [
         _table(("consumer", "topic", "backlog", "in_flight", "parked", "dead", "oldest_ms",
-                *_OF_CONSUMER), status.consumers),
-        _table(("topic", *_OF_TOPIC), status.topics),
+                "state", "passed", "passed_per_s", *_OF_CONSUMER), status.consumers),
+        _table(("topic", "published", "published_per_s", *_OF_TOPIC), status.topics),
     ]  # fmt: skip
+    if status.schedules:
+        heads = ("schedule", "topic", "last_tick_ms", "next_tick_ms")
+        tables.append(_table(heads, status.schedules))
     workers = [{**asdict(h), "alive": "yes" if h.alive else "no"} for h in status.workers]
     if workers:
         tables.append(_table(("worker", "alive", "subscription", "topic", "messages"), workers))
@@ -123,13 +181,22 @@ def _tables(status: Status) -> Sequence[_Table]:
 
 
 def _table(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> _Table:
-    head = [name.removesuffix("_ms").replace("_", " ") for name in names]
-    return head, [[_cell(name, row[name]) for name in names] for row in rows]
+    # Rates are there after two looks only, and then say more than the totals.
+    rated = {name.removesuffix("_per_s") for row in rows for name in row if name.endswith("_per_s")}
+    names = [
+        name
+        for name in names
+        if name not in rated and (name.removesuffix("_per_s") in rated or "_per_s" not in name)
+    ]
+    head = [name.removesuffix("_ms").replace("_per_s", "/s").replace("_", " ") for name in names]
+    return head, [[_cell(name, row.get(name)) for name in names] for row in rows]
 
 
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return "-"
+    if name.endswith("_tick_ms"):
+        return f"{datetime.fromtimestamp(value / 1000, UTC):%Y-%m-%d %H:%M:%SZ}"
     if name.endswith("_ms"):
         return ago(value)
     return f"{value:,}" if isinstance(value, int) else str(value)

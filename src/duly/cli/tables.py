@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import click
+import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +22,11 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             click.echo("\t".join(printable(cell) for cell in row))
         return
     Console().print(drawn(head, rows))
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON for people and programs."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def drawn(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -6,6 +6,7 @@ It works until SIGTERM or until its supervisor is gone, then drains. Exit status
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ import msgspec
 
 from duly import logs
 from duly.cli.loading import load_app
+from duly.cli.metering import Place, count, served
 from duly.errors import BrokerUnusable, ConfigurationError, DulyError
 from duly.supervisor import CUT_OFF, DRAINED, REFUSED, Lifeline
 from duly.worker import Worker
@@ -26,7 +28,7 @@ from duly.worker import Worker
 log = logging.getLogger("duly.worker")
 
 
-class Orders(msgspec.Struct, frozen=True):
+class Orders(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a worker process is told on its command line, as one JSON argument."""
 
     app: str
@@ -34,6 +36,7 @@ class Orders(msgspec.Struct, frozen=True):
     drain_s: float
     log_format: logs.Format
     processes: int
+    metrics: Place | None = None
 
     def command(self) -> Sequence[str]:
         """The command that starts such a worker."""
@@ -60,6 +63,7 @@ class Process:
             self.lifeline.start(self._orphaned)
         try:
             app = load_app(self.orders.app)
+            count(app, self.orders.metrics)
             worker = Worker(
                 app,
                 consumers=self.orders.consumers,
@@ -76,15 +80,19 @@ class Process:
         except Exception:
             log.exception("this worker could not start")
             return CUT_OFF
+        if self.ending:
+            return self._drain(worker)  # it has begun nothing
         self.working = True
         # Before the first handler runs: from now on silence means that one hangs, and is not
         # forgiven like that of a long import.
         if self.lifeline is not None:
             self.lifeline.ready(lambda: counts(worker))
+        settle_heap()
         worker.start()
-        while not (self.ending or worker.wait(0.1)):
-            pass
-        return self._drain(worker)
+        with served(app, self.orders.metrics):
+            while not (self.ending or worker.wait(0.1)):
+                pass
+            return self._drain(worker)
 
     def _refuse(self, error: Exception) -> int:
         if self.lifeline is None:
@@ -120,6 +128,17 @@ class Process:
         # Handlers may have published at-most-once, which waits in a buffer.
         worker.app.close()
         return DRAINED
+
+
+def settle_heap() -> None:
+    """Let the garbage collector pass over all that is there by now: modules, the application.
+
+    It stays for as long as the process does. A batch's payloads live long enough to make the
+    collector look at everything now and then, which for a large application takes longer than
+    the batch.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def counts(worker: Worker) -> Mapping[str, Mapping[str, int]]:

@@ -12,12 +12,13 @@ from typing import Any
 from duly.broker import Capabilities
 from duly.consumer import Consumer
 from duly.contract.flows import flow_of
-from duly.contract.promises import consumer_terms, notes_on, topic_terms
+from duly.contract.promises import consumer_terms, notes_on, schedule_terms, topic_terms
 from duly.contract.refusals import Refusal, refusals_of, refused
 from duly.contract.setting import Run, Setting
-from duly.contract.terms import ConsumerTerms, Contract, Flow, TopicTerms
+from duly.contract.terms import ConsumerTerms, Contract, Flow, ScheduleTerms, TopicTerms
 from duly.contract.text import render
 from duly.message import Topic
+from duly.schedules import Schedule
 from duly.store import StoreCapabilities
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Flow",
     "Refusal",
     "Run",
+    "ScheduleTerms",
     "TopicTerms",
     "contract_of",
     "render",
@@ -40,8 +42,9 @@ def contract_of(
     topics: Sequence[Topic[Any]],
     consumers: Sequence[Consumer],
     run: Run = _UNSUPERVISED,
+    schedules: Sequence[Schedule] = (),
 ) -> Contract:
-    """The contract of these topics and consumers on this broker and store.
+    """The contract of these topics, consumers and schedules on this broker and store.
 
     ``topics`` are those the app publishes to; the consumers' own are added. Raises
     `ContractRefused`, naming everything that cannot be kept, each with its remedy.
@@ -59,6 +62,7 @@ def contract_of(
         flows=tuple(
             flow_of(setting, topic, consumer) for consumer in consumers for topic in consumer.topics
         ),
+        schedules=tuple(schedule_terms(setting, schedule) for schedule in schedules),
     )
 
 

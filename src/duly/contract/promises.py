@@ -14,9 +14,11 @@ from duly.contract.setting import (
     plural,
     size,
 )
-from duly.contract.terms import ConsumerTerms, TopicTerms
+from duly.contract.terms import ConsumerTerms, ScheduleTerms, TopicTerms
 from duly.guarantees import Admission, Guarantee
 from duly.message import Topic
+from duly.schedules import Schedule
+from duly.versions import Versions
 
 
 def notes_on(setting: Setting) -> Iterator[str]:
@@ -109,8 +111,50 @@ def _topic_limits(setting: Setting, topic: Topic[Any]) -> Iterator[str]:
         )
     if topic.partitions:
         yield f"order by key: up to {plural(topic.partitions, 'key stream')} side by side"
+    if topic.versions is not None:
+        yield from _versions(setting, topic.versions)
+    if not setting.broker.replays and topic.promise is not Guarantee.AT_MOST_ONCE:
+        yield (
+            "a message that no subscription takes is refused, and a new subscription begins with "
+            "what is published after it was made"
+        )
     if not setting.broker.delays:
         yield f"no delays: {setting.broker.name} delivers at once"
+
+
+def _versions(setting: Setting, versions: Versions[Any]) -> Iterator[str]:
+    older = f"; {', '.join(versions.upcast)} are read as it" if versions.upcast else ""
+    yield f"published as type {versions.type}{older}"
+    if versions.unknown_type == "dead":
+        yield "any other type is a dead letter"
+        return
+    held = ", holding up its partition" if setting.broker.retries_in_place else ""
+    yield f"any other type waits, looked at every {duration(versions.look_again_s)}{held}"
+
+
+# --- schedules
+
+
+def schedule_terms(setting: Setting, schedule: Schedule) -> ScheduleTerms:
+    """What this schedule promises here."""
+    return ScheduleTerms(
+        name=schedule.name,
+        topic=schedule.topic.name,
+        when=str(schedule.ticks),
+        provided_by=(
+            f"one transaction in {setting.broker.name} with the memory of the tick: by whichever "
+            "worker comes first, once"
+        ),
+        limits=tuple(_schedule_limits(schedule)),
+    )
+
+
+def _schedule_limits(schedule: Schedule) -> Iterator[str]:
+    missed = "tick is" if schedule.most == 1 else f"{schedule.most:,} ticks are"
+    yield f"nothing ticks while no worker runs; afterwards the latest missed {missed} published"
+    yield "by the wall clock: set back, it ticks nothing again and waits until it is where it was"
+    if schedule.topic.promise is Guarantee.AT_MOST_ONCE:
+        yield "its messages are stored durably; only consuming is at-most-once"
 
 
 # --- consumers
@@ -216,6 +260,11 @@ def _exactly_once_limits(
             "under the same id after a crash in between"
             if store.outbox
             else f"tx.publish is refused: {store.name} has no outbox"
+        )
+    if consumer.options.pipeline:
+        yield (
+            "in a pipeline: rowcount is -1 until something is fetched, and an error may be raised "
+            "in a later handler; the batch is then run again without"
         )
     if store is not None and store.one_writer and consumer.options.lanes > 1:
         yield f"lanes={consumer.options.lanes} take turns: {store.name} has one writer"

@@ -122,6 +122,12 @@ def _of_consumer(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
             f"tx_s={consumer.options.tx_s:g} bounds a transaction, and it has none",
             "leave tx_s out",
         )
+    if consumer.options.pipeline and consumer.guarantee is not Guarantee.EXACTLY_ONCE:
+        yield Refusal(
+            _named(consumer),
+            "pipeline=True is about the statements of a transaction, and it has none",
+            "leave pipeline out",
+        )
     if consumer.guarantee is Guarantee.AT_MOST_ONCE and not setting.broker.confirms_settlement:
         yield Refusal(
             _named(consumer),
@@ -144,6 +150,12 @@ def _of_exactly_once(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
             "database that could be one",
             'give the app one, say App(..., store="sqlite:///effects.db"), or declare the '
             "consumer at-least-once with an idempotent handler",
+        )
+    elif consumer.options.pipeline and not setting.store.pipelines:
+        yield Refusal(
+            _named(consumer),
+            f"pipeline=True, and {setting.store.name} answers each statement before the next",
+            "leave pipeline out, or use a store that can (postgresql://...)",
         )
     if setting.admission(consumer) is Admission.BY_INBOX:
         yield from _of_inbox(setting, consumer)

@@ -46,6 +46,17 @@ class ConsumerTerms:
 
 
 @dataclass(frozen=True, slots=True)
+class ScheduleTerms:
+    """What a schedule publishes, when, and what becomes of the ticks it misses."""
+
+    name: str
+    topic: str
+    when: str
+    provided_by: str
+    limits: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Flow:
     """What holds from publishing to a topic until a consumer has handled it.
 
@@ -69,6 +80,7 @@ class Contract:
     topics: tuple[TopicTerms, ...]
     consumers: tuple[ConsumerTerms, ...]
     flows: tuple[Flow, ...]
+    schedules: tuple[ScheduleTerms, ...] = ()
 
     def consumer(self, name: str) -> ConsumerTerms:
         """The terms of the consumer of this name. Raises `ConfigurationError`."""

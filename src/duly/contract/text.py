@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from duly.contract.terms import ConsumerTerms, Contract, Flow, TopicTerms
+from duly.contract.terms import ConsumerTerms, Contract, Flow, ScheduleTerms, TopicTerms
 
 _WIDTH = 96
 
@@ -22,6 +22,7 @@ def _lines(contract: Contract) -> Iterator[str]:
         yield from _wrapped("! ", note)
     yield from _section("topics", [_topic(terms) for terms in contract.topics])
     yield from _section("consumers", [_consumer(terms) for terms in contract.consumers])
+    yield from _section("schedules", [_schedule(terms) for terms in contract.schedules])
     yield from _section("end to end", [_flow(flow) for flow in contract.flows])
 
 
@@ -43,6 +44,12 @@ def _topic(terms: TopicTerms) -> list[str]:
 def _consumer(terms: ConsumerTerms) -> list[str]:
     how = "" if terms.admission is None else f", admission {terms.admission}"
     lines = [f"  {terms.name} <- {', '.join(terms.topics)}: {terms.guarantee}{how}"]
+    lines += _wrapped("    kept by  ", terms.provided_by)
+    return lines + _limits(terms.limits)
+
+
+def _schedule(terms: ScheduleTerms) -> list[str]:
+    lines = [f"  {terms.name} -> {terms.topic}: {terms.when}"]
     lines += _wrapped("    kept by  ", terms.provided_by)
     return lines + _limits(terms.limits)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from duly import events
 from duly.backends import Backends
 from duly.broker import Broker, Outcome, Published, RepeatDropped
-from duly.errors import ConfigurationError, PublishError
+from duly.errors import ConfigurationError, InvalidMessage, PublishError
 from duly.events import Watcher
 from duly.guarantees import Guarantee
 from duly.message import Message, Topic
@@ -26,7 +26,7 @@ from duly.publishing.direct import (
     refuse_in_transaction,
     refuse_on_loop,
 )
-from duly.store import Transaction
+from duly.store import PublishesOnLoop, Store, Transaction
 
 if TYPE_CHECKING:
     # Slow to import, and not needed by those who never publish from an event loop.
@@ -129,6 +129,26 @@ class Publisher:
         self, within: Any, topic: Topic[Any], messages: Sequence[Message[Any]]
     ) -> Sequence[Accepted]:
         """Publish as part of the caller's transaction: true when that commits."""
+        store = self._joined(within, topic, messages)
+        if store is None:
+            return [Published(message.id) for message in messages]
+        return _all_or_raised(store.publish_within(within, messages, (topic,)))
+
+    async def asend_within(
+        self, within: Any, topic: Topic[Any], messages: Sequence[Message[Any]]
+    ) -> Sequence[Accepted]:
+        """`send_within`, awaited where the store's driver is."""
+        store = self._joined(within, topic, messages)
+        if store is None:
+            return [Published(message.id) for message in messages]
+        if isinstance(store, PublishesOnLoop):
+            return _all_or_raised(await store.apublish_within(within, messages, (topic,)))
+        return _all_or_raised(store.publish_within(within, messages, (topic,)))
+
+    def _joined(
+        self, within: Any, topic: Topic[Any], messages: Sequence[Message[Any]]
+    ) -> Store | None:
+        """The store whose transaction this is; None: nothing is left to do."""
         if topic.promise is _AT_MOST_ONCE:
             raise ConfigurationError(
                 f"within= and topic {topic.name!r}: it is declared at-most-once, which a "
@@ -136,19 +156,16 @@ class Publisher:
             )
         if isinstance(within, Transaction):
             within.add(topic, messages)
-            return [Published(message.id) for message in messages]
+            return None
         if not messages:
-            return []
+            return None
         self._backends.know(topic)
         # Not declared as elsewhere: that would wait for the caller's own transaction.
         broker, store = self._backends.get()
         _check_delay(broker, topic, messages[0].due_ms)
         if store is None or not store.joins(within):
             raise ConfigurationError(_does_not_join(within, store))
-        outcomes = store.publish_within(within, messages, (topic,))
-        if len(outcomes) == 1 and isinstance(outcomes[0], PublishError):
-            raise outcomes[0]
-        return all_accepted(outcomes)
+        return store
 
     async def in_thread(self, call: Callable[..., R], *args: Any) -> R:
         """Run what blocks on a thread of the app's, in the caller's context."""
@@ -179,15 +196,8 @@ class Publisher:
     def _watch(
         self, messages: Sequence[Message[Any]], outcomes: Sequence[Outcome], seconds: float
     ) -> None:
-        stored: Counter[str] = Counter()
-        repeats: Counter[str] = Counter()
-        for message, outcome in zip(messages, outcomes, strict=True):
-            stored[message.topic] += isinstance(outcome, Published)
-            repeats[message.topic] += isinstance(outcome, RepeatDropped)
-        for topic in stored:
-            if stored[topic] or repeats[topic]:
-                seen = events.Published(topic, stored[topic], repeats[topic], seconds)
-                events.tell(self._watchers, seen)
+        for event in published_events(messages, outcomes, seconds):
+            events.tell(self._watchers, event)
 
     def _buffered(self, topic: Topic[Any], message: Message[Any]) -> Buffered | Dropped:
         self._backends.know(topic)
@@ -224,7 +234,14 @@ class Publisher:
     # --- for the buffer, on its thread
 
     def _store_loosely(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
-        return self._backends.get_named({m.topic for m in messages}).publish(messages)
+        broker = self._backends.get_named({m.topic for m in messages})
+        start = time.perf_counter()
+        outcomes = broker.publish(messages)
+        if self._watchers:
+            for event in published_events(messages, outcomes, time.perf_counter() - start):
+                if isinstance(event, events.Published):  # the buffer tells of the others
+                    events.tell(self._watchers, event)
+        return outcomes
 
     def _dropped(self, topic: str, count: int, why: str) -> None:
         if self._watchers:
@@ -237,12 +254,56 @@ class Publisher:
                 record(topic, count)
 
 
+def _all_or_raised(outcomes: Sequence[Outcome]) -> Sequence[Accepted]:
+    if len(outcomes) == 1 and isinstance(outcomes[0], PublishError):
+        raise outcomes[0]
+    return all_accepted(outcomes)
+
+
+def published_events(
+    messages: Sequence[Message[Any]], outcomes: Sequence[Outcome], seconds: float
+) -> Iterator[events.Event]:
+    """What to tell watchers: for each topic what is stored, and what is not plainly so."""
+    topics = {message.topic for message in messages}
+    if len(topics) == 1 and set(map(type, outcomes)) == {Published}:
+        yield events.Published(topics.pop(), len(messages), 0, seconds, messages)
+        return
+    by_topic: dict[str, list[tuple[Message[Any], Outcome]]] = {}
+    for message, outcome in zip(messages, outcomes, strict=True):
+        by_topic.setdefault(message.topic, []).append((message, outcome))
+    for topic, pairs in by_topic.items():
+        stored = [message for message, outcome in pairs if not isinstance(outcome, PublishError)]
+        repeats = sum(isinstance(outcome, RepeatDropped) for _, outcome in pairs)
+        if stored:
+            yield events.Published(topic, len(stored) - repeats, repeats, seconds, stored)
+        errors = [outcome for _, outcome in pairs if isinstance(outcome, PublishError)]
+        if errors:
+            left = [message for message, outcome in pairs if isinstance(outcome, PublishError)]
+            yield events.PublishErred(topic, left, errors[0], seconds)
+
+
 def _check_delay(broker: Broker, topic: Topic[Any], due_ms: int | None) -> None:
     if due_ms is not None and not broker.capabilities.delays:
         raise ConfigurationError(
             f"topic {topic.name!r}: {broker.capabilities.name} delivers at once and cannot "
             "delay. Leave delay_s= and due= out, or use a broker that can (sqlite:///...)."
         )
+
+
+def refuse_delays(broker: Broker, messages: Sequence[Message[Any]]) -> None:
+    """Raise the `InvalidMessage` of one that its broker could not deliver later.
+
+    In a transaction with an outbox: refused by the broker after the commit, it would be missing.
+    """
+    if not broker.capabilities.delays:
+        for message in messages:
+            if message.due_ms is not None:
+                raise InvalidMessage(
+                    f"topic {message.topic!r}, message {message.id!r}: it has a due time, and "
+                    f"{broker.capabilities.name} cannot delay messages. Leave delay_s= and due= "
+                    "out, or use a broker that can.",
+                    message_id=message.id,
+                )
 
 
 def _does_not_join(within: Any, store: Any) -> str:

@@ -32,10 +32,13 @@ class Cursor(NamedTuple):
 class Reached:
     """One transaction's view of a log: what it read, and what of it was admitted in order."""
 
-    read: Cursor | None
+    read: Cursor
     admitted: list[int] = field(default_factory=list)
     next_offset: int = 0
 
+
+# Before every offset and every epoch.
+_NOTHING_YET = Cursor(0, -1)
 
 Logs = dict[str, Reached]
 """By name of the log, the memory of one transaction between `admit` and `settle`."""
@@ -54,8 +57,7 @@ def admit(consumer: str, logs: Logs, deliveries: Sequence[Delivery]) -> Steps[Ad
         log = logs.get(position.log)
         if log is None:
             log = logs[position.log] = yield from _read(consumer, position.log)
-        if log.read is not None:
-            _check_history(consumer, position, log.read)
+        _check_history(consumer, position, log.read)
         if position.offset < log.next_offset:
             # Replayed, it would change the order of the log: it has no effect.
             gave_up = not delivery.replays and (yield from _gave_up(consumer, position))
@@ -74,7 +76,8 @@ def _gave_up(consumer: str, position: LogPosition) -> Steps[bool]:
 def _read(consumer: str, log: str) -> Steps[Reached]:
     rows = yield Ask("log_cursor", (consumer, log))
     if not rows:
-        return Reached(None)
+        # Something to lock, where transactions run side by side: a second copy waits for it.
+        rows = yield Ask("open_log_cursor", (consumer, log, *_NOTHING_YET))
     cursor = Cursor(*rows[0])
     return Reached(cursor, next_offset=cursor.next_offset)
 
@@ -101,7 +104,7 @@ def _check_history(consumer: str, position: LogPosition, cursor: Cursor) -> None
     raise BrokerUnusable(
         f"consumer {consumer!r}, log {position.log!r}: {what}. The log lost messages that had "
         "taken effect, or is another one. Nothing was run; find out what it holds before you "
-        "remove the cursor (table duly_log_cursors)."
+        "remove the cursor (in duly's table of log cursors)."
     )
 
 
@@ -124,7 +127,7 @@ def settle(
     for settlement, delivery in zip(settlements, deliveries, strict=True):
         position = _position(delivery)
         log = logs[position.log]
-        if log.read is not None and position.offset < log.read.next_offset:
+        if position.offset < log.read.next_offset:
             continue
         if not isinstance(settlement, Done | Dead):
             due[position.log] = iter(())  # nothing of this log may pass what is not done
@@ -143,11 +146,8 @@ def settle(
         yield Many("bury_of_log", dead)
 
 
-def _move(consumer: str, log: str, read: Cursor | None, to: Cursor) -> Steps[None]:
-    if read is None:
-        changed = yield Ask("add_log_cursor", (consumer, log, *to))
-    else:
-        changed = yield Ask("move_log_cursor", (*to, consumer, log, *read))
+def _move(consumer: str, log: str, read: Cursor, to: Cursor) -> Steps[None]:
+    changed = yield Ask("move_log_cursor", (*to, consumer, log, *read))
     if not changed:
         raise Superseded(
             f"consumer {consumer!r}: the cursor of log {log!r} was moved by another worker; "

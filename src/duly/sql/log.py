@@ -6,29 +6,34 @@ All of it as `Steps`: statements by name, run by whatever holds the connection. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from duly.broker import Start, SubscribeOptions
 from duly.errors import ConfigurationError
+from duly.guarantees import Guarantee
 from duly.message import Topic
-from duly.sql.claims import Ahead, Claimed, Lane, Part, Row, claim, fetch, fetch_ids, is_ready
+from duly.sql.claims import Ahead, Claimed, claim, claim_accused, is_ready
 from duly.sql.publishing import Catalog, TopicRecord, publish
-from duly.sql.ranges import at, stream_of
+from duly.sql.ranges import at, runs, stream_of
 from duly.sql.retention import Broom, sweep
 from duly.sql.settling import (
     STEP_MS,
     LogReceipt,
+    accused_waits,
+    check_stamp,
     extend,
     fence,
     follow_clock,
+    holds_accused,
     is_followed,
     release_lanes,
     settle,
     take_over,
 )
-from duly.sql.steps import Ask, Steps
+from duly.sql.steps import Ask, Many, Steps
+from duly.sql.taking import Lane, Part, Row, fetch, fetch_ids
 
 __all__ = [
     "STEP_MS",
@@ -41,7 +46,10 @@ __all__ = [
     "Part",
     "Row",
     "TopicRecord",
+    "accused_waits",
+    "check_stamp",
     "claim",
+    "claim_accused",
     "declare",
     "extend",
     "fence",
@@ -50,16 +58,21 @@ __all__ = [
     "find",
     "follow_clock",
     "holders",
+    "holds_accused",
     "is_followed",
     "is_ready",
+    "lanes_of",
+    "note_repeats",
     "publish",
     "record_drops",
     "release_lanes",
+    "require_declared",
     "settle",
     "stream_of",
     "subscribe",
     "sweep",
     "take_over",
+    "topics_by_stream",
 ]
 
 
@@ -146,6 +159,41 @@ def subscribe(
     return found
 
 
+def require_declared(catalog: Catalog, topics: Sequence[Topic[Any]], name: str) -> None:
+    """Raise `ConfigurationError` where this broker was never told of one of the topics."""
+    missing = [topic.name for topic in topics if topic.name not in catalog]
+    if missing:
+        raise ConfigurationError(
+            f"subscription {name!r}: topics {', '.join(missing)} are not declared "
+            "at this broker; call declare first"
+        )
+
+
+def lanes_of(
+    numbers: Iterable[int], worker: str, lane_no: int, boot_id: str, options: SubscribeOptions
+) -> list[Lane]:
+    """One lane of a worker, for each topic of its subscription."""
+    return [
+        Lane(
+            number,
+            worker,
+            lane_no,
+            boot_id,
+            options.order_by_key,
+            options.hold_key_on_dead,
+            options.bodies_only,
+            options.guarantee is Guarantee.AT_MOST_ONCE,
+            options.identities,
+        )
+        for number in numbers
+    ]
+
+
+def topics_by_stream(catalog: Catalog, topics: Iterable[Topic[Any]]) -> Mapping[int, str]:
+    """The name of the topic of each stream."""
+    return {stream: each.name for each in topics for stream in catalog[each.name].streams}
+
+
 def _subscribe(
     name: str, topic_no: int, number: int | None, options: SubscribeOptions
 ) -> Steps[int]:
@@ -194,3 +242,14 @@ def record_drops(topic: str, count: int, now_ms: int) -> Steps[None]:
     """Remember that at-most-once publishes were never stored."""
     detail = "the buffer was full or storing failed"
     yield Ask("note", (now_ms, "dropped", topic, None, None, None, None, count, None, detail))
+
+
+def note_repeats(receipts: Iterable[LogReceipt], subscription_no: int, now_ms: int) -> Steps[None]:
+    """Remember deliveries of what had taken effect before: an incident for each range of them."""
+    positions = sorted({receipt[1] for receipt in receipts})
+    detail = "delivered again after it had taken effect; settled without running"
+    rows = [
+        (now_ms, "repeat-suppressed", subscription_no, first, last - first + 1, None, detail)
+        for first, last in runs(positions)
+    ]
+    yield Many("note_position", rows)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
 import msgspec
 
 from duly.inspection import DeadLetter, Incident, Selection, SubscriptionState
+from duly.inspection.health import Finding
 from duly.message import NO_HEADERS, Message
 from duly.sql.steps import Ask, Steps
+from duly.sql.taking import text_of
 
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 
@@ -37,27 +39,31 @@ def incident_counts() -> Steps[Mapping[tuple[str, str], int]]:
 
 
 def _dead_letter(subscription: str, *columns: Any) -> DeadLetter:
-    topic, source, id, key, time_ms, headers, due_ms, body, *end = columns
-    # It may be here because it is damaged: whatever can be shown of it is.
+    topic, *message, error, attempts, dead_ms, number, replays = columns
+    return DeadLetter(
+        subscription, readable(topic, message), error, attempts, dead_ms, number, replays
+    )
+
+
+def readable(topic: str, columns: Sequence[Any]) -> Message[Any]:
+    """A message as far as its columns (source, id, key, time_ms, headers, due_ms, body) can be
+    read: it may be looked at because it is damaged.
+    """
+    source, id, key, time_ms, headers, due_ms, body = columns
     try:
         parsed = NO_HEADERS if headers is None else _decode_headers(headers)
     except msgspec.MsgspecError:
         parsed = NO_HEADERS
-    message: Message[Any] = Message(
+    return Message(
         topic,
-        _text(source),
-        _text(id),
-        body if isinstance(body, bytes) else _text(body).encode(),
+        text_of(source),
+        text_of(id),
+        body if isinstance(body, bytes) else text_of(body).encode(),
         time_ms,
-        None if key is None else _text(key),
+        None if key is None else text_of(key),
         parsed,
         due_ms,
     )
-    return DeadLetter(subscription, message, *end)
-
-
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def holders() -> Steps[list[tuple[str, str, str, int]]]:
@@ -73,3 +79,22 @@ def oldest() -> Steps[Mapping[tuple[str, str], int]]:
         if time_ms < 1 << 62:
             found[name, topic] = min(time_ms, found.get((name, topic), time_ms))
     return found
+
+
+def published() -> Steps[Mapping[str, int]]:
+    """How many messages each topic ever stored."""
+    return dict((yield Ask("published_counts")))
+
+
+# Clocks of machines that are kept in step differ by less.
+_AHEAD_MS = 60_000
+
+
+def made_ahead(now_ms: int) -> Steps[list[Finding]]:
+    """Whether messages were made at a time that has not come."""
+    for (made_ms,) in (yield Ask("latest_made")):
+        if made_ms is not None and made_ms > now_ms + _AHEAD_MS:
+            said = f"messages were made {(made_ms - now_ms) / 1000:,.0f} s from now"
+            remedy = "Set this clock, or that of who published them: ages are wrong."
+            return [Finding("warning", "clock", said, remedy)]
+    return []

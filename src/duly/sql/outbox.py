@@ -7,15 +7,23 @@ them here once the broker has confirmed.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import msgspec
 
 from duly.broker import Outcome, Published
 from duly.errors import PublishFailed
+from duly.inspection.erasing import Whose
 from duly.message import NO_HEADERS, Message
+from duly.sql.ranges import within_bytes
 from duly.sql.steps import Ask, Many, Steps
 from duly.store import Backlog, GivenUp, Outgoing, Refusal
+
+# Rows of one transaction that overwrites what it deletes.
+_ERASED_AT_ONCE = 100
+_ERASED_BYTES_AT_ONCE = 4 * 1024 * 1024
+_ALL = -1
 
 _encode_headers = msgspec.json.Encoder().encode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
@@ -145,3 +153,26 @@ def _undeclared(message: Message[Any]) -> PublishFailed:
         "before publishing to it.",
         message_id=message.id,
     )
+
+
+def holdings(whose: Whose) -> Steps[int]:
+    """How many of a person's messages are here: on their way, given up, or dead of a log."""
+    waiting = yield Ask("outbox_of_person", (*astuple(whose), _ALL))
+    dead = yield Ask("log_dead_of_person", (*astuple(whose), _ALL))
+    return len(waiting) + len(dead)
+
+
+def erase(whose: Whose) -> Steps[int]:
+    """Remove some of them; returns how many, 0 when none is left."""
+    some = (*astuple(whose), _ERASED_AT_ONCE)
+    rows = _portion((yield Ask("outbox_of_person", some)))
+    dead = [] if rows else _portion((yield Ask("log_dead_of_person", some)))
+    yield Ask("overwrite_deleted")
+    yield Many("outbox_sent_refused", rows)
+    yield Many("outbox_erase", rows)
+    yield Many("log_dead_erase", dead)
+    return len(rows) + len(dead)
+
+
+def _portion(sizes: Sequence[tuple[int, int]]) -> list[tuple[int]]:
+    return [(number,) for number in within_bytes(sizes, _ERASED_BYTES_AT_ONCE)]

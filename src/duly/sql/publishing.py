@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from zlib import crc32
 
 import msgspec
@@ -39,23 +40,38 @@ def publish(catalog: Catalog, messages: Messages, now_ms: int) -> Steps[list[Out
     Part of the transaction that runs it: what it stored is seen when that commits. ``now_ms``
     starts the retention of identities.
     """
+    return (yield from each_topic(catalog, messages, now_ms, _publish_topic))
+
+
+PublishTopic = Callable[[TopicRecord, Messages, int], Steps[list[Outcome]]]
+
+
+def each_topic(
+    catalog: Catalog, messages: Messages, now_ms: int, publish_topic: PublishTopic
+) -> Steps[list[Outcome]]:
+    """Publish topic by topic, always in the same order; the outcomes in the order given."""
     names = {message.topic for message in messages}
     if len(names) == 1:
-        return (yield from _publish_topic(catalog, names.pop(), messages, now_ms))
+        return (yield from _of_topic(catalog, names.pop(), messages, now_ms, publish_topic))
     outcomes: dict[int, Outcome] = {}
     for name in sorted(names):
         indices = [i for i, message in enumerate(messages) if message.topic == name]
-        some = yield from _publish_topic(catalog, name, [messages[i] for i in indices], now_ms)
+        mine = [messages[i] for i in indices]
+        some = yield from _of_topic(catalog, name, mine, now_ms, publish_topic)
         outcomes.update(zip(indices, some, strict=True))
     return [outcomes[i] for i in range(len(messages))]
 
 
-def _publish_topic(
-    catalog: Catalog, name: str, messages: Messages, now_ms: int
+def _of_topic(
+    catalog: Catalog, name: str, messages: Messages, now_ms: int, publish_topic: PublishTopic
 ) -> Steps[list[Outcome]]:
     topic = catalog.get(name)
     if topic is None:
         return [_undeclared(message) for message in messages]
+    return (yield from publish_topic(topic, messages, now_ms))
+
+
+def _publish_topic(topic: TopicRecord, messages: Messages, now_ms: int) -> Steps[list[Outcome]]:
     if topic.exactly_once:
         return (yield from _publish_once(topic, messages, now_ms))
     yield from _append(messages, (yield from _take_positions(topic, messages)))
@@ -75,15 +91,19 @@ def _take_positions(topic: TopicRecord, messages: Messages) -> Steps[Sequence[in
     streams = topic.streams
     if len(streams) == 1:
         return (yield from _next_positions(streams[0], messages))
-    # crc32 because it is the same in every process and version, which hash() is not.
-    chosen = [
-        streams[crc32((m.id if m.key is None else m.key).encode()) % len(streams)] for m in messages
-    ]
+    chosen = [stream_for(topic, message) for message in messages]
     free = {}
     for stream in sorted(set(chosen)):
         mine = [m for m, of in zip(messages, chosen, strict=True) if of == stream]
         free[stream] = iter((yield from _next_positions(stream, mine)))
     return [next(free[stream]) for stream in chosen]
+
+
+def stream_for(topic: TopicRecord, message: Message[object]) -> int:
+    """The stream of the message's key, or of its id where it has none."""
+    # crc32 because it is the same in every process and version, which hash() is not.
+    key = message.id if message.key is None else message.key
+    return topic.streams[crc32(key.encode()) % len(topic.streams)]
 
 
 def _next_positions(stream: int, messages: Messages) -> Steps[range]:
@@ -110,8 +130,7 @@ def _append(messages: Messages, positions: Sequence[int]) -> Steps[None]:
             m.id,
             m.key,
             m.time_ms,
-            # Not the bytes: the column is text, for people who look into the file.
-            _encode_headers(dict(m.headers)).decode() if m.headers else None,
+            headers_text(m),
             m.due_ms,
             m.body,
         )
@@ -120,8 +139,16 @@ def _append(messages: Messages, positions: Sequence[int]) -> Steps[None]:
     yield Many("append", rows)
 
 
+def headers_text(message: Message[object]) -> str | None:
+    """Not the bytes: the column is text, for people who look into the database."""
+    return _encode_headers(dict(message.headers)).decode() if message.headers else None
+
+
 def _publish_once(topic: TopicRecord, messages: Messages, now_ms: int) -> Steps[list[Outcome]]:
     """Store those whose identity is new. One statement tells when all are, as they mostly are."""
+    [(erased,)] = yield Ask("any_erased", (topic.topic_no,))
+    if erased and (yield from _any_erased(topic, messages)):
+        return (yield from _publish_new(topic, messages, now_ms))
     positions = yield from _take_positions(topic, messages)
     topic_no = topic.topic_no
     mine = [
@@ -139,6 +166,14 @@ def _publish_once(topic: TopicRecord, messages: Messages, now_ms: int) -> Steps[
     return (yield from _publish_new(topic, messages, now_ms))
 
 
+def _any_erased(topic: TopicRecord, messages: Messages) -> Steps[bool]:
+    for m in messages:
+        hashed = identity_hash(topic.name, m.source, m.id)
+        if (yield Ask("is_erased", (topic.topic_no, hashed))):
+            return True
+    return False
+
+
 def _publish_new(topic: TopicRecord, messages: Messages, now_ms: int) -> Steps[list[Outcome]]:
     """Look at each identity, and store the new ones."""
     outcomes: list[Outcome] = []
@@ -150,6 +185,11 @@ def _publish_new(topic: TopicRecord, messages: Messages, now_ms: int) -> Steps[l
         if known is None:
             rows = yield Ask("known_hash", (topic.topic_no, *identity))
             known = rows[0][0] if rows else None
+        if known is None:
+            hashed = identity_hash(topic.name, *identity)
+            if (yield Ask("is_erased", (topic.topic_no, hashed))):
+                outcomes.append(RepeatDropped(message.id))
+                continue
         body_hash = message.body_hash()
         if known is None:
             new.append(message)
@@ -157,7 +197,7 @@ def _publish_new(topic: TopicRecord, messages: Messages, now_ms: int) -> Steps[l
         elif known == body_hash:
             outcomes.append(RepeatDropped(message.id))
         else:
-            outcomes.append(_conflict(message))
+            outcomes.append(conflict(message))
         hashes[identity] = known or body_hash
     if new:
         positions = yield from _take_positions(topic, new)
@@ -170,11 +210,17 @@ def _publish_new(topic: TopicRecord, messages: Messages, now_ms: int) -> Steps[l
             (topic.topic_no, now_ms),
         )
         yield from _append(new, positions)
-    yield from _note_repeats(topic, messages, outcomes, now_ms)
+    yield from note_repeats(topic, messages, outcomes, now_ms)
     return outcomes
 
 
-def _conflict(message: Message[object]) -> IdentityConflict:
+def identity_hash(topic: str, source: str, id: str) -> bytes:
+    """What is left of an identity whose message was erased. PostgreSQL makes the same of it."""
+    return sha256(f"{topic}\0{source}\0{id}".encode()).digest()
+
+
+def conflict(message: Message[object]) -> IdentityConflict:
+    """The outcome of a message whose id was taken by another body."""
     return IdentityConflict(
         f"topic {message.topic!r}, message {message.id!r} of {message.source!r}: this id was "
         "published before with another body. One id names one event: give the new event an id "
@@ -183,7 +229,7 @@ def _conflict(message: Message[object]) -> IdentityConflict:
     )
 
 
-def _note_repeats(
+def note_repeats(
     topic: TopicRecord, messages: Messages, outcomes: Sequence[Outcome], now_ms: int
 ) -> Steps[None]:
     """One incident a kind and batch: a second run of an import repeats every message."""

@@ -21,6 +21,18 @@ def at(stream: int, seq: int) -> int:
     return (stream << SEQ_BITS) | seq
 
 
+def within_bytes(sizes: Iterable[tuple[int, int]], most_bytes: int) -> list[int]:
+    """The first of these (number, bytes) that together stay within a limit; at least one."""
+    some: list[int] = []
+    total = 0
+    for number, size in sizes:
+        total += size
+        if some and total > most_bytes:
+            break
+        some.append(number)
+    return some
+
+
 def runs(positions: Iterable[int]) -> list[Range]:
     """Ascending positions as ranges without gaps."""
     found: list[Range] = []

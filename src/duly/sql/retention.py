@@ -26,11 +26,15 @@ _START: _Identity = (0, "", "")
 
 @dataclass(slots=True)
 class Broom:
-    """How far sweeping got, so that each step goes on where the last one ended."""
+    """How far sweeping got, so that each step goes on where the last one ended.
+
+    ``most``: messages that a step looks at in one stream.
+    """
 
     reached: dict[int, int] = field(default_factory=dict)
     identity: _Identity = _START
     next_round_ms: int | None = None
+    most: int = _MESSAGES
 
 
 def sweep(broom: Broom, now_ms: int) -> Steps[int]:
@@ -60,7 +64,7 @@ def _sweep_stream(broom: Broom, stream: int, horizon_ms: int) -> Steps[int]:
         broom.reached.pop(stream, None)
         return 0
     first: int = kept[0][0]
-    last = min(first + _MESSAGES, end) - 1
+    last = min(first + broom.most, end) - 1
     deleted: int
     [(parked,)] = yield Ask("any_parked", (first, last, stream))
     if parked:
@@ -84,3 +88,5 @@ def _sweep_identities(broom: Broom, now_ms: int) -> Steps[None]:
     until = rows[0] if rows else (1 << 62, "", "")
     yield Ask("forget_old", (*after, *until, now_ms))
     broom.identity = until if rows else _START
+    if not rows:
+        yield Ask("forget_erased", (now_ms,))

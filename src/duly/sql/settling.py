@@ -12,9 +12,12 @@ from typing import Any, NamedTuple, assert_never
 
 from duly.errors import TransactionLost
 from duly.guarantees import Dead, Done, Release, Retry, Settlement
-from duly.sql.claims import ASKED_FOR_ONE, SUSPECT, Lane
 from duly.sql.ranges import at, runs, stream_of, within, without
 from duly.sql.steps import Ask, Many, Steps
+from duly.sql.taking import ACCUSED, LEFT_ALONE, NOT_ALONE, SUSPECT, Lane
+
+# What stays of it when it is given back.
+_SUSPICION = {SUSPECT: SUSPECT, ACCUSED: ACCUSED, LEFT_ALONE: SUSPECT}
 
 LogReceipt = tuple[int, int] | tuple[int, int, int]
 """(token of the claim, position of the message), or for a span (token, first, last position)"""
@@ -55,6 +58,12 @@ def fence(receipts: Sequence[LogReceipt], mark: int) -> Steps[list[LogReceipt]]:
     if not lost:
         return list(receipts)
     return [receipt for receipt in receipts if lost.isdisjoint(_singles(receipt))]
+
+
+def check_stamp(mark: int) -> Steps[None]:
+    """Raise `TransactionLost` where the stamp of `fence` is gone, and with it its transaction."""
+    if not (yield Ask("stamped", (mark,))):
+        raise TransactionLost(_LOST)
 
 
 def settle(
@@ -106,6 +115,14 @@ def _settle_claim(
     mark: int | None,
 ) -> Steps[list[LogReceipt]]:
     """Settle positions of one claim; without ``ends`` all of them are done."""
+    if ends is None and len(positions) == positions[-1] - positions[0] + 1:
+        # Nearly always: a claim of one piece, and the whole of it was handled.
+        gone = yield Ask("drop_whole_claim", (token, positions[0], positions[-1], mark))
+        if gone:
+            [(subscription_no, anyone_behind)] = gone
+            if anyone_behind:
+                yield from _promote(subscription_no, positions)
+            return []
     pieces = [_Piece(*row) for row in (yield Ask("pieces", (token,)))]
     if mark is not None and any(piece.mark != mark for piece in pieces):
         raise TransactionLost(_LOST)
@@ -119,7 +136,9 @@ def _settle_claim(
             yield from _end_specially(piece, [(p, ends[token, p]) for p in mine], now_ms)
         # After what looks at the claim, and before what looks for others of its key.
         yield from _remove(piece, mine)
-        yield from _promote(piece.subscription_no, mine)
+        [(anyone_behind,)] = yield Ask("anyone_behind", (piece.subscription_no,))
+        if anyone_behind:
+            yield from _promote(piece.subscription_no, mine)
     if settled == len(positions):
         return []
     held = {p for piece in pieces for p in within(piece.first, piece.last, positions)}
@@ -138,9 +157,6 @@ def _remove(piece: _Piece, gone: Sequence[int]) -> Steps[None]:
 
 def _promote(subscription_no: int, settled: Sequence[int]) -> Steps[None]:
     """Let go on what waited behind the settled messages, in order by key."""
-    [(anyone,)] = yield Ask("anyone_behind", (subscription_no,))
-    if not anyone:
-        return
     end = at(stream_of(settled[0]) + 1, 0)
     first = yield Ask("keys_behind", (subscription_no, settled[0], settled[-1], end))
     yield Many("promote", [(subscription_no, position) for (position,) in first])
@@ -151,6 +167,7 @@ def _end_specially(
 ) -> Steps[None]:
     """What retried, dead and released messages become, beside leaving the claim."""
     retried: list[Retry] = []
+    waiting: list[Retry] = []
     dead: list[Dead] = []
     released: dict[bool, list[int]] = {}
     for position, end in ends:
@@ -158,7 +175,7 @@ def _end_specially(
             case Done():
                 pass
             case Retry():
-                retried.append(end)
+                (retried if end.charged else waiting).append(end)
             case Dead():
                 dead.append(end)
             case Release():
@@ -167,11 +184,14 @@ def _end_specially(
                 assert_never(end)
     if retried:
         yield from _park(piece, retried, now_ms)
+    if waiting:
+        yield from _park_unstarted(piece, waiting, now_ms)
     if dead:
         yield from _bury(piece, dead, now_ms)
     for started, positions in released.items():
         # Charged nothing: attempt and marks stay what they were.
-        alone, repeated = int(piece.alone == SUSPECT), int(piece.repeated or started)
+        alone = _SUSPICION.get(piece.alone, NOT_ALONE)
+        repeated = int(piece.repeated or started)
         history = (piece.attempt, alone, repeated, piece.replays)
         free = [(piece.subscription_no, *run, *history) for run in runs(positions)]
         yield Many("add_free_range", free)
@@ -191,6 +211,23 @@ def _park(piece: _Piece, retried: Sequence[Retry], now_ms: int) -> Steps[None]:
     ]
     yield Many("park_retry", rows)
     yield Many("note_position", [_note(piece, "retry", r, now_ms) for r in retried])
+
+
+def _park_unstarted(piece: _Piece, waiting: Sequence[Retry], now_ms: int) -> Steps[None]:
+    """Nobody's failure: no incident each time, and attempt and marks stay what they were."""
+    history = (piece.attempt, int(piece.alone == SUSPECT), piece.repeated)
+    rows = [
+        (
+            piece.subscription_no,
+            w.receipt[1],
+            now_ms + int(w.delay_s * 1000),
+            *history,
+            w.error,
+            piece.replays,
+        )
+        for w in waiting
+    ]
+    yield Many("park_unstarted", rows)
 
 
 def _bury(piece: _Piece, dead: Sequence[Dead], now_ms: int) -> Steps[None]:
@@ -220,16 +257,22 @@ def _note_refused(
 
 
 def extend(receipts: Iterable[LogReceipt], lease_until_boot_ms: int) -> Steps[list[LogReceipt]]:
-    """Hold the named messages until then, and no others; returns the lost."""
+    """Hold the named messages until then, and no others; returns the lost.
+
+    A piece whose row is locked is being settled, or the messages of a transaction: who looks for
+    the dead passes it over, and so does this, which must not wait for a handler to end.
+    """
     asked = list(receipts)
     lost: set[LogReceipt] = set()
     for token, positions in _by_token(asked).items():
         left = list(positions)
-        for row in (yield Ask("pieces", (token,))):
+        at_rest = {claim_id for (claim_id,) in (yield Ask("pieces_at_rest", (token,)))}
+        for row in (yield Ask("pieces_seen", (token,))):
             piece = _Piece(*row)
             mine = within(piece.first, piece.last, positions)
             if mine:
-                yield from _renew(piece, mine, lease_until_boot_ms)
+                if piece.claim_id in at_rest:
+                    yield from _renew(piece, mine, lease_until_boot_ms)
                 left = [p for p in left if not piece.first <= p <= piece.last]
         lost.update((token, p) for p in left)
     return [receipt for receipt in asked if lost and not lost.isdisjoint(_singles(receipt))]
@@ -249,40 +292,67 @@ def _renew(piece: _Piece, mine: Sequence[int], lease_until_boot_ms: int) -> Step
     yield Ask("resize_claim", (first, last, piece.claim_id))
 
 
-def take_over(
-    lanes: Sequence[Lane],
-    dead: Collection[str],
-    boot_id: str,
-    boot_ms: int,
-    now_ms: int,
-) -> Steps[int]:
-    """Free the claims of workers that are ``dead`` and those whose lease is over.
+class _Held(NamedTuple):
+    """A claim that somebody holds."""
+
+    claim_id: int
+    subscription_no: int
+    first: int
+    last: int
+    attempt: int
+    alone: int
+    worker: str
+    boot_id: str
+    lease_until_boot_ms: int
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first + 1
+
+
+def take_over(dead: Collection[str], boot_id: str, boot_ms: int, now_ms: int) -> Steps[int]:
+    """Free the claims of workers that are ``dead`` and those whose lease is over, of whichever
+    subscription: all that a worker held is judged at once.
 
     What becomes free is given out one message at a time. A death is charged to a message only
-    where it certainly was alone: given out so, or the one thing its worker had claimed here.
-    Returns how many messages became free.
+    where it was all that its worker held, claimed by itself. Alone in its claim, but not in its
+    worker, it is accused: see `duly.sql.solitude`. Returns how many messages became free.
     """
-    freed = 0
-    claims: list[tuple[Any, ...]] = []
-    for lane in lanes:
-        rows = yield Ask("held", (lane.subscription_no,))
-        claims += [(lane.subscription_no, *row) for row in rows]
-    burden: dict[str, int] = {}
-    for _, _, first, last, _, _, worker, _, _ in claims:
-        burden[worker] = burden.get(worker, 0) + last - first + 1
-    for number, claim_id, first, last, attempt, alone, worker, boot, lease_until_boot_ms in claims:
-        died = worker in dead or boot != boot_id
-        if not died and lease_until_boot_ms > boot_ms:
-            continue
-        charged = alone == SUSPECT or (alone == ASKED_FOR_ONE and burden[worker] == 1)
-        yield Ask("free_suspect", (attempt + charged, claim_id))
-        count = last - first + 1
-        cause = "its worker died" if died else "its lease ended"
-        detail = f"attempt {attempt}: {cause}{', charged' if charged else ''}"
-        note = (now_ms, "redelivery", number, first, count, worker, detail)
-        yield Ask("note_position", note)
-        freed += count
-    return freed
+    held = [_Held(*row) for row in (yield Ask("held"))]
+    burden: Counter[str] = Counter()
+    for claim in held:
+        burden[claim.worker] += claim.size
+    gone = {claim.worker for claim in held if claim.worker in dead or claim.boot_id != boot_id}
+    lost = [c for c in held if c.worker in gone or c.lease_until_boot_ms <= boot_ms]
+    for claim in lost:
+        cause = "worker died" if claim.worker in gone else "lease ended"
+        yield from _free(claim, cause, now_ms, sole=burden[claim.worker] == 1)
+    for worker in {claim.worker for claim in lost} - gone:
+        yield Ask("forget_alone", (worker,))
+    return sum(claim.size for claim in lost)
+
+
+def _free(claim: _Held, cause: str, now_ms: int, *, sole: bool) -> Steps[None]:
+    charged = sole and claim.alone not in (NOT_ALONE, LEFT_ALONE)
+    in_company = claim.alone in _SUSPICION and not charged
+    alone = ACCUSED if in_company or claim.alone == ACCUSED else SUSPECT
+    yield Ask("free_suspect", (alone, claim.attempt + charged, claim.claim_id))
+    said = ", charged" if charged else ", perhaps of another message" if in_company else ""
+    detail = f"attempt {claim.attempt}: its {cause}{said}"
+    place = (claim.subscription_no, claim.first, claim.size, claim.worker)
+    yield Many("note_position", [(now_ms, "redelivery", *place, detail)])
+
+
+def holds_accused(worker: str, boot_id: str, boot_ms: int) -> Steps[bool]:
+    """Whether this worker still holds a message that it runs with nothing beside it."""
+    [(held,)] = yield Ask("holds_accused", (worker, boot_id, boot_ms))
+    return bool(held)
+
+
+def accused_waits() -> Steps[bool]:
+    """Whether an accused message waits for a worker of its own, of whichever subscription."""
+    [(waits,)] = yield Ask("accused_waits")
+    return bool(waits)
 
 
 # What a clock may be corrected by before it counts as a step.

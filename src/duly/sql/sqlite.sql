@@ -87,6 +87,9 @@ create table if not exists duly_cursors (
 -- One row a contiguous range of unsettled messages. token null: nobody's, to be given out again.
 -- alone 1: one at a time, for a death of its holder has to be charged to somebody.
 -- alone 2: was claimed by a call for one message.
+-- alone 3: as 1, and with nothing else in its worker: it was alone in its claim when a worker died
+-- that held other claims too.
+-- alone 4: was 1 or 3 when its holder lost another claim. Lost too, it becomes 3 and is not charged.
 create table if not exists duly_claims (
     claim_id integer primary key,
     subscription_no integer not null,
@@ -160,6 +163,37 @@ create table if not exists duly_incidents (
     detail text not null
 );
 
+-- Up to which of its ticks a schedule has published.
+create table if not exists duly_schedules (
+    name text primary key,
+    tick_ms integer not null
+) without rowid;
+
+-- Subscriptions that people hold back. under: rewinding, or of a name that was given up (with
+-- the number behind a #) removing or removed; null: only paused.
+create table if not exists duly_steering (
+    name text primary key,
+    paused integer not null default 0,
+    under text,
+    since_ms integer not null
+) without rowid;
+
+-- The lives that a subscription was declared to begin, each once.
+create table if not exists duly_epochs (
+    name text not null,
+    epoch text not null,
+    time_ms integer not null,
+    primary key (name, epoch)
+) without rowid;
+
+-- Of identities whose message a person had erased only a hash, which drops a repeat.
+create table if not exists duly_erased (
+    topic_no integer not null,
+    hash blob not null,
+    time_ms integer not null,
+    primary key (topic_no, hash)
+) without rowid;
+
 
 -- ===== topics =================================================================================
 
@@ -184,9 +218,10 @@ select stream from duly_streams where topic_no = ? order by partition;
 
 -- name: take_positions
 -- Take as many positions of the stream; returns the first sequence number after them.
-update duly_streams set next_seq = next_seq + ?, largest = max(largest, ?),
-    latest_due_ms = max(latest_due_ms, ?)
-where stream = ? returning next_seq;
+update duly_streams set next_seq = next_seq + ?1, largest = max(largest, ?2),
+    latest_due_ms = max(latest_due_ms, ?3)
+where stream = ?4;
+select next_seq from duly_streams where stream = ?4;
 
 -- name: append_plain
 -- Messages without key, headers and due time.
@@ -241,15 +276,29 @@ update duly_parked set due_ms = 0 where subscription_no = ? and due_ms is null;
 
 -- ===== claiming ===============================================================================
 
--- name: waiting
--- Whether a range is nobody's, and when the next parked message is due.
+-- name: outlook
+-- Whether people hold the subscription back, whether a range is nobody's, and when the next parked
+-- message is due; with each stream of messages that were never given out, or with nulls.
 select
+    exists (
+        select 1 from duly_steering h join duly_subscriptions s on s.name = h.name
+        where s.subscription_no = ?1
+    ),
     exists (select 1 from duly_claims where token is null and subscription_no = ?1),
-    (select min(due_ms) from duly_parked where subscription_no = ?1 and due_ms is not null);
+    (select min(due_ms) from duly_parked where subscription_no = ?1 and due_ms is not null),
+    c.stream, c.next_seq, s.next_seq, s.largest, s.latest_due_ms
+from (select 1) left join (
+    duly_cursors c join duly_streams s on s.stream = c.stream
+) on c.subscription_no = ?1 and c.next_seq < s.next_seq;
 
--- name: waiting_ordered
--- The same in order by key: a stream that is being worked has nothing to give.
+-- name: outlook_ordered
+-- The same in order by key: a stream that is being worked has nothing to give, and one with
+-- claims no fresh messages.
 select
+    exists (
+        select 1 from duly_steering h join duly_subscriptions s on s.name = h.name
+        where s.subscription_no = ?1
+    ),
     exists (
         select 1 from duly_claims f where f.token is null and f.subscription_no = ?1
         and not exists (
@@ -264,22 +313,15 @@ select
             select o.first >> 40 from duly_claims o where o.subscription_no = ?1
         )
         order by p.due_ms limit 1
+    ),
+    c.stream, c.next_seq, s.next_seq, s.largest, s.latest_due_ms
+from (select 1) left join (
+    duly_cursors c join duly_streams s on s.stream = c.stream
+) on c.subscription_no = ?1 and c.next_seq < s.next_seq
+    and not exists (
+        select 1 from duly_claims o
+        where o.subscription_no = ?1 and (o.first >> 40) = c.stream
     );
-
--- name: backlog
--- The streams with messages that were never given out.
-select c.stream, c.next_seq, s.next_seq, s.largest, s.latest_due_ms
-from duly_cursors c join duly_streams s on s.stream = c.stream
-where c.subscription_no = ? and c.next_seq < s.next_seq;
-
--- name: backlog_ordered
-select c.stream, c.next_seq, s.next_seq, s.largest, s.latest_due_ms
-from duly_cursors c join duly_streams s on s.stream = c.stream
-where c.subscription_no = ?1 and c.next_seq < s.next_seq
-and not exists (
-    select 1 from duly_claims o
-    where o.subscription_no = ?1 and (o.first >> 40) = c.stream
-);
 
 -- name: measure
 select coalesce(sum(length(body)), 0) from duly_messages where position between ? and ?;
@@ -302,8 +344,15 @@ select cast(id as blob) from duly_messages where position between ? and ? order 
 -- name: fetch_span_with_identities
 select source, id, body from duly_messages where position between ? and ? order by position;
 
--- name: fetch_span_with_ids
-select id, body from duly_messages where position between ? and ? order by position;
+-- name: ids_of_span
+-- As one JSON text, which costs a fraction of a row for each. In order of the positions, because
+-- no index is used; an order by in here would cost as much as the rows.
+select json_group_array(id) from duly_messages not indexed where position between ? and ?;
+
+-- name: identities_of_span
+-- The same with the least and the greatest source, which nearly always are one.
+select json_group_array(id), min(source), max(source)
+from duly_messages not indexed where position between ? and ?;
 
 -- name: fetch_bodies
 select position, id, body from duly_messages where position between ? and ? order by position;
@@ -315,7 +364,8 @@ select position, cast(source as blob), cast(id as blob), time_ms,
 from duly_messages where position between ? and ? order by position;
 
 -- name: next_token
-update duly_token set value = value + 1 returning value;
+update duly_token set value = value + 1;
+select value from duly_token;
 
 -- name: move_cursor
 update duly_cursors set next_seq = ? where subscription_no = ? and stream = ?;
@@ -398,23 +448,63 @@ order by f.position limit ?3;
 delete from duly_parked where subscription_no = ? and position = ?;
 
 -- name: free_ranges
+-- Save the accused: these wait for a worker of their own, and keep nobody behind them waiting.
 select claim_id, first, last, attempt, alone, repeated, replays from duly_claims
-where token is null and subscription_no = ? order by first limit ?;
+where token is null and subscription_no = ? and alone <> 3 order by first limit ?;
 
 -- name: free_ranges_ordered
 select f.claim_id, f.first, f.last, f.attempt, f.alone, f.repeated, f.replays from duly_claims f
-where f.token is null and f.subscription_no = ?1
+where f.token is null and f.subscription_no = ?1 and f.alone <> 3
 and not exists (
-    select 1 from duly_claims o where o.subscription_no = ?1 and o.token is not null
-    and (o.first >> 40) = (f.first >> 40)
+    select 1 from duly_claims o where o.subscription_no = ?1 and (o.first >> 40) = (f.first >> 40)
+    and (o.token is not null or (o.alone = 3 and o.first < f.first))
 )
 order by f.first limit ?2;
+
+-- name: accused_ranges
+select claim_id, first, last, attempt, alone, repeated, replays from duly_claims
+where token is null and subscription_no = ? and alone = 3 order by first limit 1;
+
+-- name: accused_ranges_ordered
+select f.claim_id, f.first, f.last, f.attempt, f.alone, f.repeated, f.replays from duly_claims f
+where f.token is null and f.subscription_no = ?1 and f.alone = 3
+and not exists (
+    select 1 from duly_claims o where o.subscription_no = ?1 and (o.first >> 40) = (f.first >> 40)
+    and (o.token is not null or o.first < f.first)
+)
+order by f.first limit 1;
+
+-- name: accused_waits
+select exists (select 1 from duly_claims where token is null and alone = 3);
+
+-- name: holds_anything
+-- Whether this worker has claimed anything, of whichever subscription.
+select exists (select 1 from duly_claims where token is not null and worker = ?);
+
+-- name: holds_accused
+-- Whether this worker still holds a message that runs with nothing beside it.
+select exists (
+    select 1 from duly_claims where token is not null and alone = 3
+    and worker = ?1 and boot_id = ?2 and lease_until_boot_ms > ?3
+);
 
 -- name: cut_range
 update duly_claims set first = ? where claim_id = ?;
 
 -- name: drop_claim
 delete from duly_claims where claim_id = ?;
+
+-- name: drop_whole_claim
+-- Where it is still this range, stamped by this transaction (?4, null where there was no fence);
+-- returns whose it was, and whether messages of its subscription wait behind others.
+select subscription_no, exists (
+    select 1 from duly_parked p
+    where p.subscription_no = duly_claims.subscription_no and p.due_ms is null
+)
+from duly_claims
+where token = ?1 and first = ?2 and last = ?3 and (?4 is null or mark = ?4);
+delete from duly_claims
+where token = ?1 and first = ?2 and last = ?3 and (?4 is null or mark = ?4);
 
 
 -- ===== holding and losing claims ==============================================================
@@ -425,27 +515,47 @@ select worker, boot_id, min(lease_until_boot_ms) from duly_claims
 where subscription_no = ? and token is not null group by worker, boot_id;
 
 -- name: held
-select claim_id, first, last, attempt, alone, worker, boot_id, lease_until_boot_ms
-from duly_claims where subscription_no = ? and token is not null order by first;
+-- Of every subscription: what a death may be charged to is decided by all that its worker held.
+select claim_id, subscription_no, first, last, attempt, alone, worker, boot_id,
+    lease_until_boot_ms
+from duly_claims where token is not null order by subscription_no, first;
 
 -- name: free_suspect
 -- Nobody's, and to be given out one message at a time.
 update duly_claims set token = null, worker = null, lane = null, boot_id = null,
-    lease_until_boot_ms = null, mark = null, alone = 1, repeated = 1, attempt = ?
+    lease_until_boot_ms = null, mark = null, alone = ?, repeated = 1, attempt = ?
 where claim_id = ?;
+
+-- name: forget_alone
+-- What a worker still holds that has lost a part: when this is lost too, perhaps to the same
+-- standstill, it was not the only one.
+update duly_claims set alone = iif(alone in (1, 3, 4), 4, 0) where worker = ? and token is not null;
 
 -- name: free_lane
 -- What a closing lane holds. It may have run, though nobody settled it.
 update duly_claims set token = null, worker = null, lane = null, boot_id = null,
-    lease_until_boot_ms = null, mark = null, alone = (alone = 1), repeated = 1
+    lease_until_boot_ms = null, mark = null, repeated = 1,
+    alone = case alone when 1 then 1 when 3 then 3 when 4 then 1 else 0 end
 where subscription_no = ? and worker = ? and lane = ? and token is not null;
 
 -- name: pieces
 select claim_id, subscription_no, first, last, attempt, alone, repeated, mark, worker, replays
 from duly_claims where token = ? order by first;
 
+-- name: pieces_at_rest
+-- Those that no other transaction holds: with one writer, all.
+select claim_id from duly_claims where token = ?;
+
+-- name: pieces_seen
+select claim_id, subscription_no, first, last, attempt, alone, repeated, mark, worker, replays
+from duly_claims where token = ? order by first;
+
 -- name: stamp
-update duly_claims set mark = ? where token = ? returning first, last;
+update duly_claims set mark = ?1 where token = ?2;
+select first, last from duly_claims where token = ?2;
+
+-- name: stamped
+select 1 from duly_claims where mark = ? limit 1;
 
 -- name: renew
 update duly_claims set lease_until_boot_ms = ? where claim_id = ?;
@@ -487,6 +597,13 @@ insert into duly_parked (
     subscription_no, position, key, due_ms, attempt, alone, repeated, error, replays
 )
 select ?1, position, key, ?3, ?4, 0, 1, ?5, ?6 from duly_messages where position = ?2;
+
+-- name: park_unstarted
+-- What no handler was called with: it comes again as it was.
+insert into duly_parked (
+    subscription_no, position, key, due_ms, attempt, alone, repeated, error, replays
+)
+select ?1, position, key, ?3, ?4, ?5, ?6, ?7, ?8 from duly_messages where position = ?2;
 
 -- name: bury
 insert into duly_dead (
@@ -558,6 +675,22 @@ where d.dead_id = ?1;
 delete from duly_dead where dead_id = ?;
 
 
+-- ===== schedules ==============================================================================
+
+-- name: reached_tick
+select tick_ms from duly_schedules where name = ?;
+
+-- name: reached_ticks
+select name, tick_ms from duly_schedules;
+
+-- name: start_schedule
+insert into duly_schedules (name, tick_ms) values (?, ?) on conflict do nothing;
+
+-- name: move_tick
+-- Compare and set: another process that was first makes this change nothing.
+update duly_schedules set tick_ms = ?3 where name = ?1 and tick_ms = ?2 returning 1;
+
+
 -- ===== incidents ==============================================================================
 
 -- name: note
@@ -566,7 +699,8 @@ insert into duly_incidents (
 ) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: note_position
--- An incident of one message of a subscription, found by its position.
+-- An incident of one message of a subscription, found by its position. What is claimed is in the
+-- log unless it was erased: then nothing of it is to be kept, nor what its handler said of it.
 insert into duly_incidents (
     time_ms, kind, topic, subscription, source, id, position, count, worker, detail
 )
@@ -576,7 +710,10 @@ select ?1, ?2,
     (select name from duly_subscriptions where subscription_no = ?3),
     (select m.source from duly_messages m where m.position = ?4),
     (select m.id from duly_messages m where m.position = ?4),
-    ?4, ?5, ?6, ?7;
+    ?4, ?5, ?6,
+    case when ?2 in ('retry', 'dead-letter')
+        and not exists (select 1 from duly_messages m where m.position = ?4)
+    then 'erased' else ?7 end;
 
 
 -- ===== retention ==============================================================================
@@ -609,10 +746,11 @@ select exists (
 delete from duly_messages where position between ? and ? and time_ms <= ?;
 
 -- name: trim
--- Parked ones stay: a message that waits for long does not keep those around it.
+-- Parked ones stay: a message that waits for long does not keep those around it. The cross join
+-- keeps the planner from looking through all that is parked, once for each message.
 delete from duly_messages where position between ?1 and ?2 and time_ms <= ?3
 and not exists (
-    select 1 from duly_cursors c join duly_parked p
+    select 1 from duly_cursors c cross join duly_parked p
         on p.subscription_no = c.subscription_no and p.position = duly_messages.position
     where c.stream = ?4
 );

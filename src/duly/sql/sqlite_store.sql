@@ -118,15 +118,14 @@ delete from duly_inbox where flow_no = ? and id = ? and mark = ?;
 -- name: inbox_mark
 update duly_inbox set mark = ? where flow_no = ? and id = ? and mark = ?;
 
--- name: inbox_after
--- The end of the next stretch to look at.
-select id from duly_inbox where flow_no = ? and id > ? order by id limit 1 offset ?;
+-- name: inbox_stretch
+-- The next so many: the last of them, the oldest, and how many there are.
+select max(id), min(time_ms), count(*) from (
+    select id, time_ms from duly_inbox where flow_no = ? and id > ? order by id limit ?
+) s;
 
 -- name: inbox_forget_old
 delete from duly_inbox where flow_no = ? and id > ? and id <= ? and time_ms < ?;
-
--- name: inbox_forget_old_rest
-delete from duly_inbox where flow_no = ? and id > ? and time_ms < ?;
 
 
 -- ===== cursors ================================================================================
@@ -134,9 +133,9 @@ delete from duly_inbox where flow_no = ? and id > ? and time_ms < ?;
 -- name: log_cursor
 select next_offset, epoch from duly_log_cursors where consumer = ? and log = ?;
 
--- name: add_log_cursor
+-- name: open_log_cursor
 insert into duly_log_cursors (consumer, log, next_offset, epoch) values (?, ?, ?, ?)
-on conflict do nothing returning 1;
+on conflict (consumer, log) do update set log = excluded.log returning next_offset, epoch;
 
 -- name: move_log_cursor
 -- Compare and set: somebody who moved it since it was read makes this change nothing.
@@ -238,3 +237,32 @@ returning relay;
 
 -- name: outbox_let_go
 delete from duly_outbox_relay where relay = ?;
+
+
+-- ===== what people ask ========================================================================
+
+-- name: inbox_forget_some
+delete from duly_inbox where (flow_no, id) in (
+    select i.flow_no, i.id from duly_inbox_flows f join duly_inbox i on i.flow_no = f.flow_no
+    where f.consumer = ? limit ?
+);
+
+-- name: inbox_effect
+select i.time_ms from duly_inbox_flows f join duly_inbox i on i.flow_no = f.flow_no
+where f.consumer = ? and f.topic = ? and f.source = ? and i.id = ? and i.mark >= 0;
+
+-- name: outbox_of_person
+select o.position, length(o.body) from duly_outbox o
+where (?1 is null or o.key = ?1) and (?2 is null or o.id = ?2)
+and (?3 is null or o.source = ?3) and (?4 is null or o.topic = ?4) limit ?5;
+
+-- name: outbox_erase
+delete from duly_outbox where position = ?;
+
+-- name: log_dead_of_person
+select d.dead_id, length(d.body) from duly_log_dead d
+where (?1 is null or d.key = ?1) and (?2 is null or d.id = ?2)
+and (?3 is null or d.source = ?3) and (?4 is null or d.topic = ?4) limit ?5;
+
+-- name: log_dead_erase
+delete from duly_log_dead where dead_id = ?;

@@ -1,7 +1,7 @@
 """Statement logic without a driver: generators that yield statements and receive rows.
 
 A function such as ``claim(...)`` is written once as `Steps`; a driver of either colour runs it
-(`run` is the sync one). Statements are named blocks of a dialect's ``.sql`` file:
+(`run` or `arun`). Statements are named blocks of a dialect's ``.sql`` file:
 
 ::
 
@@ -26,6 +26,10 @@ class Ask(NamedTuple):
     name: str
     params: Sequence[Any] | Mapping[str, Any] = ()
 
+    def by(self, executor: Executor) -> list[tuple[Any, ...]]:
+        """Done by this driver; of an `AsyncExecutor`, to be awaited."""
+        return executor.ask(self.name, self.params)
+
 
 class Many(NamedTuple):
     """Run one statement for each row of parameters; receives the number of rows changed.
@@ -37,12 +41,48 @@ class Many(NamedTuple):
     rows: Sequence[Sequence[Any]]
     shared: Sequence[Any] = ()
 
+    def by(self, executor: Executor) -> int:
+        """Done by this driver; of an `AsyncExecutor`, to be awaited."""
+        return executor.many(self.name, self.rows, self.shared)
 
-Steps = Generator[Ask | Many, Any, R]
+
+class Each(NamedTuple):
+    """Ask for one row for each of many parameters; receives it, or None, for each in order."""
+
+    name: str
+    rows: Sequence[Sequence[Any]]
+
+    def by(self, executor: Executor) -> Sequence[tuple[Any, ...] | None]:
+        """Done by this driver; of an `AsyncExecutor`, to be awaited."""
+        return executor.each(self.name, self.rows)
+
+
+class Column(NamedTuple):
+    """Run one statement; receives the first column of its rows as a list. For long results: a
+    tuple for each row that nobody keeps is memory that the next rows would have used again.
+    """
+
+    name: str
+    params: Sequence[Any] = ()
+
+    def by(self, executor: Executor) -> list[Any]:
+        """Done by this driver; of an `AsyncExecutor`, to be awaited."""
+        return executor.column(self.name, self.params)
+
+
+class Step(Protocol):
+    """What steps yield; a driver may have others than these."""
+
+    def by(self, executor: Any) -> Any:
+        """Done by this driver; of an `AsyncExecutor`, to be awaited."""
+        ...
+
+
+Steps = Generator[Step, Any, R]
 
 
 class Executor(Protocol):
-    """What `run` needs of a driver: two calls, by statement name."""
+    """What `run` needs of a driver: three calls, by statement name."""
 
     def ask(self, name: str, params: Any) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows."""
@@ -52,6 +92,14 @@ class Executor(Protocol):
         """Run one statement for each row and return how many rows changed."""
         ...
 
+    def each(self, name: str, rows: Sequence[Sequence[Any]]) -> Sequence[tuple[Any, ...] | None]:
+        """Ask for one row for each of these parameters."""
+        ...
+
+    def column(self, name: str, params: Any) -> list[Any]:
+        """Run one statement and return the first column of its rows."""
+        ...
+
 
 def run(executor: Executor, steps: Steps[R]) -> R:
     """Drive ``steps`` to their result. A driver's error is thrown into the steps."""
@@ -59,10 +107,44 @@ def run(executor: Executor, steps: Steps[R]) -> R:
         step = next(steps)
         while True:
             try:
-                if isinstance(step, Ask):
-                    answer: Any = executor.ask(step.name, step.params)
-                else:
-                    answer = executor.many(step.name, step.rows, step.shared)
+                answer = step.by(executor)
+            except Exception as error:  # noqa: BLE001 - it belongs to the steps
+                step = steps.throw(error)
+            else:
+                step = steps.send(answer)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
+class AsyncExecutor(Protocol):
+    """The same calls, awaited, for `arun`."""
+
+    async def ask(self, name: str, params: Any) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows."""
+        ...
+
+    async def many(self, name: str, rows: Sequence[Sequence[Any]], shared: Sequence[Any]) -> int:
+        """Run one statement for each row and return how many rows changed."""
+        ...
+
+    async def each(
+        self, name: str, rows: Sequence[Sequence[Any]]
+    ) -> Sequence[tuple[Any, ...] | None]:
+        """Ask for one row for each of these parameters."""
+        ...
+
+    async def column(self, name: str, params: Any) -> list[Any]:
+        """Run one statement and return the first column of its rows."""
+        ...
+
+
+async def arun(executor: AsyncExecutor, steps: Steps[R]) -> R:
+    """`run` for a driver whose calls are awaited."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                answer = await step.by(executor)
             except Exception as error:  # noqa: BLE001 - it belongs to the steps
                 step = steps.throw(error)
             else:

@@ -7,7 +7,7 @@ supervisor runs any command that speaks to its lifeline, so it knows neither app
 from __future__ import annotations
 
 from duly.supervisor.child import Child, Report
-from duly.supervisor.lifeline import Lifeline
+from duly.supervisor.lifeline import SLOT_VARIABLE, Lifeline
 from duly.supervisor.supervisor import (
     CUT_OFF,
     DRAINED,
@@ -20,6 +20,7 @@ __all__ = [
     "CUT_OFF",
     "DRAINED",
     "REFUSED",
+    "SLOT_VARIABLE",
     "Child",
     "Lifeline",
     "Patience",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-from duly.supervisor.lifeline import FD_VARIABLE
+from duly.supervisor.lifeline import FD_VARIABLE, SLOT_VARIABLE
 
 READ_BYTES = 65536
 # A worker that writes no line end for so long is no worker of ours.
@@ -46,18 +46,24 @@ class Child:
         self._written = b""
         self.lifeline, theirs = socket.socketpair()
         self.lifeline.setblocking(False)
-        with theirs:
+        with theirs, contextlib.ExitStack() as on_failure:
+            on_failure.callback(self.lifeline.close)
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if capture else None,
                 stderr=subprocess.STDOUT if capture else None,
                 pass_fds=(theirs.fileno(),),
-                env={**os.environ, FD_VARIABLE: str(theirs.fileno())},
+                env={
+                    **os.environ,
+                    FD_VARIABLE: str(theirs.fileno()),
+                    SLOT_VARIABLE: str(slot),
+                },
                 # A group of its own: Ctrl-C reaches the supervisor only, which then drains;
                 # and what handlers have started can be ended together with their worker.
                 process_group=0,
             )
+            on_failure.pop_all()
         if self.process.stdout is not None:
             os.set_blocking(self.process.stdout.fileno(), False)
 

@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable, Mapping
 
 FD_VARIABLE = "DULY_LIFELINE_FD"
+SLOT_VARIABLE = "DULY_WORKER_SLOT"
+"""The place of a worker among its supervisor's, from 0: whoever replaces it has the same."""
 BEAT_S = 1.0
 # With the supervisor dead, nobody is left to end a worker that hangs in C code and holds the
 # interpreter: the kernel does, by a timer that each beat pushes ahead.

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from types import FrameType
 from typing import Any
 
@@ -35,6 +36,7 @@ class Patience:
     """How long the supervisor waits, in seconds.
 
     - ``drain_s``: from the first signal until the workers that still run are killed.
+    - ``starting_drain_s``: the same for one that is still starting, and has nothing to finish.
     - ``silence_s``: without a heartbeat (one a second), until a worker counts as hung.
     - ``start_s``: for a worker to start, its imports included.
     - ``first_backoff_s``, ``longest_backoff_s``: before a dead worker is started again, doubled
@@ -45,6 +47,7 @@ class Patience:
     """
 
     drain_s: float = 30.0
+    starting_drain_s: float = 1.0
     silence_s: float = 10.0
     start_s: float = 120.0
     first_backoff_s: float = 0.1
@@ -94,7 +97,7 @@ class Supervisor:
         os.set_blocking(self._wake_write, False)
         self._signals: list[int] = []
         self._deaf_until = 0.0
-        self._drain_until: float | None = None
+        self._draining_since: float | None = None
         self._stopping = False
         self._reload_wanted = False
         self._refusal: str | None = None
@@ -192,7 +195,7 @@ class Supervisor:
         self._drain()
 
     def _drain(self) -> None:
-        self._drain_until = time.monotonic() + self._patience.drain_s
+        self._draining_since = time.monotonic()
         for child in self._children():
             child.drain()
 
@@ -209,16 +212,26 @@ class Supervisor:
         return [slot.child for slot in self._slots if slot.child is not None]
 
     def _start_due(self) -> None:
-        if self._stopping or (self._drain_until is not None and self._children()):
+        if self._stopping or (self._draining_since is not None and self._children()):
             return
-        self._drain_until = None
+        self._draining_since = None
         now = time.monotonic()
         for slot in self._slots:
             if slot.child is None and slot.start_at <= now and self._refusal is None:
                 self._start(slot, now)
 
     def _start(self, slot: _Slot, now: float) -> None:
-        child = Child(slot.index, self._command, now, capture=self._show is not None)
+        try:
+            child = Child(slot.index, self._command, now, capture=self._show is not None)
+        except OSError as error:
+            # For now, it may be: no memory, no process left. The others work on meanwhile.
+            slot.young_deaths += 1
+            wait_s = self._backoff_s(slot.young_deaths)
+            slot.start_at = now + wait_s
+            log.error(  # noqa: TRY400 - it says enough
+                "worker %d cannot be started: %s; again in %.2g s", slot.index + 1, error, wait_s
+            )
+            return
         slot.child = child
         self._selector.register(child.lifeline, selectors.EVENT_READ, lambda: self._hear(child))
         if child.output is not None:
@@ -262,7 +275,7 @@ class Supervisor:
     def _decide_after(self, slot: _Slot, child: Child, status: int) -> None:
         now = time.monotonic()
         who = f"worker {slot.index + 1} (pid {child.pid}) {how_it_ended(status)}"
-        if self._stopping or self._drain_until is not None:
+        if self._stopping or self._draining_since is not None:
             log.info("%s", who)
             # One that was still starting had nothing to lose.
             if self._stopping and status != 0 and child.ready_at is not None:
@@ -296,7 +309,7 @@ class Supervisor:
     def _end_the_hung(self) -> None:
         now = time.monotonic()
         for child in self._living():
-            if self._drain_until is not None and now >= self._drain_until:
+            if now >= self._drained_until(child) and not self._was_just_ready(child, now):
                 log.warning("worker %d (pid %d) did not drain: killed", child.slot + 1, child.pid)
                 child.kill()
             elif now >= self._silent_until(child) and not self._was_only_unheard(child, now):
@@ -316,6 +329,21 @@ class Supervisor:
         child.hear(now)
         return now < self._silent_until(child)
 
+    def _drained_until(self, child: Child) -> float:
+        if self._draining_since is None:
+            return inf
+        # What it imports may hang for ever. A worker that heard the signal begins no work.
+        starting = child.ready_at is None
+        patience = self._patience
+        return self._draining_since + (
+            min(patience.starting_drain_s, patience.drain_s) if starting else patience.drain_s
+        )
+
+    def _was_just_ready(self, child: Child, now: float) -> bool:
+        if child.ready_at is None:
+            child.hear(now)
+        return now < self._drained_until(child)
+
     def _silent_until(self, child: Child) -> float:
         # While it starts it may import for long without running a thread of its own.
         starting = child.ready_at is None
@@ -329,8 +357,8 @@ class Supervisor:
     def _until_next(self) -> float | None:
         """Seconds until something is due by the clock; None: only an event changes anything."""
         due = [self._silent_until(child) for child in self._living()]
-        if self._drain_until is not None:
-            due += [self._drain_until] * bool(self._living())
+        if self._draining_since is not None:
+            due += [self._drained_until(child) for child in self._living()]
         elif not self._stopping and self._refusal is None:
             due += [slot.start_at for slot in self._slots if slot.child is None]
         return max(0.0, min(due) - time.monotonic()) if due else None

@@ -8,6 +8,7 @@ must cope with it. `FaultyBroker` and `FaultyStore` put both around what they ar
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from random import Random
 from typing import Any, Literal, get_args
@@ -65,10 +66,19 @@ answer never seen. Only who drives the worker can bring that about (`Faults.surr
 
 DEATHS: tuple[Death, ...] = get_args(Death)
 
+Where = int | tuple[Name, int]
+"""The n-th call of all, or the n-th of a name."""
+
 # Calls that only a worker makes. Who publishes may be the test itself, which must not die.
 _WORKERS: frozenset[Name] = frozenset(
     {"claim", "settle", "extend", "begin", "admit", "settle in transaction", "commit"}
 )
+
+
+class NotHit(AssertionError):
+    """A fault that was asked for by its call has not hit: the call was never made, or cannot go
+    wrong in that way. What the test was to show it does not show.
+    """
 
 
 class Died(BaseException):
@@ -177,9 +187,10 @@ class Faults:
 
     ``kinds`` are of `Kind`, and of `Death` where somebody drives the worker who can let it die.
     ``at`` hits the n-th call (1, 2, ...), or the n-th of a name (``("settle", 1)``), with a kind
-    of its own, or raises an exception there.
+    of its own, or raises an exception there. `check` raises `NotHit` where one of them has not
+    hit; `running` calls it at its end.
     ``pause`` is called to let a process stand still; without it nothing pauses. After ``most``
-    faults there are no more.
+    faults there are no more but those of ``at``.
 
     ``calls`` has the name of every call so far, and ``hits`` tells what happened: number of the
     call, its name, the kind. The same calls are hit alike by the same seed; calls of several
@@ -195,7 +206,7 @@ class Faults:
         *,
         rate: float = 0.05,
         kinds: Collection[Kind | Death] | None = None,
-        at: Mapping[int | tuple[Name, int], Kind | Death | BaseException] | None = None,
+        at: Mapping[Where, Kind | Death | BaseException] | None = None,
         pause: Callable[[], None] | None = None,
         most: int | None = None,
     ) -> None:
@@ -207,6 +218,7 @@ class Faults:
         self._asked = None if kinds is None else frozenset(kinds)
         self._kinds: frozenset[str] = frozenset(KINDS) if self._asked is None else self._asked
         self._at = dict(at or {})
+        self._open = dict(self._at)
         self._pause = pause
         self._most = most
         self._dies = False
@@ -214,6 +226,7 @@ class Faults:
         self._can: Capabilities | None = None
         self._made: list[BaseException] = []
         self._mutex = threading.Lock()
+        self._check_numbers()
         self._check_kinds()
 
     def surrounded(self, pause: Callable[[], None]) -> None:
@@ -231,6 +244,14 @@ class Faults:
     def heal(self) -> None:
         """From here on there are no faults."""
         self._healed = True
+
+    def check(self) -> None:
+        """Raise `NotHit` for what ``at`` asked for and has not hit."""
+        for where, fault in self._open.items():
+            raise NotHit(
+                f"the fault {fault!r} at {_shown(where)} has not hit: {self._why_not(where)}. "
+                f"There were {len(self.calls)} calls: {_counted(self.calls)}"
+            )
 
     def made(self, error: BaseException | None) -> bool:
         """Whether an exception, or what caused it, comes from a fault."""
@@ -274,8 +295,7 @@ class Faults:
     def _choose(self, call: Call) -> str | BaseException | None:
         if self._healed:
             return None
-        number, of_name = len(self.calls), self.calls.count(call.name) if self._at else 0
-        given = self._at.get(number) or self._at.get((call.name, of_name))
+        given = self._given(call)
         if given is not None:
             return given
         over = self._most is not None and len(self.hits) >= self._most
@@ -284,10 +304,42 @@ class Faults:
         kinds = [kind for kind in self._possible(call) if kind in self._kinds]
         return self._random.choice(kinds) if kinds else None
 
+    def _given(self, call: Call) -> str | BaseException | None:
+        """What ``at`` has for this call, where the call can go wrong in that way."""
+        places: tuple[Where, ...] = (len(self.calls), (call.name, self.calls.count(call.name)))
+        for where in places if self._at else ():
+            fault = self._at.get(where)
+            if isinstance(fault, BaseException) or fault in DEATHS or fault in self._possible(call):
+                self._open.pop(where, None)
+                return fault
+        return None
+
+    def _why_not(self, where: Where) -> str:
+        name, number = where if isinstance(where, tuple) else ("", where)
+        made = [n for n, each in enumerate(self.calls) if not name or each == name]
+        if len(made) < number:
+            return "that call was never made"
+        call = Call(self.calls[made[number - 1]])
+        if self._at[where] == "pause" and not self._pause:
+            return "nobody lets the process pause (Faults(pause=...))"
+        can = self._can or Capabilities(name="unknown")
+        there = ", ".join(possible(call, can)) or "nothing"
+        return f"a {call.name!r} call cannot go wrong in that way, only by {there}"
+
     def _possible(self, call: Call) -> Sequence[str]:
         can = self._can or Capabilities(name="unknown")
         kinds = [kind for kind in possible(call, can) if kind != "pause" or self._pause]
         return [*kinds, *DEATHS] if self._dies and call.name in _WORKERS else kinds
+
+    def _check_numbers(self) -> None:
+        if not 0.0 <= self._rate <= 1.0:
+            raise ConfigurationError(f"rate={self._rate!r}: a probability, 0.0 to 1.0")
+        if self._most is not None and self._most < 0:
+            raise ConfigurationError(f"most={self._most!r}: 0 or more faults, or None")
+        for where in self._at:
+            number = where[1] if isinstance(where, tuple) else where
+            if number < 1:
+                raise ConfigurationError(f"at={where!r}: calls are counted from 1 on")
 
     def _check_kinds(self) -> None:
         given = {each for each in self._at.values() if isinstance(each, str)} | self._kinds
@@ -298,7 +350,9 @@ class Faults:
         if unknown_calls := calls - {*get_args(Name)}:
             there = ", ".join(get_args(Name))
             raise ConfigurationError(f"{min(unknown_calls)!r} is no call; there are {there}")
-        asked = self._asked or frozenset()
+        for where, fault in self._at.items():
+            self._check_place(where, fault)
+        asked = {*(self._asked or ()), *(f for f in self._at.values() if isinstance(f, str))}
         if self._can is None or not self._can.confirms_settlement:
             return
         if never := asked & set(_UNCONFIRMED):
@@ -308,6 +362,24 @@ class Faults:
                 'less (broker="memory://?kind=queue"), or with other faults: "expire" and '
                 '"die after" make a message come twice on every broker.'
             )
+
+    def _check_place(self, where: Where, fault: str | BaseException) -> None:
+        if isinstance(where, int) or isinstance(fault, BaseException) or fault in DEATHS:
+            return
+        there = _POSSIBLE.get(where[0], ())
+        if fault not in there:
+            raise ConfigurationError(
+                f"the fault {fault!r} cannot hit a {where[0]!r} call, only "
+                f"{', '.join(there) or 'an exception'} can"
+            )
+
+
+def _shown(where: Where) -> str:
+    return f"call {where}" if isinstance(where, int) else f"{where[0]!r} call {where[1]}"
+
+
+def _counted(calls: Sequence[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in Counter(calls).items()) or "none"
 
 
 def _stand() -> None:

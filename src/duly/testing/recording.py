@@ -254,7 +254,7 @@ class Recording:
             yield
             how = "returned"
         except asyncio.CancelledError:
-            how = "cancelled"
+            how = how_cancelled()
             raise
         except Exception:
             raise
@@ -286,6 +286,17 @@ class Recording:
     runs: Sequence[str] = ()
     """The runs of the handler call that was started last, and the messages they are for."""
     messages: Sequence[Message[Any]] = ()
+
+
+def how_cancelled() -> How:
+    """How a run ended that asyncio.CancelledError left: cancelled where somebody cancelled its
+    task, raised where it comes from inside.
+    """
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # a `def` handler's thread has no loop
+        return "raised"
+    return "cancelled" if task is not None and task.cancelling() else "raised"
 
 
 def kind_of(settlement: Settlement) -> Kind:

@@ -8,7 +8,7 @@ written once, there, for whatever broker or store is inside.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -18,21 +18,29 @@ from duly.broker import (
     Capabilities,
     ClaimsAhead,
     Delivery,
+    NotesRepeats,
     Outcome,
+    Prepares,
     Receipt,
     SubscribeOptions,
     Subscription,
 )
+from duly.errors import DulyError
 from duly.guarantees import Settlement
 from duly.message import Message, Topic
 from duly.store import (
     Admitted,
     Backlog,
+    BeginsOnLoop,
+    Excuses,
     GivenUp,
     Outbox,
     Outgoing,
+    Pipelines,
+    PublishesOnLoop,
     Refusal,
     Scope,
+    SeesSavepoints,
     Session,
     Store,
     StoreCapabilities,
@@ -115,6 +123,11 @@ class WrappedBroker:
         """As `Broker.declare`."""
         self.inner.declare(topics)
 
+    def prepare(self, topics: Iterable[Topic[Any]], subscription: str) -> None:
+        """As `Prepares.prepare`; a broker that keeps messages for later needs none."""
+        if isinstance(self.inner, Prepares):
+            self.inner.prepare(topics, subscription)
+
     def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
         """As `Broker.publish`."""
         outcomes: Sequence[Outcome] = self._around(
@@ -180,6 +193,11 @@ class WrappedSubscription:
         refused: Sequence[Receipt] = self._call("settle", settlements, both)
         return refused
 
+    def note_repeats(self, deliveries: Sequence[Delivery]) -> None:
+        """As `NotesRepeats.note_repeats`; not watched, since nothing depends on it."""
+        if isinstance(self.inner, NotesRepeats):
+            self.inner.note_repeats(deliveries)
+
     def extend(self, receipts: Iterable[Receipt], lease_s: float) -> Sequence[Receipt]:
         """As `Subscription.extend`."""
         lost: Sequence[Receipt] = self._call(
@@ -236,11 +254,23 @@ class WrappedStore:
 
     def begin(self, scope: Scope | None) -> WrappedSession:
         """As `Store.begin`."""
+        return self._begin(scope, self.inner.begin)
+
+    def _begin(
+        self, scope: Scope | None, begin: Callable[[Scope | None], Session[Any]]
+    ) -> WrappedSession:
         tx = f"{self._name}{next(self._numbers)}"
         on = "" if scope is None else scope.consumer
         call = Call("begin", scope, on, tx, self.inner, scope)
-        session: Session[Any] = self._around(call, self.inner.begin)
+        session: Session[Any] = self._around(call, begin)
         return WrappedSession(session, self._around, tx, scope)
+
+    def begin_on_loop(
+        self, scope: Scope | None, on_loop: Callable[[Awaitable[Any]], Any]
+    ) -> WrappedSession:
+        """As `BeginsOnLoop.begin_on_loop`."""
+        inner = cast(BeginsOnLoop, self.inner)
+        return self._begin(scope, lambda given: inner.begin_on_loop(given, on_loop))
 
     def joins(self, connection: Any) -> bool:
         """As `Store.joins`."""
@@ -253,6 +283,17 @@ class WrappedStore:
         topics: Sequence[Topic[Any]] = (),
     ) -> Sequence[Outcome]:
         """As `Store.publish_within`."""
+        return self.inner.publish_within(connection, messages, topics)
+
+    async def apublish_within(
+        self,
+        connection: Any,
+        messages: Sequence[Message[Any]],
+        topics: Sequence[Topic[Any]] = (),
+    ) -> Sequence[Outcome]:
+        """As `PublishesOnLoop.apublish_within`, on a connection of either colour."""
+        if isinstance(self.inner, PublishesOnLoop):
+            return await self.inner.apublish_within(connection, messages, topics)
         return self.inner.publish_within(connection, messages, topics)
 
     def close(self) -> None:
@@ -315,6 +356,27 @@ class WrappedSession:
             settlements,
             lambda given: self.inner.settle(given, deliveries),
         )
+
+    def start_pipeline(self) -> None:
+        """As `Pipelines.start_pipeline`."""
+        cast(Pipelines, self.inner).start_pipeline()
+
+    def end_pipeline(self) -> None:
+        """As `Pipelines.end_pipeline`."""
+        cast(Pipelines, self.inner).end_pipeline()
+
+    def watch_savepoints(self, seen: Callable[[], None]) -> None:
+        """As `SeesSavepoints.watch_savepoints`."""
+        if isinstance(self.inner, SeesSavepoints):
+            self.inner.watch_savepoints(seen)
+
+    def savepoints_left(self) -> bool:
+        """As `SeesSavepoints.savepoints_left`."""
+        return isinstance(self.inner, SeesSavepoints) and self.inner.savepoints_left()
+
+    def excuse(self, error: BaseException) -> DulyError | None:
+        """As `Excuses.excuse`."""
+        return self.inner.excuse(error) if isinstance(self.inner, Excuses) else None
 
     def claim(self, ahead: Ahead) -> None:
         """As `duly.store.ClaimsAhead.claim`."""

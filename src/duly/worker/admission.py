@@ -6,9 +6,10 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from duly import errors
+from duly import errors, events
+from duly.broker import Delivery, NotesRepeats
 from duly.guarantees import Admission, Dead, Done, Release, Settlement
-from duly.store import Admitted, Session
+from duly.store import Admitted, Session, covered
 from duly.worker.steps import NO_WORK, Work, blocking
 
 if TYPE_CHECKING:
@@ -37,6 +38,19 @@ def admit(lane: Lane, session: Session[Any], work: Work) -> Admitted:
     return admitted
 
 
+def told_to_store(
+    lane: Lane, admitted: Admitted, ended: Sequence[Settlement]
+) -> tuple[Sequence[Settlement], Sequence[Delivery]]:
+    """What `Session.settle` is told: what ran, and the unstarted where an inbox holds their ids
+    already.
+    """
+    fresh, count = admitted.fresh, covered(ended)
+    if lane.admission is Admission.BY_INBOX:
+        unstarted = [Release(delivery.receipt) for delivery in fresh[count:]]
+        return [*ended, *unstarted], fresh
+    return ended, fresh[:count]
+
+
 def recorded(lane: Lane, work: Work, ended: Settlement) -> Sequence[Settlement]:
     """What the broker is told of one message that failed with its transaction.
 
@@ -53,6 +67,7 @@ def recorded(lane: Lane, work: Work, ended: Settlement) -> Sequence[Settlement]:
         dead = [ended] if admitted.fresh else []
         session.settle(dead, admitted.fresh)
         session.commit()
+        suppressed(lane, admitted.repeated)
         return of_all(dead, admitted)
     except (errors.BrokerError, errors.TransactionError) as error:
         log.warning("consumer %s could not record a dead letter: %s", lane.consumer.name, error)
@@ -60,6 +75,31 @@ def recorded(lane: Lane, work: Work, ended: Settlement) -> Sequence[Settlement]:
             session.rollback()
         lane.keep(NO_WORK)
         return [Release(ended.receipt, started=True)]
+    except BaseException:
+        # Not the handler's failure: nothing is settled, and nobody else is kept waiting.
+        if session is not None:
+            session.rollback()
+        raise
+
+
+def suppressed(lane: Lane, repeated: Sequence[Delivery]) -> None:
+    """Count and tell what admission found to have taken effect before; the transaction stands.
+
+    Where the broker keeps it for people to see, it is told before they are settled: afterwards
+    it may have forgotten them. That it could not note them changes nothing.
+    """
+    if not repeated:
+        return
+    lane.counts.repeats += len(repeated)
+    lane.tell(events.RepeatsSuppressed(lane.consumer.name, repeated))
+    if isinstance(lane.subscription, NotesRepeats):
+        try:
+            lane.subscription.note_repeats(repeated)
+        except (errors.BrokerError, errors.CommitUnknown) as error:
+            log.warning(
+                "consumer %s: %d suppressed repeats are not in the incidents: %s",
+                lane.consumer.name, len(repeated), error,
+            )  # fmt: skip
 
 
 def of_all(ended: Sequence[Settlement], admitted: Admitted) -> list[Settlement]:

@@ -19,8 +19,8 @@ log = logging.getLogger("duly.worker")
 APART_ROUNDS = 16
 
 
-def offered(lane: Lane) -> Ahead | None:
-    """The next claim, where nothing has to be done before it.
+def offered(lane: Lane, limit: int) -> Ahead | None:
+    """The next claim, of ``limit`` messages at most, where nothing has to be done before it.
 
     What was kept or must go one by one comes first, and so does an order to keep; a limit to
     the rate of starts counts claims.
@@ -36,9 +36,8 @@ def offered(lane: Lane) -> Ahead | None:
         or (lane.order is not None and lane.order.holds_any())
     ):
         return None
-    options = lane.consumer.options
     lane.ahead_at = lane.around.clock()
-    return lane.claims_ahead.ahead(options.batch, options.batch_bytes)
+    return lane.claims_ahead.ahead(limit, lane.consumer.options.batch_bytes)
 
 
 def claim_within(lane: Lane, tx: Transaction[Any], session: Session[Any]) -> Ahead | None:
@@ -49,7 +48,7 @@ def claim_within(lane: Lane, tx: Transaction[Any], session: Session[Any]) -> Ahe
     """
     if lane.admission is not Admission.BY_CLAIM or waits_for_commit(tx):
         return None
-    ahead = offered(lane)
+    ahead = offered(lane, lane.consumer.options.batch)
     if ahead is not None:
         try:
             # A store that is its broker's database does what that does.

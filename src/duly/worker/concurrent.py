@@ -8,17 +8,18 @@ at-least-once and at-most-once only: the messages of a transaction run in order,
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections import deque
 from collections.abc import Generator
 from typing import Any
 
-from duly import errors
+from duly import errors, events
 from duly.broker import Delivery, Receipt
-from duly.guarantees import Dead, Done, Guarantee, Release, Settlement
+from duly.guarantees import Done, Guarantee, Release, Settlement
 from duly.logs import CURRENT
+from duly.worker.beforehand import settle_before
 from duly.worker.lane import Lane
-from duly.worker.loop import within_limit
 from duly.worker.steps import NO_WORK, Pause, Step, Unfit, Work, blocking
 
 # While handlers are in flight a claim waits no longer than this, so that what ends is settled.
@@ -62,17 +63,16 @@ class ConcurrentLane:
         try:
             if self._settling is None and self._ended:
                 ended = self._take_ended()
-                self._settling = self.lane.settle(ended, len(ended))
+                self._settling = self.lane.settle(ended, len(ended), claims=self._room())
             if self._settling is not None:
                 pause = next(self._settling, None)
                 if isinstance(pause, Pause):
                     return pause.seconds
                 self._settling = None
-            self._fill()
+            return self._fill()
         except (errors.BrokerError, errors.TransactionError) as error:
             self.lane.end_round()
             return self.lane.pause_after(error).seconds
-        return 0.0
 
     def receipts(self) -> list[Receipt]:
         """What is claimed and not settled, for whoever extends the leases."""
@@ -89,7 +89,8 @@ class ConcurrentLane:
 
     def close(self) -> None:
         """Cancel what is in flight, unsettled, and give back what never started."""
-        self._loop.call_soon_threadsafe(self._cancel)
+        if self._tasks:
+            self._loop.call_soon_threadsafe(self._cancel)
         self.lane.close()
 
     def _take_ended(self) -> list[Settlement]:
@@ -103,17 +104,25 @@ class ConcurrentLane:
             self._alone_runs = False
         return settlements
 
-    def _fill(self) -> None:
+    def _room(self) -> int:
+        """For how many messages what ends leaves room, to be claimed as it is settled."""
+        if self._alone or self._alone_runs:
+            return 0
+        return min(self._places - len(self._in_flight), self.lane.consumer.options.batch)
+
+    def _fill(self) -> float:
         free = self._places - len(self._in_flight)
         if self._alone_runs or self.lane.stopping or not free or self._alone:
             self._start_alone()
             self._await_end(LOOK_EVERY_S)
-            return
+            return 0.0
         limit = min(free, self.lane.consumer.options.batch)
         wait_s = self.lane.around.wait_s
         work = self.lane.claim(limit, min(wait_s, SETTLE_EVERY_S) if self._in_flight else wait_s)
         if work and self._settles_first:
-            work = self.lane.settle_before(work)
+            count = len(work)
+            work = settle_before(self.lane, work)
+            self._never_start(count - len(work))
         self.lane.in_round = NO_WORK
         if work and work[0][0].alone:
             self._alone = work
@@ -121,7 +130,10 @@ class ConcurrentLane:
         elif work:
             self._start(work)
         elif self.lane.around.permits is not None:
+            if not self._in_flight:
+                return SETTLE_EVERY_S
             self._await_end(SETTLE_EVERY_S)
+        return 0.0
 
     def _start_alone(self) -> None:
         # A message whose last worker died runs with nothing beside it, or its neighbours
@@ -132,12 +144,18 @@ class ConcurrentLane:
             self._alone_runs = True
             self._start(work)
 
-    def _start(self, work: Work) -> None:
-        self._in_flight.update((delivery.receipt, 0.0) for delivery, _ in work)
-        self._something_ended.clear()
-        self._loop.call_soon_threadsafe(self._create_tasks, self._sequences(work))
+    def _never_start(self, count: int) -> None:
+        # Their permits were taken when they were claimed.
+        if self.lane.around.permits is not None:
+            self.lane.around.permits.give_back(count)
 
-    def _sequences(self, work: Work) -> list[Sequential]:
+    def _start(self, work: Work) -> None:
+        items = list(work)  # once: of a span each delivery is made when it is asked for
+        self._in_flight.update((delivery.receipt, 0.0) for delivery, _ in items)
+        self._something_ended.clear()
+        self._loop.call_soon_threadsafe(self._create_tasks, self._sequences(items))
+
+    def _sequences(self, work: Sequential) -> list[Sequential]:
         if not self._ordered:
             return [[item] for item in work]
         by_key: dict[str | None, Sequential] = {}
@@ -162,12 +180,26 @@ class ConcurrentLane:
         for sequence in sequences:
             task = self._loop.create_task(self._run(sequence))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(functools.partial(self._task_ended, sequence))
+
+    def _task_ended(self, sequence: Sequential, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            return
+        if not self.lane.caller.abandoned:
+            # By a handler, before it had begun: once it has, that is the handler's failure.
+            self._create_tasks([sequence])
+            return
+        # By the worker, which settles nothing of it, and may give it back.
+        self._ended.extend((delivery.receipt, None) for delivery, _ in sequence)
+        self._something_ended.set()
 
     async def _run(self, sequence: Sequential) -> None:
         try:
             await self._run_in_turn(sequence)
-        except Exception as error:  # noqa: BLE001 - ends the lane, not only this task
+        except asyncio.CancelledError:
+            raise  # by the worker, which ends: that settles nothing
+        except BaseException as error:  # noqa: BLE001 - ends the lane, not the loop
             self._broken = error
             self._something_ended.set()
 
@@ -176,19 +208,19 @@ class ConcurrentLane:
         for delivery, argument in sequence:
             settlement: Settlement | None
             if argument.__class__ is Unfit:
-                settlement = Dead(delivery.receipt, argument.why)
-                settlement = blocking(blocked, delivery, settlement)
+                settlement = blocking(blocked, delivery, argument.settlement(delivery.receipt))
+                self._never_start(1)
             elif (blocked is not None and blocked.holds(delivery)) or (
                 self.lane.stopping and not self._settles_first
             ):
                 settlement = Release(delivery.receipt)
+                self._never_start(1)
             else:
-                self._in_flight[delivery.receipt] = self.lane.around.clock()
+                self._in_flight[delivery.receipt] = start = self.lane.around.clock()
                 settlement = await self._outcome(delivery, argument)
+                self._tell_handled(settlement, start)
                 if settlement is not None:
                     blocking(blocked, delivery, settlement)
-                elif blocked is not None and not self._settles_first:
-                    blocked.hold_behind(delivery)  # cancelled: it comes again
             if self._settles_first:
                 settlement = None
             self._ended.append((delivery.receipt, settlement))
@@ -198,24 +230,22 @@ class ConcurrentLane:
         lane = self.lane
         CURRENT.set((lane.consumer.name, delivery))
         try:
-            await within_limit(lane.caller.call(argument), lane.consumer.options.max_run_s)
+            await lane.caller.await_one(argument)
         except Exception as error:  # noqa: BLE001 - whatever the handler raises
             if self._settles_first:
                 lane.report_failure(delivery, error)
                 return None
             return lane.failure(delivery, error)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # Somebody inside the handler was cancelled. That is no failure of the message:
-            # nothing is settled, its lease runs out and it comes again.
-            return None
-        except BaseException as error:  # noqa: BLE001 - ends the lane, not the loop
-            self._broken = error
-            return None
         return Done(delivery.receipt)
 
+    def _tell_handled(self, settlement: Settlement | None, start: float) -> None:
+        around = self.lane.around
+        if around.watchers:
+            count = int(isinstance(settlement, Done))
+            seen = events.Handled(self.lane.consumer.name, count, around.clock() - start)
+            events.tell(around.watchers, seen)
+
     def _cancel(self) -> None:
+        self.lane.caller.abandon()
         for task in self._tasks:
             task.cancel()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
 from duly.broker import Delivery, Span
 from duly.consumer import Consumer
-from duly.errors import DecodeError
-from duly.guarantees import Guarantee
+from duly.errors import DecodeError, UnknownType
 from duly.message import Message
 from duly.worker.steps import BodyWork, Unfit, Work
+
+log = logging.getLogger("duly.worker")
 
 _attempt = attrgetter("attempt")
 
@@ -26,17 +28,14 @@ class Decoder:
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
         self._topics = {topic.name: topic for topic in consumer.topics}
-        self._only = consumer.topics[0] if len(consumer.topics) == 1 else None
+        # Bodies alone do not tell of which version they are.
+        simple = len(consumer.topics) == 1 and consumer.topics[0].versions is None
+        self._only = consumer.topics[0] if simple else None
+        self._unknown: set[str] = set()
         self._attempts = consumer.options.retry.attempts
         self._wants_message = consumer.handler.wants_message
-        # At-most-once, what cannot be decoded must be found before all is settled. And with many
-        # handlers in flight each message is looked at before its handler starts.
-        self._one_by_one = not (
-            consumer.handler.is_batch
-            or consumer.handler.wants_message
-            or consumer.options.concurrency > 1
-            or consumer.guarantee is Guarantee.AT_MOST_ONCE
-        )
+        # With many handlers in flight each message is looked at before its handler starts.
+        self._when_called = not (consumer.handler.wants_message or consumer.options.concurrency > 1)
 
     def work(self, claimed: Sequence[Delivery]) -> Work:
         """Deliveries with the arguments their handler takes, in order."""
@@ -44,9 +43,9 @@ class Decoder:
             bodies = _bodies(claimed)
             decode = self._only.codec.decode_fast
             try:
-                if max(map(len, bodies)) > self._only.max_body_bytes:
+                if _any_exceeds(self._only.max_body_bytes, claimed, bodies):
                     raise ValueError("one is too large")
-                if self._one_by_one and isinstance(claimed, Span):
+                if self._when_called and isinstance(claimed, Span):
                     return BodyWork(claimed, decode, self._argument)
                 payloads = [decode(body) for body in bodies]
             except Exception:  # noqa: BLE001 - whatever a damaged body does
@@ -66,12 +65,31 @@ class Decoder:
                 "handled this message alone, or its lease ran out (consumer "
                 f"{self._consumer.name!r} allows {self._attempts})"
             )
-        message = delivery.message
+        try:
+            message = delivery.message
+        except LookupError:
+            return Unfit("a person erased the message while it was claimed")
         try:
             payload = self._payload(message)
+        except UnknownType as error:
+            return self._unread(message, str(error))
         except DecodeError as error:
             return Unfit(str(error))
         return with_payload(message, payload) if self._wants_message else payload
+
+    def _unread(self, message: Message[Any], why: str) -> Unfit:
+        """What becomes of a message whose type this code does not know."""
+        versions = self._topics[message.topic].versions
+        if versions is None or versions.unknown_type == "dead":
+            return Unfit(why)
+        if why not in self._unknown:
+            self._unknown.add(why)
+            log.warning(
+                "consumer %s: message %s of topic %s waits for newer code, and so do others like "
+                "it: %s",
+                self._consumer.name, message.id, message.topic, why,
+            )  # fmt: skip
+        return Unfit(why, versions.look_again_s)
 
     def _payload(self, message: Message[Any]) -> Any:
         topic = self._topics.get(message.topic)
@@ -87,13 +105,21 @@ class Decoder:
                 f"{topic.max_body_bytes:,}: Topic(max_body_bytes=...)"
             )
         try:
-            return topic.codec.decode(message.body)
+            return topic.read(message)
+        except UnknownType:
+            raise
         except DecodeError as error:
             raise DecodeError(f"the body cannot be decoded: {error}") from error
         except Exception as error:
             # Not its text, which may quote the data.
             kind = type(error).__name__
             raise DecodeError(f"the body cannot be decoded: {kind}") from error
+
+
+def _any_exceeds(limit: int, claimed: Sequence[Delivery], bodies: Sequence[bytes]) -> bool:
+    if isinstance(claimed, Span) and claimed.largest <= limit:
+        return False
+    return max(map(len, bodies)) > limit
 
 
 def _bodies(claimed: Sequence[Delivery]) -> Sequence[bytes]:

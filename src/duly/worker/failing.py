@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from duly import errors, events
 from duly.broker import Delivery
 from duly.consumer import Consumer
 from duly.guarantees import Dead, Retry, Settlement
+from duly.store import Excuses, Session
 from duly.worker.steps import Counts, Surroundings, describe
 
 log = logging.getLogger("duly.worker")
@@ -63,3 +65,26 @@ class Failures:
         if self._around.watchers:
             seen = events.HandlerFailed(self._consumer.name, delivery, error, delay_s)
             events.tell(self._around.watchers, seen)
+
+
+def pass_on_lost(
+    delivery: Delivery, consumer: str, error: Exception, rollback_to_savepoint: Callable[[], None]
+) -> None:
+    """Undo the culprit's part; where the transaction is gone, say so with its cause."""
+    try:
+        rollback_to_savepoint()
+    except errors.TransactionLost as lost:
+        raise errors.TransactionLost(
+            f"message {delivery.message_id}, consumer {consumer}: {describe(error)}; with it the "
+            f"database ended the whole transaction ({lost})"
+        ) from error
+
+
+def excused(session: Session[Any], error: BaseException) -> BaseException:
+    """What an error inside a transaction means: where the database ended it for reasons of its
+    own, that, and not the handler's failure. Asked before anything is rolled back.
+    """
+    by_database = not isinstance(error, errors.DulyError) and isinstance(error, Exception)
+    if by_database and isinstance(session, Excuses):
+        return session.excuse(error) or error
+    return error

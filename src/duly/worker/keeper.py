@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from duly import errors, events
@@ -20,6 +21,8 @@ log = logging.getLogger("duly.worker")
 # An async handler is cancelled at max_run_s; this much later it is taken for hung.
 CANCEL_GRACE_S = 5.0
 BEAT_S = 0.5
+# So many leases are extended at the same time, in one commit where the broker groups them.
+_AT_ONCE = 32
 
 
 class Watched(Protocol):
@@ -36,6 +39,10 @@ class Watched(Protocol):
 
 class Keeper:
     """One thread for all lanes of a worker.
+
+    Leases that are due together are extended at the same time, each on a thread: one after the
+    other, where every write waits for its turn, the last would come when its lease has ended.
+    Not started, but driven by `look`, it does all in turn.
 
     ``overrun`` is called with a consumer's name when its handler is past its time;
     ``beat`` every half second, as long as this process can run a thread at all.
@@ -54,6 +61,8 @@ class Keeper:
         self._extended: dict[int, float] = {}
         self._reported: set[int] = set()
         self._suspects: dict[int, set[Receipt]] = {}
+        self._lost: dict[int, set[Receipt]] = {}
+        self._extenders: ThreadPoolExecutor | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="duly-keeper", daemon=True)
 
@@ -64,6 +73,10 @@ class Keeper:
 
     def start(self) -> None:
         """Start the thread."""
+        if len(self._lanes) > 1:
+            self._extenders = ThreadPoolExecutor(
+                min(len(self._lanes), _AT_ONCE), thread_name_prefix="duly-extender"
+            )
         self._thread.start()
 
     def stop(self) -> None:
@@ -71,6 +84,8 @@ class Keeper:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        if self._extenders is not None:
+            self._extenders.shutdown()
 
     def _run(self) -> None:
         shortest = min((lane.consumer.options.lease_s for lane, _ in self._lanes), default=30.0)
@@ -86,12 +101,19 @@ class Keeper:
     def look(self) -> None:
         """Extend what is due and report what runs too long; once round all lanes."""
         now = self._clock()
+        due: list[tuple[Lane, Watched]] = []
         for lane, watched in self._lanes:
             if self._runs_too_long(lane, watched, now):
                 continue
             if now - self._extended[id(watched)] >= lane.consumer.options.lease_s / 3:
                 self._extended[id(watched)] = now
-                self._extend(lane, watched)
+                due.append((lane, watched))
+        if self._extenders is not None and len(due) > 1:
+            for extended in [self._extenders.submit(self._extend, *each) for each in due]:
+                extended.result()
+            return
+        for each in due:
+            self._extend(*each)
 
     def _runs_too_long(self, lane: Lane, watched: Watched, now: float) -> bool:
         options = lane.consumer.options
@@ -116,8 +138,10 @@ class Keeper:
             return
         # What is being settled in this moment is not held any more, and not lost either: only
         # what is still said to be held at the next look was really lost.
-        held = set(watched.receipts())
-        suspects, self._suspects[id(watched)] = self._suspects.get(id(watched), set()), set(lost)
-        if lost := [receipt for receipt in lost if receipt in held and receipt in suspects]:
-            log.warning("consumer %s lost %d leases", lane.consumer.name, len(lost))
-            lane.tell(events.LeaseLost(lane.consumer.name, lost))
+        of, held = id(watched), set(watched.receipts())
+        suspects, self._suspects[of] = self._suspects.get(of, set()), set(lost)
+        sure = suspects & self._suspects[of] & held
+        told, self._lost[of] = self._lost.get(of, set()), sure
+        if new := [*(sure - told)]:
+            log.warning("consumer %s lost %d leases", lane.consumer.name, len(new))
+            lane.tell(events.LeaseLost(lane.consumer.name, new))

@@ -12,7 +12,8 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from math import inf
+from typing import Any, cast
 
 from duly import errors, events
 from duly.broker import Ahead, ClaimsAhead, Delivery, Receipt, Subscription
@@ -20,31 +21,30 @@ from duly.consumer import Consumer
 from duly.guarantees import Admission, Guarantee, Release, Settlement
 from duly.store import (
     Admitted,
+    BeginsOnLoop,
     Scope,
     Session,
     Store,
     Transaction,
-    covered,
     take_after_commit,
 )
 from duly.worker import rounds
-from duly.worker.admission import recorded
+from duly.worker.admission import suppressed
 from duly.worker.ahead import claim_apart, offered
 from duly.worker.calling import Caller
 from duly.worker.decoding import Decoder
 from duly.worker.failing import Failures
+from duly.worker.pausing import Pausing
 from duly.worker.steps import (
     NO_WORK,
     Blocked,
     Counts,
-    HandlerFailed,
     Pause,
     Round,
     Step,
     Surroundings,
     Unfit,
     Work,
-    blocking,
     by_key,
     by_partition,
     describe,
@@ -86,6 +86,7 @@ class Lane:
         self.consumer = consumer
         self.subscription = subscription
         self.claims_ahead = subscription if isinstance(subscription, ClaimsAhead) else None
+        self._pausing = Pausing(consumer.name, subscription)
         self.around = around
         self.caller = Caller(
             consumer, call, around, inside=store.capabilities.database if store else None
@@ -104,6 +105,10 @@ class Lane:
         # Rounds to go with a savepoint per message, and messages to go one per transaction.
         self.careful = 0
         self.singly = 0
+        # Whether handlers may leave savepoints open: then each runs within one of duly's.
+        self.leaves_savepoints = False
+        # Messages that were started in this round, and those that have their permit to.
+        self.starts = self._permitted = 0
         # Rounds to go in which nothing is claimed ahead.
         self.apart = 0
         self._store = store
@@ -111,17 +116,28 @@ class Lane:
         self._scope = (
             None
             if admission is None
-            else Scope(consumer.name, admission, consumer.options.inbox_retention_s)
+            else Scope(
+                consumer.name,
+                admission,
+                consumer.options.inbox_retention_s,
+                consumer.options.max_run_s,
+            )
         )
+        limit = store.capabilities.savepoints if store else None
+        self.most_savepoints = inf if limit is None else limit
+        # In a row, by what was nobody's fault.
+        self.interruptions = 0
         self._group = (
             by_partition if retries_in_place else by_key if consumer.options.order_by_key else None
         )
         self._tx_s = consumer.options.tx_s or (store.capabilities.tx_s if store else 1.0)
-        self._decoder = Decoder(consumer)
+        self.decoder = Decoder(consumer)
         self._round_of = ROUNDS[consumer.guarantee]
         self._round: Round | None = None
         self._kept = NO_WORK
         self._pause_s = FIRST_PAUSE_S
+        # How long the calls of the last round took together.
+        self.calls_s = inf
         # When what is worked on was claimed, and what was claimed ahead of it.
         self.claimed_at = self.ahead_at = 0.0
 
@@ -133,13 +149,23 @@ class Lane:
         A handler's failure, a lost claim or an unusable broker end a round, never the lane.
         Whatever else is raised ends the lane: then it must not settle anything any more.
         """
+        pause_s = self._step()
+        if self._round is None and self.around.permits is not None:
+            # A permit for each start: back go those of messages that did not start, and what
+            # starts again takes another.
+            self.around.permits.give_back(self._permitted - self.starts - len(self.pending))
+            self._permitted, self.starts = len(self.pending), 0
+        return pause_s
+
+    def _step(self) -> float:
         if self._round is None:
             self._round = self._round_of(self)
         try:
             step = self.caller.advance(self._round)
         except StopIteration:
             self.end_round()
-            self._pause_s = FIRST_PAUSE_S
+            if not self.interruptions:
+                self._pause_s = FIRST_PAUSE_S
             return 0.0
         except errors.BrokerError as error:
             self.end_round()
@@ -150,12 +176,11 @@ class Lane:
             self.end_round()
             return self.pause_after(error).seconds
         except asyncio.CancelledError:
-            # Cancelled from inside the handler or by shutdown, which is no failure of the
-            # message: nothing is settled, the lease runs out and it comes again.
+            # By the worker, whose time is over. That is no failure of the message: nothing is
+            # settled, and it comes again.
             log.warning("consumer %s: the handler was cancelled", self.consumer.name)
             self._round.close()
             self._kept = NO_WORK
-            self._hold_behind(self.in_round)
             self.end_round()
             return 0.0
         except BaseException:
@@ -223,18 +248,25 @@ class Lane:
         """Up to ``limit`` messages: those left over, or new ones within ``wait_s`` seconds."""
         if self.stopping:
             return NO_WORK
+        permits = self.around.permits
         if self.pending:
+            if permits is not None and permits.are_owed:
+                return NO_WORK  # it starts again, and more has started than may
             self.in_round, self.pending = self.pending, NO_WORK
             return self.in_round
-        permits, options = self.around.permits, self.consumer.options
         if permits is not None:
             limit = permits.take(limit)
         if not limit:
             return NO_WORK
+        claimed: Sequence[Delivery] = ()
         self.claimed_at = self.around.clock()
-        claimed = self.subscription.claim(limit, options.batch_bytes, wait_s)
-        if permits is not None:
-            permits.give_back(limit - len(claimed))
+        try:
+            claimed = self.subscription.claim(limit, self.consumer.options.batch_bytes, wait_s)
+            self._pausing.look()
+        finally:
+            if permits is not None:
+                permits.give_back(limit - len(claimed))
+                self._permitted += len(claimed)
         self.in_round = self._received(claimed)
         return self.in_round
 
@@ -244,7 +276,7 @@ class Lane:
         self.order = self.blocked()
         self.counts.claimed += len(claimed)
         self.tell(events.Claimed(self.consumer.name, claimed))
-        return self._decoder.work(claimed)
+        return self.decoder.work(claimed)
 
     def receive(self, ahead: Ahead | None) -> None:
         """Keep for the next round what was claimed ahead; the transaction stands."""
@@ -278,7 +310,7 @@ class Lane:
             return order
         return order if any(argument.__class__ is Unfit for _, argument in work) else None
 
-    def _hold_behind(self, work: Work) -> None:
+    def hold_behind(self, work: Work) -> None:
         """What was claimed with these and comes after them must wait until they come again."""
         if self.order is not None:
             for delivery, _ in work:
@@ -301,40 +333,21 @@ class Lane:
 
     # --- verbs of a round: settling
 
-    def settle_before(self, work: Work) -> Work:
-        """At-most-once: settle all, durably; returns what may start now.
-
-        A refused one belongs to another worker, and one whose settlement is unknown may have
-        been settled before: neither starts.
-        """
-        if not work:
-            return work
-        try:
-            refused = set(self.subscription.settle(work.ended()))
-        except errors.BrokerUnavailable:
-            self._kept = work  # certainly not settled: they may still start, later
-            raise
-        self._tell_refused(refused)
-        started = work.fit()
-        if refused:
-            started = started.only(lambda delivery, _: delivery.receipt not in refused)
-        self.in_round = NO_WORK
-        self.counts.handled += len(started)
-        return started
-
     def settle(
-        self, settlements: Sequence[Settlement], handled: int, *, claims: bool = False
+        self, settlements: Sequence[Settlement], handled: int, *, claims: int = 0
     ) -> Generator[Step, None, None]:
         """Settle what ran, trying until the broker answers: running it again helps nobody.
 
-        ``handled`` messages of it are counted. ``claims``: the next may be claimed with it.
+        ``handled`` messages of it are counted. ``claims``: so many of the next may be claimed
+        with it.
         """
         if not settlements:
             return
-        ahead = offered(self) if claims else None
+        ahead = offered(self, claims) if claims else None
+        start = self.around.clock()
         while True:
             try:
-                refused = self._settle(settlements, ahead)
+                refused = self.settle_with(settlements, ahead)
                 break
             except errors.BrokerUnusable as error:
                 if ahead is None:
@@ -347,21 +360,33 @@ class Lane:
                 # Settling twice is harmless: the receipt fences the second time.
                 yield self.pause_after(error)
         self.receive(ahead)
-        self._tell_refused(refused)
+        self.tell_settled(settlements, refused, start)
         self.counts.handled += handled
         if self.careful:
             self.careful -= 1
 
-    def _settle(self, settlements: Sequence[Settlement], ahead: Ahead | None) -> Sequence[Receipt]:
+    def settle_with(
+        self, settlements: Sequence[Settlement], ahead: Ahead | None
+    ) -> Sequence[Receipt]:
+        """Settle once, and make the next claim with it; returns the refused."""
         if ahead is None or self.claims_ahead is None:
             return self.subscription.settle(settlements)
         return self.claims_ahead.settle_and_claim(settlements, ahead)
 
-    def give_back(self, work: Work) -> Generator[Step, None, None]:
-        """Release messages whose fate another claim must find out; uncharged, fenced."""
-        yield from self.settle([Release(receipt, True) for receipt in work.receipts()], 0)
+    def give_back(self, work: Work, rest: Work) -> Generator[Step, None, None]:
+        """Release messages whose fate another claim must find out, and a rest that has not
+        started; uncharged, fenced.
+        """
+        released = [Release(receipt, True) for receipt in work.receipts()]
+        yield from self.settle([*released, *map(Release, rest.receipts())], 0)
 
-    def _tell_refused(self, refused: Sequence[Receipt] | set[Receipt]) -> None:
+    def tell_settled(
+        self,
+        settlements: Sequence[Settlement],
+        refused: Sequence[Receipt] | set[Receipt],
+        start: float | None = None,
+    ) -> None:
+        """Tell the watchers what was settled, and the log what was refused."""
         if refused:
             self.counts.refused += len(refused)
             log.warning(
@@ -369,6 +394,9 @@ class Lane:
                 self.consumer.name, len(refused),
             )  # fmt: skip
             self.tell(events.SettleRefused(self.consumer.name, tuple(refused)))
+        if self.around.watchers:
+            seconds = 0.0 if start is None else self.around.clock() - start
+            self.tell(events.Settled(self.consumer.name, settlements, tuple(refused), seconds))
 
     # --- verbs of a round: transactions
 
@@ -384,64 +412,17 @@ class Lane:
 
     def begin(self) -> Session[Any]:
         """Open a transaction for this consumer."""
-        assert self._store is not None, "exactly-once without a store passed the contract"
+        store, on_loop = self._store, self.around.on_loop
+        assert store is not None, "exactly-once without a store passed the contract"
         try:
-            return self._store.begin(self._scope)
+            if on_loop is not None and store.capabilities.async_connections:
+                # Between calls the round comes back to this thread, which waits for the loop.
+                self.caller.only_calls_on_loop = True
+                return cast(BeginsOnLoop, store).begin_on_loop(self._scope, on_loop)
+            return store.begin(self._scope)
         except errors.BrokerError:
             self._kept = self.in_round
             raise
-
-    def told_to_store(
-        self, admitted: Admitted, ended: Sequence[Settlement]
-    ) -> tuple[Sequence[Settlement], Sequence[Delivery]]:
-        """What `Session.settle` is told: what ran, and the unstarted where an inbox holds
-        their ids already.
-        """
-        fresh, count = admitted.fresh, covered(ended)
-        if self.admission is Admission.BY_INBOX:
-            unstarted = [Release(delivery.receipt) for delivery in fresh[count:]]
-            return [*ended, *unstarted], fresh
-        return ended, fresh[:count]
-
-    def pass_on_lost(
-        self, delivery: Delivery, error: Exception, rollback_to_savepoint: Callable[[], None]
-    ) -> None:
-        """Undo the culprit's part; where the transaction is gone, say so with its cause."""
-        try:
-            rollback_to_savepoint()
-        except errors.TransactionLost as lost:
-            raise errors.TransactionLost(
-                f"message {delivery.message_id}, consumer {self.consumer.name}: {describe(error)}; "
-                f"with it the database ended the whole transaction ({lost})"
-            ) from error
-
-    def rolled_back(self, work: Work, error: BaseException) -> Generator[Step, None, None]:
-        """Decide what a rolled-back transaction means for its messages."""
-        self._kept = NO_WORK
-        if not isinstance(error, Exception):
-            raise error  # not the handler's failure: this lane settles nothing any more
-        self.tell(events.RolledBack(self.consumer.name, len(work), error))
-        if isinstance(error, errors.BrokerError):
-            self._kept = work
-            raise error
-        if isinstance(error, HandlerFailed | errors.PublishError):
-            self._kept = work
-            self.be_careful(error)
-        elif isinstance(error, errors.Superseded | errors.CommitUnknown):
-            # Lost to another, or perhaps committed: redelivery finds out through admission.
-            log.warning("consumer %s: %s", self.consumer.name, error)
-            self._hold_behind(work)
-            yield from self.give_back(work)
-        elif len(work) == 1 and (self.careful or self.singly):
-            self.singly = max(0, self.singly - 1)
-            delivery = work[0][0]
-            ended = blocking(self.order, delivery, self.failure(delivery, error))
-            yield from self.settle(recorded(self, work, ended), 1)
-        else:
-            # The commit itself, the flush or a lost transaction: it has no culprit to name.
-            log.info("consumer %s goes one by one after %s", self.consumer.name, describe(error))
-            self._kept = work
-            self.singly = len(work)
 
     def committed(
         self,
@@ -451,14 +432,13 @@ class Lane:
     ) -> None:
         """The transaction stands: count it, tell it, and make the calls that waited for it."""
         count = len(admitted.fresh) - len(self._kept)
+        self.interruptions = 0
         self.counts.commits += 1
         self.counts.handled += count
         self.counts.published += published
-        self.counts.repeats += len(admitted.repeated)
         self.careful = max(0, self.careful - 1)
         self.singly = max(0, self.singly - 1)
-        if admitted.repeated:
-            self.tell(events.RepeatsSuppressed(self.consumer.name, admitted.repeated))
+        suppressed(self, admitted.repeated)
         self.tell(events.Committed(self.consumer.name, count, published))
         for call in take_after_commit(tx):
             try:
@@ -468,8 +448,10 @@ class Lane:
 
     def settle_after_commit(self, settlements: Sequence[Settlement]) -> Generator[Step, None, None]:
         """Tell the broker how messages ended, where the transaction did not do that itself."""
-        if self.admission is not Admission.BY_CLAIM:
-            yield from self.settle(settlements, 0, claims=True)
+        if self.admission is Admission.BY_CLAIM:
+            self.tell_settled(settlements, ())
+        else:
+            yield from self.settle(settlements, 0, claims=self.consumer.options.batch)
 
     def tell(self, event: events.Event) -> None:
         """Show an event to the watchers, if there are any."""

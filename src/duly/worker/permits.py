@@ -23,14 +23,27 @@ class Permits:
     def take(self, wished: int) -> int:
         """Of ``wished`` starts, how many are allowed now; they count as used."""
         with self._lock:
-            now = self._clock()
-            self._saved = min(self._most, self._saved + (now - self._at) * self._rate)
-            self._at = now
-            allowed = min(wished, int(self._saved))
+            self._save()
+            allowed = max(0, min(wished, int(self._saved)))
             self._saved -= allowed
             return allowed
 
     def give_back(self, unused: int) -> None:
-        """Return starts that were allowed and not needed: the claim found fewer messages."""
+        """Return starts that were allowed and not needed. Less than 0: so many more were made,
+        and no other is allowed before their time has come.
+        """
         with self._lock:
+            self._save()
             self._saved = min(self._most, self._saved + unused)
+
+    @property
+    def are_owed(self) -> bool:
+        """Whether more has started than was allowed until now."""
+        with self._lock:
+            self._save()
+            return self._saved < 0
+
+    def _save(self) -> None:
+        now = self._clock()
+        self._saved = min(self._most, self._saved + (now - self._at) * self._rate)
+        self._at = now

@@ -19,6 +19,7 @@ from duly.dependencies import Resolver
 from duly.errors import ConfigurationError
 from duly.guarantees import Admission, Guarantee
 from duly.relay import Relay
+from duly.schedules import Scheduler, ticking
 from duly.store import Store, outbox_of
 from duly.worker.concurrent import ConcurrentLane
 from duly.worker.keeper import Keeper
@@ -30,6 +31,9 @@ from duly.worker.steps import Counts, Surroundings
 log = logging.getLogger("duly.worker")
 
 Driven = Lane | ConcurrentLane
+
+# How long the loop of a worker that ends may be busy before it counts as blocked.
+_ANSWER_S = 1.0
 
 
 class Worker:
@@ -78,7 +82,10 @@ class Worker:
             self.app.topics,
             self.consumers,
             self._run,
+            self.app.schedules,
         )
+        if self.app.schedules:
+            ticking(broker, self.app.schedules)
         self._enter_lifespan()
         self._keeper = Keeper(time.monotonic, self._overrun, self._beat)
         for consumer in self.consumers:
@@ -93,6 +100,7 @@ class Worker:
         assert self._keeper is not None, "prepared"
         self._keeper.start()
         self._start_relay(*self.app.backends())
+        self._start_schedules()
         for driven in self._lanes:
             thread = threading.Thread(
                 target=self._drive, args=(driven,), name=f"duly-{_lane(driven).consumer.name}"
@@ -120,13 +128,29 @@ class Worker:
         clean = not any(thread.is_alive() for thread in self._threads)
         if self._keeper is not None:
             self._keeper.stop()
-        self._resolver_close()
-        self._exits.close()
-        if self._loop is not None:
-            self._loop.stop()
+        self._tear_down(until)
         if self._broken is not None:
             raise self._broken
         return clean
+
+    def _tear_down(self, until: float) -> None:
+        loop = self._loop
+        blocked = loop is not None and not loop.answers(max(_ANSWER_S, until - time.monotonic()))
+        if blocked:
+            log.error(
+                "an async handler blocks its event loop; what dependencies and the lifespan of "
+                "app %r opened is left to the end of the process", self.app.name,
+            )  # fmt: skip
+        else:
+            self._resolver_close()
+            self._exits.close()
+        if loop is not None:
+            for driven in self._lanes:
+                _lane(driven).caller.abandon()
+            if blocked:
+                loop.stop(0.0)
+            else:
+                loop.stop()
 
     def counts(self) -> Mapping[str, Counts]:
         """What each consumer's lanes have done since the start, summed."""
@@ -160,11 +184,14 @@ class Worker:
             permits=permits,
             on_loop=self._own_loop().run if is_async else None,
             declare=declare_at(broker, store),
+            stamps=self.app.stamps,
         )
         exactly = consumer.guarantee is Guarantee.EXACTLY_ONCE
         call = self._resolver.bind(consumer.handler)
+        for wrap in self.app.wrappers:
+            call = wrap(consumer, call)
         admission = self.contract.admission(consumer.name) if exactly else None
-        wanted = subscribe_options(consumer, admission)
+        wanted = subscribe_options(consumer, admission, wrapped=bool(self.app.wrappers))
         lanes: list[Driven] = []
         for _ in range(options.lanes):
             lane = Lane(
@@ -192,6 +219,19 @@ class Worker:
             )
             self._threads.append(thread)
             thread.start()
+
+    def _start_schedules(self) -> None:
+        """Every worker does: a tick belongs to whoever comes first."""
+        schedules = self.app.schedules
+        if not schedules:
+            return
+        broker, _ = self.app.backends()
+        scheduler = Scheduler(schedules, ticking(broker, schedules), self.app.name)
+        thread = threading.Thread(
+            target=scheduler.run, args=(self._stopping,), name="duly-schedules", daemon=True
+        )
+        self._threads.append(thread)
+        thread.start()
 
     def _own_loop(self) -> LoopThread:
         if self._loop is None:
@@ -253,8 +293,10 @@ def _lane(driven: Driven) -> Lane:
 def chosen(app: App, names: Sequence[str] | None) -> Sequence[Consumer]:
     """The app's consumers of these names, or all. Raises `ConfigurationError`."""
     there = {consumer.name: consumer for consumer in app.consumers}
-    if not there:
-        raise ConfigurationError(f"app {app.name!r} has no consumers; nothing to work")
+    if not there and not app.schedules:
+        raise ConfigurationError(
+            f"app {app.name!r} has no consumers and no schedules; nothing to work"
+        )
     if names is None:
         return list(there.values())
     if missing := [name for name in names if name not in there]:
@@ -264,13 +306,19 @@ def chosen(app: App, names: Sequence[str] | None) -> Sequence[Consumer]:
     return [there[name] for name in names]
 
 
-def subscribe_options(consumer: Consumer, admission: Admission | None = None) -> SubscribeOptions:
-    """What a consumer's lanes ask of their subscription."""
+def subscribe_options(
+    consumer: Consumer, admission: Admission | None = None, *, wrapped: bool = False
+) -> SubscribeOptions:
+    """What a consumer's lanes ask of their subscription. Who wraps a handler may look at more of
+    a message than the handler does.
+    """
     options = consumer.options
     needs_more = (
         consumer.handler.wants_message
+        or wrapped
         or options.order_by_key
         or len(consumer.topics) > 1
+        or any(topic.versions is not None for topic in consumer.topics)
         or admission is Admission.BY_CURSOR
     )
     return SubscribeOptions(
@@ -280,5 +328,6 @@ def subscribe_options(consumer: Consumer, admission: Admission | None = None) ->
         hold_key_on_dead=options.hold_key_on_dead,
         start=options.start,
         bodies_only=not needs_more,
-        identities=admission is Admission.BY_INBOX,
+        # Each of many in flight is a delivery of its own, which knows its id.
+        identities=admission is Admission.BY_INBOX or options.concurrency > 1,
     )

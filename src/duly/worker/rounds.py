@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from duly.broker import Delivery
-from duly.errors import BrokerError
-from duly.guarantees import Dead, Release, Settlement
-from duly.store import Admitted, Session, Transaction, end, flush, forget_since, mark
-from duly.worker.admission import admit, of_all
+from duly.errors import BrokerError, DulyError
+from duly.guarantees import Release, Settlement
+from duly.store import Admitted, Pipelines, Session, Transaction, end, flush, forget_since, mark
+from duly.worker.admission import admit, of_all, told_to_store
 from duly.worker.ahead import claim_within
+from duly.worker.beforehand import settle_before
+from duly.worker.failing import excused, pass_on_lost
 from duly.worker.steps import (
     Blocked,
     BrokerFailed,
@@ -30,6 +32,7 @@ from duly.worker.steps import (
     blocking,
     describe,
 )
+from duly.worker.undone import rolled_back
 
 if TYPE_CHECKING:
     from duly.worker.lane import Lane
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 def at_most_once(lane: Lane) -> Round:
     """Settled, durably, before the handler runs. A crash in between loses, nothing repeats."""
     work = yield from lane.take()
-    started = lane.settle_before(work)
+    started = settle_before(lane, work)
     yield None
     # From here on nothing can bring these messages back, so not even a stop skips one.
     yield from call_all(lane, started)
@@ -49,7 +52,7 @@ def at_least_once(lane: Lane) -> Round:
     work = yield from lane.take()
     ended = yield from call_while_time(lane, work)
     yield None
-    yield from lane.settle(ended, len(work) - lane.left(), claims=True)
+    yield from lane.settle(ended, len(work) - lane.left(), claims=lane.consumer.options.batch)
 
 
 def exactly_once(lane: Lane) -> Round:
@@ -62,21 +65,22 @@ def exactly_once(lane: Lane) -> Round:
     if not work:
         return
     session = lane.begin()
-    tx: Transaction[Any] = Transaction(session.connection, lane.around.source)
+    tx: Transaction[Any] = Transaction(session.connection, lane.around.source, lane.around.stamps)
     try:
         admitted = admit(lane, session, work)
         yield None
         ended = yield from call_within(lane, fresh_of(work, admitted), tx, session)
         yield None
         published = flush(tx, session, lane.around.declare)
-        session.settle(*lane.told_to_store(admitted, ended))
+        session.settle(*told_to_store(lane, admitted, ended))
         ahead = claim_within(lane, tx, session)
         yield None
         session.commit()
     except BaseException as error:  # noqa: BLE001 - rolled_back raises what is no failure
+        error = excused(session, error)
         session.rollback()
         end(tx)
-        yield from lane.rolled_back(work, error)
+        yield from rolled_back(lane, work, error)
         return
     end(tx)
     yield None
@@ -91,15 +95,18 @@ def exactly_once(lane: Lane) -> Round:
 
 def call_all(lane: Lane, work: Work) -> Generator[Step, None, None]:
     """Call the handler for all of ``work``, whatever fails: nothing will bring it back."""
+    lane.starts += len(work)
     if lane.consumer.handler.is_batch and work:
         work = in_one_call(work)
-    calls = Calls(work, (), inf)
+    calls, start = Calls(work, (), inf), lane.around.clock()
     while calls.done < len(work):
         try:
             yield calls
         except Exception as error:  # noqa: BLE001 - whatever the handler raises
             lane.report_failure(work[calls.done][0], error)
+            lane.starts -= work.found_unfit(calls.done)
             calls.done += 1
+    lane.calls_s = lane.around.clock() - start
 
 
 def call_while_time(lane: Lane, work: Work) -> Generator[Step, None, list[Settlement]]:
@@ -108,6 +115,7 @@ def call_while_time(lane: Lane, work: Work) -> Generator[Step, None, list[Settle
     A batch handler's failure names no culprit: its messages come again, one call each.
     """
     if lane.consumer.handler.is_batch:
+        work = work.decoded()
         if not lane.careful and lane.order_of(work) is None:
             try:
                 return (yield from call_batch(lane, work, ()))
@@ -115,7 +123,6 @@ def call_while_time(lane: Lane, work: Work) -> Generator[Step, None, list[Settle
                 lane.be_careful(error)
                 lane.keep(work)
                 return []
-        work = in_single_calls(work)
     return (yield from call_in_turn(lane, work, (), lane.failure, lane.order))
 
 
@@ -125,19 +132,51 @@ def call_within(
     """Call the handler inside a transaction until time is up.
 
     Without savepoints a failure has no culprit to roll back to, so it ends the transaction
-    (`lane.rolled_back` turns them on); with one per message only the culprit is undone.
+    (`rolled_back` turns them on); with one per message only the culprit is undone.
     """
-    if lane.careful:
+    if lane.careful or lane.leaves_savepoints:
         return (yield from call_with_savepoints(lane, work, tx, session))
-    order = lane.order_of(work)
+    if lane.consumer.options.pipeline:
+        return (yield from call_in_pipeline(lane, work, tx, session))
+    return (yield from call_together(lane, work, tx, session))
+
+
+def call_in_pipeline(
+    lane: Lane, work: Work, tx: Transaction[Any], session: Session[Any]
+) -> Generator[Step, None, list[Settlement]]:
+    """The same with statements that do not wait for answers; an error may come at the end."""
+    pipeline = cast(Pipelines, session)  # the contract refuses it elsewhere
+    pipeline.start_pipeline()
+    ended = yield from call_together(lane, work, tx, session)
+    try:
+        pipeline.end_pipeline()
+    except DulyError:
+        raise
+    except Exception as error:
+        raise HandlerFailed(describe(error)) from error
+    return ended
+
+
+def call_together(
+    lane: Lane, work: Work, tx: Transaction[Any], session: Session[Any]
+) -> Generator[Step, None, list[Settlement]]:
+    """Call the handler until time is up; the failure of one is the failure of all.
+
+    Who may have left a savepoint open is the last of the transaction: its commit closes that, and
+    no later handler can undo with it what is not its own.
+    """
     if lane.consumer.handler.is_batch:
-        if order is None:
-            try:
-                return (yield from call_batch(lane, work, (tx,)))
-            except Exception as error:
-                raise HandlerFailed(describe(error)) from error
-        work = in_single_calls(work)
-    return (yield from call_in_turn(lane, work, (tx,), raise_it, order))
+        work = work.decoded()
+    order = lane.order_of(work)
+    lane.caller.watch_savepoints(session)
+    if lane.consumer.handler.is_batch and order is None:
+        try:
+            return (yield from call_batch(lane, work, (tx,)))
+        except Exception as error:
+            raise HandlerFailed(describe(error)) from error
+    ended = yield from call_in_turn(lane, work, (tx,), raise_it, order)
+    lane.leaves_savepoints |= lane.caller.savepoint_left and not lane.consumer.handler.is_batch
+    return ended
 
 
 def call_in_turn(
@@ -147,6 +186,7 @@ def call_in_turn(
 
     Where no order is to be kept behind a failure, all calls are one step.
     """
+    rest, work = work, in_single_calls(lane, work)
     until = lane.until()
     calls = Calls(work, extra, until, most=len(work) if blocked is None else 1)
     ended: list[Settlement] = []
@@ -156,9 +196,9 @@ def call_in_turn(
             calls.done += 1
         elif unfit := work.unfit(calls.done):
             delivery = work.deliveries[calls.done]
-            ended.append(blocking(blocked, delivery, Dead(delivery.receipt, unfit.why)))
+            ended.append(blocking(blocked, delivery, unfit.settlement(delivery.receipt)))
             calls.done += 1
-        elif lane.stopping or (ended and lane.caller.moment >= until):
+        elif lane.stopping or (ended and lane.caller.over(until)):
             break
         else:
             start = calls.done
@@ -166,14 +206,17 @@ def call_in_turn(
                 yield calls
             except Exception as error:  # noqa: BLE001 - whatever the handler raises
                 ended += work.handled(start, calls.done)
+                lane.starts += calls.done - start
                 if work.found_unfit(calls.done):
                     continue  # its handler was not called
+                lane.starts += 1
                 culprit = work.deliveries[calls.done]
                 ended.append(blocking(blocked, culprit, failed(culprit, error)))
                 calls.done += 1
             else:
                 ended += work.handled(start, calls.done)
-    lane.keep(work[calls.done :])
+                lane.starts += calls.done - start
+    lane.keep(rest[calls.done :])
     return ended
 
 
@@ -181,40 +224,49 @@ def call_with_savepoints(
     lane: Lane, work: Work, tx: Transaction[Any], session: Session[Any]
 ) -> Generator[Step, None, list[Settlement]]:
     """Call the handler with a savepoint around each message: only the culprit is rolled back."""
-    if lane.consumer.handler.is_batch:
-        work = in_single_calls(work)
+    rest, work = work, in_single_calls(lane, work)
     until, blocked = lane.until(), lane.order
+    savepoints = 0
     ended: list[Settlement] = []
     for index in range(len(work)):
         if blocked is not None and blocked.holds(delivery := work.deliveries[index]):
             ended.append(Release(delivery.receipt))
         elif unfit := work.unfit(index):
             delivery = work.deliveries[index]
-            ended.append(blocking(blocked, delivery, Dead(delivery.receipt, unfit.why)))
-        elif lane.stopping or (ended and lane.caller.moment >= until):
+            ended.append(blocking(blocked, delivery, unfit.settlement(delivery.receipt)))
+        elif (
+            lane.stopping
+            or (ended and lane.caller.moment >= until)
+            or savepoints >= lane.most_savepoints
+        ):
             break
         else:
             before = mark(tx)
+            savepoints += 1
             session.savepoint()
+            lane.starts += 1
             try:
                 # A part, not an item: of a span nothing is looked up that nobody asks for.
                 yield Calls(work[index : index + 1], (tx,), until)
                 flush_for_handler(tx, session, lane)
             except BrokerFailed:
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever the handler raises
+            except Exception as error:
+                if (excuse := excused(session, error)) is not error:
+                    raise excuse from error
                 delivery = work.deliveries[index]
-                lane.pass_on_lost(delivery, error, session.rollback_to_savepoint)
+                pass_on_lost(delivery, lane.consumer.name, error, session.rollback_to_savepoint)
                 forget_since(tx, before)
                 if work.found_unfit(index) and (unfit := work.unfit(index)):
-                    settlement: Settlement = Dead(delivery.receipt, unfit.why)
+                    settlement: Settlement = unfit.settlement(delivery.receipt)
+                    lane.starts -= 1
                 else:
                     settlement = lane.failure(delivery, error)
                 ended.append(blocking(blocked, delivery, settlement))
             else:
                 session.release_savepoint()
                 ended += work.handled(index, index + 1)
-    lane.keep(work[len(ended) :])
+    lane.keep(rest[len(ended) :])
     return ended
 
 
@@ -236,6 +288,7 @@ def call_batch(
         lane.keep(work)
         return []
     if fit := work.fit():
+        lane.starts += len(fit)
         yield Calls(in_one_call(fit), extra, inf)
     return work.ended()
 
@@ -245,8 +298,14 @@ def in_one_call(work: Work) -> Work:
     return Work((work.deliveries,), [work.arguments], plain=True)
 
 
-def in_single_calls(work: Work) -> Work:
-    """Each of ``work`` as one call of a batch handler."""
+def in_single_calls(lane: Lane, work: Work) -> Work:
+    """Each of ``work`` as one call, which takes a batch of one where the handler takes batches.
+
+    Only to be called with: what is kept of it for another round is kept as it was claimed.
+    """
+    if not lane.consumer.handler.is_batch:
+        return work
+    work = work.decoded()
     arguments = [a if a.__class__ is Unfit else [a] for a in work.arguments]
     return Work(work.deliveries, arguments, plain=work.plain)
 

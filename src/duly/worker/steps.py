@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from random import random
 from typing import Any, overload
@@ -14,7 +14,8 @@ from duly import events
 from duly.broker import Delivery, Receipt, Span
 from duly.errors import BrokerError
 from duly.guarantees import Dead, Done, Retry, Settlement
-from duly.message import Topic
+from duly.stamps import Stamp
+from duly.store import Declare
 from duly.worker.permits import Permits
 
 
@@ -25,9 +26,19 @@ class Pause(msgspec.Struct, frozen=True, gc=False):
 
 
 class Unfit(msgspec.Struct, frozen=True, gc=False):
-    """Stands for the argument of a message that cannot be handled at all, and says why."""
+    """Stands for the argument of a message that cannot be handled, and says why.
+
+    ``wait_s``: this code cannot read it, and perhaps another can that looks after so many seconds.
+    """
 
     why: str
+    wait_s: float | None = None
+
+    def settlement(self, receipt: Receipt) -> Settlement:
+        """How such a message ends, without its handler."""
+        if self.wait_s is None:
+            return Dead(receipt, self.why)
+        return Retry(receipt, self.wait_s, self.why, charged=False)
 
 
 class Work(Sequence[tuple[Any, Any]]):
@@ -60,6 +71,10 @@ class Work(Sequence[tuple[Any, Any]]):
         if isinstance(index, slice):
             return Work(self.deliveries[index], self.arguments[index], plain=self.plain)
         return self.deliveries[index], self.arguments[index]
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        """Each (delivery, argument)."""
+        return zip(self.deliveries, self.arguments, strict=True)
 
     def then(self, later: Work) -> Work:
         """This work and more behind it."""
@@ -122,7 +137,7 @@ class Work(Sequence[tuple[Any, Any]]):
         if self.plain:
             return self.handled(0, len(self.arguments))
         return [
-            Dead(delivery.receipt, argument.why)
+            argument.settlement(delivery.receipt)
             if argument.__class__ is Unfit
             else Done(delivery.receipt)
             for delivery, argument in self
@@ -130,11 +145,13 @@ class Work(Sequence[tuple[Any, Any]]):
 
 
 class BodyWork(Work):
-    """A span whose bodies are decoded one by one, when the handler is called.
+    """A span whose bodies are decoded when the handler is called: one by one, or for a batch
+    handler all of them (`decoded`).
 
     Made one after the other and let go at once, payloads use the same memory again and again:
-    half the cost of decoding a batch beforehand. ``decode`` is the quick way, which raises
-    whatever it likes; ``argument_of`` tells why, as an `Unfit`.
+    half the cost of decoding a batch beforehand. Those of a batch do so from call to call.
+    ``decode`` is the quick way, which raises whatever it likes; ``argument_of`` tells why, as an
+    `Unfit`.
     """
 
     __slots__ = ("_argument_of", "_decode", "_span", "_unfit")
@@ -159,9 +176,17 @@ class BodyWork(Work):
         delivery = self.deliveries[index]
         return delivery, self._argument_of(delivery)
 
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        """Each (delivery, argument)."""
+        return ((delivery, self._argument_of(delivery)) for delivery in self.deliveries)
+
     def decoded(self) -> Work:
         """The same, with all bodies decoded now."""
-        return Work([*self.deliveries], [self._argument_of(d) for d in self.deliveries])
+        try:
+            payloads = [self._decode(body) for body in self.arguments]
+        except Exception:  # noqa: BLE001 - whatever a damaged body does: found one by one
+            return Work([*self.deliveries], [self._argument_of(d) for d in self.deliveries])
+        return Work(self.deliveries, payloads, plain=True)
 
     def unfit(self, index: int) -> Unfit | None:
         """Why one cannot be handled, where that was found."""
@@ -215,7 +240,15 @@ class BrokerFailed(BrokerError):
 
 
 class HandlerCancelled(Exception):
-    """The handler of a message that is settled already was cancelled from inside."""
+    """The handler was cancelled, and not by its worker: something inside it was, or its own task
+    was from inside. That is a failure like any other.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "asyncio.CancelledError left the handler, and its worker cancelled nothing: what it "
+            "awaited was cancelled, or its own task, from inside. Catch it where it is expected"
+        )
 
 
 Step = Calls | Pause | None
@@ -247,7 +280,7 @@ class Surroundings:
     ``permits``: the rate limit on handler starts, where there is one.
     ``on_loop``: run a coroutine on the worker's loop and wait for it. ``one_call_a_step``: let
     each call of a handler be a step of its own, so that a simulation can come between two.
-    ``declare``: see `duly.store.flush`.
+    ``declare``: see `duly.store.Declare`.
     """
 
     source: str
@@ -258,7 +291,8 @@ class Surroundings:
     permits: Permits | None = None
     on_loop: Callable[[Awaitable[Any]], Any] | None = None
     one_call_a_step: bool = False
-    declare: Callable[[Iterable[Topic[Any]]], None] | None = None
+    declare: Declare | None = None
+    stamps: Sequence[Stamp] = ()
 
 
 class Blocked:
@@ -316,11 +350,11 @@ def describe(error: BaseException, limit: int = 2000) -> str:
     """An exception in one bounded text, as kept with a retry or a dead letter.
 
     Never fails, whatever the exception does, and gives what a database can store: file names
-    that are no text end up in exceptions too.
+    that are no text end up in exceptions too, and PostgreSQL's text holds no NUL.
     """
     try:
         text = str(error)
     except Exception:  # noqa: BLE001 - its own text fails
         text = "(its text cannot be shown)"
     text = f"{type(error).__name__}: {text}"[:limit]
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")

@@ -318,6 +318,17 @@ class IgnoresTheStart(Broken):
         return self.inner.subscribe(topics, subscription, with_fields(options, start="earliest"))
 
 
+class TakesWhatNobodyReads(Broken):
+    """Says that it keeps nothing for later, and tells nobody who publishes to nobody."""
+
+    @property
+    def capabilities(self) -> Any:
+        return with_fields(self.inner.capabilities, replays=False)
+
+    def prepare(self, topics: Any, subscription: str) -> None:
+        """Somebody else's work."""
+
+
 class RecordsNoGuarantee(Broken):
     def subscribe(self, topics: Any, subscription: str, options: Any) -> Any:
         options = with_fields(options, guarantee=Guarantee.AT_LEAST_ONCE)
@@ -352,3 +363,69 @@ class CountsOffsetsAnew(Broken):
             assert delivery.position is not None
             self.count += 1
             return replace(delivery, position=replace(delivery.position, offset=self.count - 1))
+
+
+# --- what people do
+
+
+class PausesInWords(Broken):
+    said = False
+
+    def pause(self, subscription: str) -> bool:
+        said, self.said = self.said, True
+        return not said
+
+
+class RewindsWhatIsSettledOnly(Broken):
+    """What is claimed stays with its worker."""
+
+    class lane(Coat):  # noqa: N801
+        def settle(self, settlements: Sequence[Settlement]):
+            self.inner.settle(settlements)
+            return []
+
+
+class FollowsInCircles(Broken):
+    def follow(self, topic: str, mark: Any, limit: int):
+        return with_fields(self.inner.follow(topic, mark, limit), mark=mark)
+
+
+class TellsNoErrors(Broken):
+    def trace(self, id: str, source: str, topic: str | None = None):
+        return [
+            with_fields(
+                trace, standings=[with_fields(each, error=None) for each in trace.standings]
+            )
+            for trace in self.inner.trace(id, source, topic)
+        ]
+
+
+class TakesErasedIdsAgain(Broken):
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.erased: set[str] = set()
+
+    def erase(self, whose: Any):
+        self.erased.add(whose.id)
+        return self.inner.erase(whose)
+
+    def publish(self, messages: Sequence[Message[Any]]):
+        return self.inner.publish(
+            [
+                replace(message, id=f"{message.id}#2") if message.id in self.erased else message
+                for message in messages
+            ]
+        )
+
+
+class ErasesTheLogOnly(Broken):
+    """Dead letters keep their copies."""
+
+    def dead_letters(self, subscription: str | None = None, limit: int = 100):
+        return [*self.inner.dead_letters(subscription, limit), *self.kept]
+
+    kept: tuple[Any, ...] = ()
+
+    def erase(self, whose: Any):
+        self.kept = (*self.kept, *self.inner.dead_letters())
+        return self.inner.erase(whose)

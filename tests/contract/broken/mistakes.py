@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from dataclasses import replace as with_fields
 from typing import Any
 
 from duly.store import outbox_of
 from duly.testing.conformance import BrokerSubject, Site, StoreSubject
-from duly.testing.conformance.memory import DATABASE, LOG, QUEUE, STORE, STORE_APART
+from duly.testing.conformance.memory import LOG, QUEUE, STORE, STORE_APART
 from tests.contract.broken.brokers import (
     AcceptsWhatIsStale,
     BuriesWithoutAGrave,
@@ -22,7 +21,9 @@ from tests.contract.broken.brokers import (
     CutsLongIds,
     DeliversAtOnce,
     DropsByContent,
+    ErasesTheLogOnly,
     ExtendsNothing,
+    FollowsInCircles,
     ForgetsHeaders,
     ForgetsWhatIsRepeated,
     IgnoresBytes,
@@ -35,8 +36,10 @@ from tests.contract.broken.brokers import (
     MakesPositionsUp,
     NeverCloses,
     NeverWaits,
+    PausesInWords,
     RecordsNoGuarantee,
     RetriesAtOnce,
+    RewindsWhatIsSettledOnly,
     RunsSuspectsTogether,
     SettlesAtTheNextClaim,
     SettlesById,
@@ -44,8 +47,33 @@ from tests.contract.broken.brokers import (
     ShowsNoDeadLetters,
     StoresBackwards,
     TakesConflictsForRepeats,
+    TakesErasedIdsAgain,
+    TakesWhatNobodyReads,
+    TellsNoErrors,
 )
-from tests.contract.broken.coats import Coat, Outlives, Sound
+from tests.contract.broken.coats import Outlives, Sound
+from tests.contract.broken.mending import (
+    AddsTopicsUp,
+    CountsCalls,
+    ForgetsReplays,
+    ForgetsWhatIsParked,
+    HalfAMender,
+    HalfAnObserver,
+    KeepsTheDead,
+    KeepsWhatItReplays,
+    MendsByMessage,
+    MendsInWords,
+    MendsTheFirstOnly,
+    NamesNobody,
+    NotesNothing,
+    PublishesReplaysAnew,
+    ReplaysAfterAWhile,
+    SelectsLoosely,
+    TakesTheClaimedForDone,
+    TellsEverything,
+)
+from tests.contract.broken.mistake import Mistake
+from tests.contract.broken.operated import OPERATED
 from tests.contract.broken.stores import (
     AdmitsByAnything,
     AdmitsEverything,
@@ -64,25 +92,6 @@ from tests.contract.broken.stores import (
     SendsUpTo,
 )
 from tests.contract.subjects import DOCS, SQLITE, SQLITE_STORE
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """``fails`` are tests that have to fail, in one of their forms. ``says`` is something in
-    the page and what stands there instead. ``stays``: a site opened again is the same object.
-    """
-
-    coat: type[Coat]
-    fails: tuple[str, ...]
-    around: BrokerSubject | StoreSubject = DATABASE
-    page: str = "memory.md"
-    says: tuple[str, str] = ("", "")
-    stays: bool = False
-
-    def name(self) -> str:
-        """What is wrong, and where that is found first."""
-        return f"{self.coat.__name__}_{self.fails[0].partition('::')[0]}"
-
 
 BROKERS = (
     Mistake(ClaimsMore, ("Page::test_capabilities_are_as_the_page_says",)),
@@ -155,11 +164,29 @@ BROKERS = (
     Mistake(NeverWaits, ("Waiting::test_publishing_wakes_a_waiting_claim",)),
     Mistake(KeepsForADay, ("Retention::test_messages_are_kept_for_those_who_are_not_done",)),
     Mistake(IgnoresOrder, ("Order::test_a_key_that_is_claimed_is_not_claimed_again",)),
-    Mistake(IgnoresTheStart, ("Subscriptions::test_or_after_the_newest",)),
+    Mistake(IgnoresTheStart, ("Replays::test_or_after_the_newest",)),
     Mistake(
         RecordsNoGuarantee,
         ("Subscriptions::test_another_guarantee_is_refused[at-most-once]",),
     ),
+    Mistake(
+        PausesInWords, ("Steered::test_nothing_is_claimed_while_it_is_paused",), SQLITE, "sqlite.md"
+    ),
+    Mistake(
+        RewindsWhatIsSettledOnly,
+        ("Steered::test_a_claim_on_what_comes_again_is_lost",),
+        SQLITE,
+        "sqlite.md",
+    ),
+    Mistake(FollowsInCircles, ("Traced::test_following_takes_no_part",), SQLITE, "sqlite.md"),
+    Mistake(TellsNoErrors, ("Traced::test_where_it_stands_for_everybody",), SQLITE, "sqlite.md"),
+    Mistake(
+        TakesErasedIdsAgain,
+        ("Erased::test_a_repeat_of_it_is_dropped_as_before",),
+        SQLITE,
+        "sqlite.md",
+    ),
+    Mistake(ErasesTheLogOnly, ("Erased::test_wherever_it_is",), SQLITE, "sqlite.md"),
     Mistake(CountsOffsetsAnew, ("Positions::test_a_message_keeps_its_position",), LOG),
 )
 
@@ -181,6 +208,11 @@ OTHERS = (
         ),
         QUEUE,
     ),
+    Mistake(
+        TakesWhatNobodyReads,
+        ("NoReplays::test_a_message_that_nobody_takes_is_refused",),
+        says=("replays = true", "replays = false"),
+    ),
     Mistake(DeliversAtOnce, ("NoDelays::test_a_due_time_is_refused[5]",), LOG),
     Mistake(
         DeliversAtOnce,
@@ -196,7 +228,94 @@ OTHERS = (
     Mistake(
         Sound,
         ("NoInside::test_it_has_no_such_call[dead_letters]",),
-        says=("inspection = true\n\n[memory-log]", "inspection = false\n\n[memory-log]"),
+        says=(
+            "inspection = true\nmending = true\nobserving = false\n\n[memory-log]",
+            "inspection = false\nmending = true\nobserving = false\n\n[memory-log]",
+        ),
+    ),
+)
+
+MENDING = "Mending::test_"
+
+# Every test of what people see and mend is seen to find one of these.
+INSIDE = (
+    Mistake(
+        PublishesReplaysAnew,
+        (
+            MENDING + "a_replay_is_the_same_message",
+            MENDING + "a_replay_reaches_its_subscription_and_nobody_else",
+            "MendingInOrder::test_a_replay_comes_first_of_its_key",
+        ),
+    ),
+    Mistake(
+        KeepsWhatItReplays,
+        (
+            MENDING + "a_replay_begins_anew_and_is_delivered_once",
+            MENDING + "what_is_no_dead_letter_any_more_is_told[replay]",
+            MENDING + "of_many_who_replay_one_succeeds",
+        ),
+    ),
+    Mistake(
+        MendsInWords,
+        (
+            MENDING + "a_discarded_one_is_gone_for_good",
+            MENDING + "what_is_no_dead_letter_any_more_is_told[discard]",
+            MENDING + "the_log_may_have_forgotten_it",
+            MENDING + "a_replay_wakes_who_waits",
+            MENDING + "a_list_goes_on_where_it_ended",
+            "MendingInOrder::test_a_held_key_goes_on[discard]",
+            "MendingInOrder::test_of_two_dead_of_a_held_key_the_earlier_goes_first",
+        ),
+    ),
+    Mistake(MendsByMessage, (MENDING + "an_old_letter_does_not_stand_for_a_new_one",)),
+    Mistake(MendsTheFirstOnly, (MENDING + "many_are_replayed_in_one_call",)),
+    Mistake(ForgetsReplays, (MENDING + "how_often_it_was_replayed_is_known[release]",)),
+    Mistake(SelectsLoosely, (MENDING + "which_are_meant",)),
+    Mistake(NotesNothing, (MENDING + "each_is_noted[discard-discarded]",)),
+    Mistake(
+        HalfAMender, (MENDING + "it_has_every_call", "Page::test_capabilities_are_as_the_page_says")
+    ),
+    Mistake(
+        ReplaysAfterAWhile,
+        ("DurableMending::test_a_replay_survives[crash]",),
+        SQLITE,
+        "sqlite.md",
+    ),
+    Mistake(
+        Sound,
+        (
+            "NoMending::test_it_has_no_such_call[replay]",
+            "NoMending::test_duly_dead_refuses_it",
+        ),
+        says=(
+            "mending = true\nobserving = false\n\n[memory-log]",
+            "mending = false\n\n[memory-log]",
+        ),
+    ),
+    Mistake(AddsTopicsUp, ("States::test_each_topic_of_each_subscription_by_name",)),
+    Mistake(TakesTheClaimedForDone, ("States::test_a_state_goes_with_what_happens",)),
+    Mistake(CountsCalls, ("States::test_incidents_count_messages",)),
+    Mistake(TellsEverything, ("States::test_incidents_are_narrowed_and_limited",)),
+    Mistake(HalfAnObserver, ("Observing::test_it_has_every_call",), SQLITE, "sqlite.md"),
+    Mistake(
+        NamesNobody,
+        ("Observing::test_who_holds_what", "Observing::test_who_is_done_holds_nothing"),
+        SQLITE,
+        "sqlite.md",
+    ),
+    Mistake(ForgetsWhatIsParked, ("Observing::test_how_old_the_oldest_is",), SQLITE, "sqlite.md"),
+    Mistake(
+        KeepsTheDead,
+        ("Observing::test_what_was_given_up_on_does_not_grow_older",),
+        SQLITE,
+        "sqlite.md",
+    ),
+    Mistake(
+        Sound,
+        ("NoObserving::test_it_has_no_such_call[holders]",),
+        SQLITE,
+        "sqlite.md",
+        says=("observing = true", "observing = false"),
     ),
 )
 
@@ -294,7 +413,8 @@ OUTBOXES = (
 )
 
 MISTAKES = {
-    mistake.name(): mistake for mistake in (*BROKERS, *OTHERS, *STORES, *OTHER_STORES, *OUTBOXES)
+    mistake.name(): mistake
+    for mistake in (*BROKERS, *OTHERS, *INSIDE, *OPERATED, *STORES, *OTHER_STORES, *OUTBOXES)
 }
 
 

@@ -77,7 +77,7 @@ class Group:
 
     def states(self) -> Iterator[SubscriptionState]:
         """How far it is with each topic."""
-        for topic, shelf in self._shelves.items():
+        for topic, shelf in sorted(self._shelves.items()):
             states = [item.state for item in self._items.values() if item.topic == topic]
             waiting = states.count(State.PARKED) + states.count(State.BLOCKED)
             yield SubscriptionState(
@@ -240,6 +240,9 @@ class Group:
         match settlement:
             case Done():
                 self._finish(item, now)
+            case Retry(charged=False):
+                item.charged -= alone
+                self._park(item, now + settlement.delay_s)
             case Retry():
                 item.charged += not alone
                 item.suspect, item.repeated = False, True

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count, islice
 from typing import Any
 
-from duly.broker import Outcome, RepeatDropped
+from duly.broker import Delivery, Outcome, RepeatDropped
 from duly.errors import IdentityConflict
 from duly.inspection import DeadLetter, Incident, Selection
 from duly.message import Message
@@ -69,6 +69,17 @@ class History:
             self.add("repeat-dropped", message=message)
         elif isinstance(outcome, IdentityConflict):
             self.add("identity-conflict", message=message, detail=str(outcome))
+
+    def suppressed(self, subscription: str, deliveries: Sequence[Delivery]) -> None:
+        """Note deliveries of what had taken effect before."""
+        for delivery in deliveries:
+            at = delivery.position
+            self.add(
+                "repeat-suppressed",
+                subscription=subscription,
+                message=delivery.message,
+                position=at.offset if at else getattr(delivery.receipt, "position", None),
+            )
 
     def dropped(self, topic: str, count: int) -> None:
         """Note at-most-once publishes that were never stored."""

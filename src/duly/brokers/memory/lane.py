@@ -336,6 +336,11 @@ class Lane:
             broker.changed.notify_all()
             return refused
 
+    def note_repeats(self, deliveries: Sequence[Delivery]) -> None:
+        """As `NotesRepeats.note_repeats`."""
+        with self._broker.changed:
+            self._broker.history.suppressed(self.group.name, deliveries)
+
     def extend(self, receipts: Iterable[Receipt], lease_s: float) -> Sequence[Receipt]:
         """As `Subscription.extend`."""
         with self._broker.changed:

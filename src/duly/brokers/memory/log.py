@@ -23,6 +23,7 @@ from duly.brokers.memory.lane import Clock, check_guarantee
 from duly.brokers.memory.loggroup import LogGroup
 from duly.brokers.memory.partition import Partition
 from duly.brokers.memory.registry import Registry
+from duly.brokers.memory.schedules import Reached
 from duly.errors import BrokerUnavailable, ConfigurationError
 from duly.guarantees import Settlement
 from duly.inspection import DeadLetter, Incident, Selection, SubscriptionState
@@ -61,6 +62,7 @@ class MemoryLog:
         self._topic_numbers = itertools.count(1)
         self._tokens = itertools.count(1)
         self._closed = False
+        self._schedules = Reached(self.publish, self._registry.refusal)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -202,6 +204,20 @@ class MemoryLog:
                 lane.group.leave(lane.number, died=died)
                 self.changed.notify_all()
 
+    def reached(self, schedule: str, now_ms: int) -> int:
+        """As `Ticking.reached`."""
+        return self._schedules.reached(schedule, now_ms)
+
+    def ticked(self) -> Mapping[str, int]:
+        """As `Ticking.ticked`."""
+        return self._schedules.ticked()
+
+    def tick(
+        self, schedule: str, reached_ms: int, to_ms: int, messages: Sequence[Message[Any]]
+    ) -> Sequence[Outcome] | None:
+        """As `Ticking.tick`."""
+        return self._schedules.tick(schedule, reached_ms, to_ms, messages)
+
     def record_drops(self, topic: str, count: int) -> None:
         """Make visible that at-most-once publishes were never stored."""
         with self.changed:
@@ -316,6 +332,11 @@ class LogLane:
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Receipt]:
         """As `Subscription.settle`: what is done takes effect as far as the prefix reaches."""
         return self._broker.settle(self.group, settlements)
+
+    def note_repeats(self, deliveries: Sequence[Delivery]) -> None:
+        """As `NotesRepeats.note_repeats`."""
+        with self._broker.changed:
+            self._broker.history.suppressed(self.group.name, deliveries)
 
     def extend(self, receipts: Iterable[Receipt], lease_s: float) -> Sequence[Receipt]:
         """As `Subscription.extend`."""

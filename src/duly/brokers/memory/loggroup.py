@@ -201,6 +201,8 @@ class LogGroup:
         match settlement:
             case Done():
                 share.done(offset)
+            case Retry(charged=False):
+                share.wait(offset, now + settlement.delay_s)
             case Retry():
                 attempts = share.retry(offset, now + settlement.delay_s)
                 self._note("retry", share, offset, f"attempt {attempts}: {settlement.error}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from duly.broker import Capabilities, Outcome, SubscribeOptions, Subscription
 from duly.brokers.memory.lane import Claims, Clock, Lane
+from duly.brokers.memory.schedules import Reached
 from duly.guarantees import Settlement
 from duly.inspection import DeadLetter, Incident, Selection, SubscriptionState
 from duly.message import Message, Topic, now_ms
@@ -32,6 +33,7 @@ class MemoryQueue:
             orders_by_key=False,
         )
         self.claims = Claims(self._capabilities, clock, wall_ms)
+        self._schedules = Reached(self.publish, self.claims.registry.refusal)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -64,6 +66,20 @@ class MemoryQueue:
     def crash(self, lane: Subscription) -> None:
         """The worker behind a lane dies: nothing of it is settled, its claims are suspect."""
         self.claims.crash(lane)
+
+    def reached(self, schedule: str, now_ms: int) -> int:
+        """As `Ticking.reached`."""
+        return self._schedules.reached(schedule, now_ms)
+
+    def ticked(self) -> Mapping[str, int]:
+        """As `Ticking.ticked`."""
+        return self._schedules.ticked()
+
+    def tick(
+        self, schedule: str, reached_ms: int, to_ms: int, messages: Sequence[Message[Any]]
+    ) -> Sequence[Outcome] | None:
+        """As `Ticking.tick`."""
+        return self._schedules.tick(schedule, reached_ms, to_ms, messages)
 
     def record_drops(self, topic: str, count: int) -> None:
         """Make visible that ``count`` at-most-once publishes were never stored."""

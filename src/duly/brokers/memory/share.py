@@ -148,6 +148,10 @@ class Share:
         past.suspect, past.repeated, past.due = False, True, due
         return past.charged
 
+    def wait(self, offset: int, due: float) -> None:
+        """Never started: the partition waits until it is due."""
+        self._land(offset, charge=False).due = due
+
     def release(self, offset: int, *, started: bool) -> None:
         """Not done: it comes again."""
         past = self._land(offset, charge=False)

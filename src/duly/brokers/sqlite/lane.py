@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from duly.broker import Ahead, Delivery, Receipt
 from duly.brokers.sqlite.clock import Clock, StepWatch
-from duly.brokers.sqlite.rows import deliveries_of, message_of
 from duly.brokers.sqlite.sweeper import Sweeper
+from duly.errors import BrokerError, CommitUnknown
 from duly.guarantees import Retry, Settlement
-from duly.message import Message
-from duly.sql import log
+from duly.sql import log, steering
+from duly.sql.rows import NextClaim, Reading
+from duly.sql.solitude import Solitude
 from duly.sql.sqlite import DatabaseFile, is_alive
 from duly.sql.steps import Steps
+
+logger = logging.getLogger("duly.sqlite")
 
 # How often a lane looks whether those who hold claims are alive, and so how long the messages
 # of a killed worker wait at most. A look costs a read and one system call a worker.
 _LOOK_S = 0.1
-
-
-class _Ahead(log.Ahead):
-    """A lane's next claim: see `duly.broker.Ahead`."""
-
-    __slots__ = ("_take",)
-
-    def __init__(
-        self,
-        make_steps: Callable[[], Steps[log.Claimed]],
-        take: Callable[[log.Claimed], Sequence[Delivery]],
-    ) -> None:
-        super().__init__(make_steps)
-        self._take = take
-
-    def deliveries(self) -> Sequence[Delivery]:
-        """What was claimed."""
-        return () if self.claimed is None else self._take(self.claimed)
+# How often a lane looks again that must claim nothing now, or only what its worker is not free for.
+_ASIDE_S = 0.05
 
 
 class Lane:
@@ -48,6 +35,7 @@ class Lane:
         clock: Clock,
         sweeper: Sweeper,
         steps: StepWatch,
+        solitude: Solitude,
         lanes: Sequence[log.Lane],
         topics: Mapping[int, str],
         lease_s: float,
@@ -57,75 +45,114 @@ class Lane:
         self._clock = clock
         self._sweeper = sweeper
         self._steps = steps
+        self._solitude = solitude
         self._lanes = lanes
         self._me = lanes[0].worker
-        self._topics = topics
+        self._number = lanes[0].subscription_no
         self._lease_ms = int(lease_s * 1000)
         self._when_closed = closed
         self._turn = 0
         self._has_work = True
         self._was_full = False
+        self._passed_accused = False
         self._looked_s = float("-inf")
         self._looked_at = -1
         self._look_in_s = 0.0
-        self._looked_up: tuple[Receipt, Message[Any]] | None = None
+        self._reading = Reading(self._file.read, topics)
+        self._paused = False
         self._closed = False
         self._claiming = threading.Lock()
+
+    @property
+    def paused(self) -> bool:
+        """Whether a person holds the subscription back; see `duly.broker.Pausable`."""
+        return self._paused
 
     def claim(self, limit: int, max_bytes: int, wait_s: float) -> Sequence[Delivery]:
         """Claim messages, waiting for the first; see `Subscription.claim`."""
         until_s = self._clock.monotonic_s() + wait_s
+        self._solitude.end(self)
         while not self._closed:
             seen = self._file.changes()
             self._look_after_the_dead(seen)
             due_ms: int | None = None
-            if not self._has_work:
+            aside = self._stands_aside()
+            if not self._has_work and not aside:
                 self._has_work, due_ms = self._is_ready()
-            if self._has_work:
-                deliveries = self._claim_now(limit, max_bytes)
+            if self._has_work and not aside:
+                alone = self._solitude.is_closed_for(self._number)
+                deliveries = self._claim_now(limit, max_bytes, alone=alone)
                 if deliveries:
                     return deliveries
-                continue  # what there was is parked, or another was faster: look again
+                may_alone = self._solitude.is_closed_for(self._number)
+                aside = self._passed_accused and alone == may_alone
+                if not aside:
+                    continue  # what there was is parked, or another was faster: look again
             left_s = until_s - self._clock.monotonic_s()
             if left_s <= 0:
                 break
+            if aside:
+                self._solitude.wait(min(left_s, _ASIDE_S))
+                continue
             self._sweeper.idle()
             self._file.wait(seen, self._pause_s(seen, left_s, due_ms))
         return []
+
+    def _stands_aside(self) -> bool:
+        """Whether another lane of this process has the worker for itself."""
+        if not self._solitude.is_closed_to(self._number):
+            return False
+        if self._solitude.is_run:
+            now = self._clock.boot_id(), self._clock.boot_ms()
+            if not self._file.read(lambda: log.holds_accused(self._me, *now)):
+                # Settled, though its lane has not come back yet, or lost.
+                self._solitude.end_lost()
+        elif not self._file.read(log.accused_waits):
+            self._solitude.give_up()  # settled, given up on, or another worker has it
+        return self._solitude.is_closed_to(self._number)
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Receipt]:
         """Settle durably; returns the refused."""
         settle = self._settle_steps(settlements)
         return self._file.write(settle)
 
+    def note_repeats(self, deliveries: Sequence[Delivery]) -> None:
+        """Note what had taken effect before; see `duly.broker.NotesRepeats`."""
+        receipts = [delivery.receipt for delivery in deliveries]
+        number, now_ms = self._lanes[0].subscription_no, self._clock.wall_ms()
+        self._file.write(lambda: log.note_repeats(receipts, number, now_ms), durable=False)
+
     def _settle_steps(
         self, settlements: Sequence[Settlement]
     ) -> Callable[[], Steps[Sequence[Receipt]]]:
-        number = self._lanes[0].subscription_no
+        number = self._number
 
         def steps() -> Steps[Sequence[Receipt]]:
             # A retry's time is reckoned from the clock as it is once the file's turn has come:
             # waiting for that may take long, and others may have followed a step meanwhile.
             if any(isinstance(settlement, Retry) for settlement in settlements):
-                yield from self._steps.follow()
-            now_ms = self._clock.wall_ms()
+                now_ms = yield from self._steps.follow()
+            else:
+                now_ms = self._clock.wall_ms()
             return (yield from log.settle(settlements, now_ms, subscription_no=number))
 
         return steps
 
-    def ahead(self, limit: int, max_bytes: int) -> _Ahead | None:
+    def ahead(self, limit: int, max_bytes: int) -> NextClaim | None:
         """The next claim; None when the last one left nothing, and now and then, so that
         `claim` looks after the dead.
         """
-        if not self._was_full or self._is_time_to_look(self._file.changes()):
+        if not self._was_full or self._solitude.is_closed:
             return None
-        return _Ahead(self._claim_steps(limit, max_bytes), take=self._take)
+        if self._is_time_to_look(self._file.changes()):
+            return None
+        return NextClaim(self._claim_steps(limit, max_bytes, follow=False), take=self._take)
 
     def settle_and_claim(
         self, settlements: Sequence[Settlement], ahead: Ahead
     ) -> Sequence[Receipt]:
         """Settle durably, and claim in the same transaction; returns the refused."""
-        if not isinstance(ahead, _Ahead):
+        if not isinstance(ahead, NextClaim):
             raise TypeError(f"{type(ahead).__name__} is no claim of this lane")
         settle = self._settle_steps(settlements)
 
@@ -151,62 +178,83 @@ class Lane:
             return
         self._closed = True
         self._file.notify()
-        with self._claiming:  # a claim that is being made must not outlive its lane
-            self._file.write(lambda: log.release_lanes(self._lanes), durable=False)
+        self._solitude.end(self)
+        self._solitude.open(self._number)  # who is left closes it again
         self._when_closed(self)
+        try:
+            with self._claiming:  # a claim that is being made must not outlive its lane
+                self._file.write(lambda: log.release_lanes(self._lanes), durable=False)
+        except (BrokerError, CommitUnknown) as error:
+            # Others find out by themselves: this worker is dead by then, or its leases are over.
+            logger.warning("a closing lane could not give back what it holds: %s", error)
 
     def _is_ready(self) -> tuple[bool, int | None]:
+        numbers = [lane.subscription_no for lane in self._lanes]
+
         def look() -> Steps[tuple[bool, int | None]]:
-            if not (yield from self._steps.is_followed()):
+            self._paused = yield from steering.is_paused(numbers)
+            if not self._paused and not (yield from self._steps.is_followed()):
                 return True, None  # the claim follows the clock, and finds what is due by it
             return (yield from log.is_ready(self._lanes, self._clock.wall_ms()))
 
         return self._file.read(look)
 
-    def _claim_now(self, limit: int, max_bytes: int) -> Sequence[Delivery]:
-        steps = self._claim_steps(limit, max_bytes)
+    def _claim_now(self, limit: int, max_bytes: int, *, alone: bool) -> Sequence[Delivery]:
+        steps = self._claim_alone_steps() if alone else self._claim_steps(limit, max_bytes)
         with self._claiming:
             if self._closed:
                 return []
             claimed = self._file.write(steps, durable=False)
+        if alone:
+            self._run_alone(claimed)
         return self._take(claimed)
 
-    def _claim_steps(self, limit: int, max_bytes: int) -> Callable[[], Steps[log.Claimed]]:
+    def _claim_steps(
+        self, limit: int, max_bytes: int, *, follow: bool = True
+    ) -> Callable[[], Steps[log.Claimed]]:
+        """``follow``: steps of the clock first. A claim made ahead leaves that to the next other
+        one, which comes within `_LOOK_S`: all that it does is to let retries begin.
+        """
         self._turn += 1
         turn = self._turn
 
         def steps() -> Steps[log.Claimed]:
+            # Looked at in the file's turn: what is claimed earlier, who closed the door sees.
+            if self._solitude.is_closed_to(self._number):
+                return log.Claimed(0, [], again=True)
             # Read when the file's turn has come: what is due, and from when on the lease counts.
-            yield from self._steps.follow()
+            if follow:
+                yield from self._steps.follow()
             now_ms, lease_until = self._clock.wall_ms(), self._clock.boot_ms() + self._lease_ms
             return (yield from log.claim(self._lanes, limit, max_bytes, turn, now_ms, lease_until))
 
         return steps
 
+    def _claim_alone_steps(self) -> Callable[[], Steps[log.Claimed]]:
+        def steps() -> Steps[log.Claimed]:
+            now_ms, lease_until = self._clock.wall_ms(), self._clock.boot_ms() + self._lease_ms
+            return (yield from log.claim_accused(self._lanes, now_ms, lease_until))
+
+        return steps
+
+    def _run_alone(self, claimed: log.Claimed) -> None:
+        if claimed.parts:
+            self._solitude.run(self._number, self)
+        elif not claimed.accused:
+            self._solitude.open(self._number)  # another worker has it
+
     def _take(self, claimed: log.Claimed) -> Sequence[Delivery]:
         self._was_full = claimed.full
-        self._has_work = bool(claimed.parts) or claimed.again
-        deliveries, damaged = deliveries_of(claimed, self._topics, self._look_up, self._look_up_ids)
+        self._passed_accused = claimed.accused
+        self._has_work = bool(claimed.parts) or claimed.again or claimed.accused
+        if claimed.accused:
+            self._solitude.close(self._number)
+        deliveries, damaged = self._reading.deliveries(claimed)
         if damaged:
             self.settle(damaged)
         if deliveries:
             self._sweeper.claimed(len(deliveries))
         return deliveries
-
-    def _look_up_ids(self, first: int, last: int) -> Sequence[str]:
-        return self._file.read(lambda: log.fetch_ids(first, last))
-
-    def _look_up(self, receipt: Receipt) -> Message[Any]:
-        """The whole message of a delivery that carries its body; the latest is kept, because
-        every line a handler logs asks for it.
-        """
-        if self._looked_up is None or self._looked_up[0] != receipt:
-            _, position = receipt
-            rows = self._file.read(lambda: log.fetch(position, position, bodies_only=False))
-            if not rows:
-                raise LookupError(f"the message at position {position} is not in the log any more")
-            self._looked_up = receipt, message_of(self._topics[log.stream_of(position)], rows[0])
-        return self._looked_up[1]
 
     def _pause_s(self, seen: int, left_s: float, due_ms: int | None) -> float:
         if due_ms is not None:
@@ -231,9 +279,7 @@ class Lane:
         over = any(boot != boot_id or until <= boot_ms for _, boot, until in holders)
         if dead or over:
             now_ms = self._clock.wall_ms()
-            self._file.write(
-                lambda: log.take_over(self._lanes, dead, boot_id, boot_ms, now_ms), durable=False
-            )
+            self._file.write(lambda: log.take_over(dead, boot_id, boot_ms, now_ms), durable=False)
             self._has_work = True
         self._look_in_s = self._next_look_s(holders, boot_ms)
 

@@ -11,7 +11,6 @@ import itertools
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +20,7 @@ from duly.sql.steps import Steps, run, statements
 R = TypeVar("R")
 C = TypeVar("C", bound=sqlite3.Connection)
 
+DIALECTS = ("sqlite", "sqlite_operating", "sqlite_store")
 # Statements are prepared once a connection: more than duly has, plus a handler's own.
 _CACHED_STATEMENTS = 512
 # A log that outgrew this while a reader held it back shrinks to it when it starts anew.
@@ -36,6 +36,7 @@ _FOR_NOW = _BUSY | {
     sqlite3.SQLITE_INTERRUPT,
     sqlite3.SQLITE_PROTOCOL,
 }
+_NO_FAULT = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM})
 _FOR_GOOD = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 # A COMMIT that failed so is certainly not stored: it was refused, or writing the log stopped
@@ -72,7 +73,8 @@ def connect(path: Path, factory: type[C], *, busy_s: float, isolation_level: Any
         "synchronous = FULL",  # NORMAL loses acknowledged publishes on power loss
         "wal_autocheckpoint = 0",  # checkpoints come from one place: `wal.Checkpoints`
         f"journal_size_limit = {_WAL_KEPT_BYTES}",
-        "cache_size = -8192",
+        # As it is by default: more of it is memory that the processor's own caches do not hold.
+        "cache_size = -2000",
     ):
         sqlite3.Cursor(connection).execute(f"pragma {pragma}")
     return connection
@@ -81,25 +83,45 @@ def connect(path: Path, factory: type[C], *, busy_s: float, isolation_level: Any
 class StatementRunner:
     """Runs named statements on one connection; the `Executor` that `run` wants.
 
-    It has a cursor of its own, so that a ``row_factory`` set by others does not reach it.
+    It has a cursor of its own, so that a ``row_factory`` set by others does not reach it. Named
+    statements are about the tables of one ``namespace``.
     """
 
-    __slots__ = ("_cursor", "_execute", "_executemany", "_fetchall", "_inserts", "_sql")
+    __slots__ = (
+        "_cursor",
+        "_execute",
+        "_executemany",
+        "_fetchall",
+        "_inserts",
+        "_several",
+        "_sql",
+    )
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, namespace: str = "") -> None:
         cursor = sqlite3.Cursor(connection)
         cursor.row_factory = None
         self._cursor = cursor
         self._execute = cursor.execute
         self._executemany = cursor.executemany
         self._fetchall = cursor.fetchall
-        self._sql = named_statements()
-        self._inserts = several_at_once()
+        self._sql = named_statements(namespace)
+        self._several = in_turn(namespace)
+        self._inserts = several_at_once(namespace)
 
     def ask(self, name: str, params: Any) -> list[tuple[Any, ...]]:
-        """Run one statement and return its rows."""
+        """Run one statement and return its rows; of several, those of the one that has any."""
+        if name in self._several:
+            found = []
+            for sql in self._several[name]:
+                self._execute(sql, params)
+                found += self._fetchall()
+            return found
         self._execute(self._sql[name], params)
         return self._fetchall()
+
+    def column(self, name: str, params: Any) -> list[Any]:
+        """Run one statement and return the first column of its rows."""
+        return [row[0] for row in self._execute(self._sql[name], params)]
 
     def many(self, name: str, rows: Sequence[Sequence[Any]], shared: Sequence[Any] = ()) -> int:
         """Run one statement for each row and return how many rows changed."""
@@ -116,6 +138,15 @@ class StatementRunner:
                 done += size
         return changed
 
+    def each(self, name: str, rows: Sequence[Sequence[Any]]) -> Sequence[tuple[Any, ...] | None]:
+        """Ask for one row for each of these parameters."""
+        found: list[tuple[Any, ...] | None] = []
+        for params in rows:
+            self._execute(self._sql[name], params)
+            answers = self._fetchall()
+            found.append(answers[0] if answers else None)
+        return found
+
     def execute(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run a statement that has no name."""
         self._execute(sql, params)
@@ -127,31 +158,63 @@ class StatementRunner:
 
 
 @functools.cache
-def named_statements() -> Mapping[str, str]:
-    """Every named statement of this dialect. A name in two files is an error."""
+def named_statements(namespace: str = "") -> Mapping[str, str]:
+    """Every named statement of this dialect, about the tables of a namespace.
+
+    A name in two files is an error.
+    """
     found: dict[str, str] = {}
-    for dialect in ("sqlite", "sqlite_store"):
-        if not resources.files("duly.sql").joinpath(f"{dialect}.sql").is_file():
-            continue
+    for dialect in DIALECTS:
         for name, text in statements(dialect).items():
             if name in found:
                 raise ValueError(f"{dialect}.sql: another file has the statement {name} too")
-            found[name] = text
+            found[name] = in_namespace(text, namespace)
     return found
+
+
+@functools.cache
+def in_turn(namespace: str = "") -> Mapping[str, Sequence[str]]:
+    """The named statements that are several, by their parts, which share their parameters.
+
+    A change and a question cost half as much as one change with RETURNING, for which SQLite makes
+    a table in memory each time it runs.
+    """
+    return {
+        name: [part.strip() for part in sql.split(";\n")]
+        for name, sql in named_statements(namespace).items()
+        if ";\n" in sql and not sql.startswith("create ")
+    }
+
+
+_TABLE = re.compile(r"\bduly_(?=\w)")
+
+
+def in_namespace(sql: str, namespace: str) -> str:
+    """The statement with duly's tables and indexes named as in this namespace ("": as written)."""
+    return _TABLE.sub(table_prefix(namespace), sql)
+
+
+def table_prefix(namespace: str) -> str:
+    """What the names of duly's tables begin with.
+
+    Two underscores end the namespace: neither a namespace nor a table has them in its name, so
+    that no two namespaces have a table in common (``duly_log_dead`` is nobody's ``dead``).
+    """
+    return f"duly_{namespace}__" if namespace else "duly_"
 
 
 # So many rows go into one statement, as far as they reach: with a statement for each row the
 # driver costs more than SQLite. An old SQLite takes 999 parameters.
-_AT_ONCE = (100, 10, 1)
+_AT_ONCE = (100, 64, 32, 16, 8, 4, 2, 1)
 _MOST_PARAMETERS = 999
 _INSERT = re.compile(r"values (\((?:\?\d*, )*\?\d*\))( on conflict do nothing)?$")
 
 
 @functools.cache
-def several_at_once() -> Mapping[str, Sequence[tuple[int, str]]]:
+def several_at_once(namespace: str = "") -> Mapping[str, Sequence[tuple[int, str]]]:
     """For each named insert of given values: how many rows at once, and the statement for it."""
     found: dict[str, Sequence[tuple[int, str]]] = {}
-    for name, sql in named_statements().items():
+    for name, sql in named_statements(namespace).items():
         if insert := _INSERT.search(sql):
             row, on_conflict = insert.groups(default="")
             start = sql[: insert.start()]
@@ -168,11 +231,6 @@ def _rows(row: str, count: int) -> str:
     shared = max(map(int, re.findall(r"\?(\d+)", row)), default=0)
     numbers = itertools.count(shared + 1)
     return ", ".join(re.sub(r"\?(?!\d)", lambda _: f"?{next(numbers)}", row) for _ in range(count))
-
-
-def schema_blocks(dialect: str) -> list[str]:
-    """The blocks of ``sql/<dialect>.sql`` that create what is missing."""
-    return [text for name, text in statements(dialect).items() if name.startswith("create_")]
 
 
 def single_statements(script: str) -> Iterator[str]:
@@ -248,6 +306,13 @@ def commit(connection: sqlite3.Connection, path: Path) -> None:
             f"{path}: COMMIT failed with {error}. Whether it is stored shows when the file is "
             "opened again. Look at the disk's health before going on."
         ) from error
+
+
+def is_no_fault(error: BaseException) -> bool:
+    """Whether a statement or COMMIT failed for want of room, of memory, or of a disk that works:
+    the same may go well later.
+    """
+    return isinstance(error, sqlite3.Error) and error_code(error) in _NO_FAULT
 
 
 def is_certain(error: sqlite3.Error) -> bool:

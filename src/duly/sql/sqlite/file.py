@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from duly.errors import BrokerUnavailable, BrokerUnusable, ConfigurationError
 from duly.sql.sqlite.changes import Changes
-from duly.sql.sqlite.driver import (
-    StatementRunner,
-    broker_error,
-    connect,
-    roll_back,
-    single_statements,
-)
+from duly.sql.sqlite.driver import StatementRunner, broker_error, connect
 from duly.sql.sqlite.liveness import WorkerLock
 from duly.sql.sqlite.place import lock_folder, prepare
+from duly.sql.sqlite.schema import Tables, check_namespace, set_up
 from duly.sql.sqlite.turn import Turn, forked
 from duly.sql.sqlite.wal import Checkpoints
 from duly.sql.sqlite.writer import GroupWriter, Together
@@ -30,10 +24,6 @@ from duly.sql.steps import Steps
 
 R = TypeVar("R")
 C = TypeVar("C", bound=sqlite3.Connection)
-
-SCHEMA_VERSION = 1
-
-_META = "create table if not exists duly_meta (name text primary key, value not null) without rowid"
 
 
 @dataclass(slots=True)
@@ -45,51 +35,58 @@ class Stats:
 
 
 class DatabaseFile:
-    """One database file. Safe to use from any thread; not to be used across fork().
+    """One namespace of one database file. Safe to use from any thread; not across fork().
 
     - ``path``: the real path; ``folder``: the lock files beside it.
-    - ``identity``: names the database itself, wherever its file was moved; broker and store
+    - ``identity``: names the namespace's tables, wherever the file was moved; broker and store
       recognise by it that they are one.
+    - ``tables``: those tables.
     - ``busy_s``: how long a writer waits for its turn, and then for a foreign write lock.
     """
 
-    def __init__(self, path: Path, busy_s: float) -> None:
+    def __init__(self, path: Path, namespace: str, busy_s: float) -> None:
         self.path = path
+        self.namespace = namespace
         self.folder = lock_folder(path)
         self.busy_s = busy_s
         self.stats = Stats()
         self._pid = os.getpid()
         self._users = 1
         self._mutex = threading.Lock()
-        self._ensured: set[str] = set()
         self._readers: deque[tuple[sqlite3.Connection, StatementRunner]] = deque()
         self._worker: WorkerLock | None = None
-        self.identity = _set_up(path, self.folder, busy_s)
+        self.tables = Tables(path, namespace)
+        self.identity = _set_up(path, self.folder, namespace, busy_s)
         # A checkpoint that has to wait for readers holds up every writer: not for long.
         self._checkpoints = Checkpoints(path, lambda: connect(path, sqlite3.Connection, busy_s=0.1))
         self._changes = Changes(lambda: connect(path, sqlite3.Connection, busy_s=busy_s))
         self._writer = GroupWriter(
             path,
             Turn(self.folder),
+            self.tables,
             busy_s=busy_s,
             committed=self.committed,
             before_release=self.before_release,
         )
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, busy_s: float = 30.0) -> DatabaseFile:
-        """The file's one object in this process; every `open` needs its `close`.
+    def open(
+        cls, path: str | os.PathLike[str], *, namespace: str = "", busy_s: float = 30.0
+    ) -> DatabaseFile:
+        """The one object in this process for a file's namespace; every `open` needs its `close`.
 
-        Creates the file where the directory exists. Raises `ConfigurationError`,
-        `BrokerUnusable` or `BrokerUnavailable`, each saying what to do.
+        Creates the file where the directory exists, makes duly's tables where they are missing
+        and brings up older ones. Raises `ConfigurationError`, `BrokerUnusable` or
+        `BrokerUnavailable`, each saying what to do.
         """
+        check_namespace(namespace)
         with _opening:
             real = prepare(path)
-            if real in _inherited:
+            if any(real == inherited for inherited, _ in _inherited):
                 raise ConfigurationError(forked(real))
-            file = _open_files.get(real)
+            file = _open_files.get((real, namespace))
             if file is None:
-                file = _open_files[real] = cls(real, busy_s)
+                file = _open_files[real, namespace] = cls(real, namespace, busy_s)
             else:
                 file._users += 1
             return file
@@ -102,37 +99,15 @@ class DatabaseFile:
             self._users -= 1
             if self._users:
                 return
-            _open_files.pop(self.path, None)
-            self._changes.close()
-            self._writer.close()
-            self._checkpoints.close()
-            while self._readers:
-                self._readers.pop()[0].close()
-            if self._worker is not None:
-                self._worker.close()
-
-    def ensure(self, schema_blocks: Iterable[str]) -> None:
-        """Run scripts of ``create ... if not exists``, in one transaction; again is free."""
-        wanted = [block for block in schema_blocks if block not in self._ensured]
-        if not wanted:
-            return
-        turn = self.turn()
-        connection = None
-        try:
-            turn.acquire(self.busy_s)
-            connection = self.connect(sqlite3.Connection)
-            connection.execute("begin immediate")
-            for block in wanted:
-                for statement in single_statements(block):
-                    connection.execute(statement)
-            connection.commit()
-        except sqlite3.Error as error:
-            raise broker_error(error, self.path) from error
-        finally:
-            if connection is not None:
-                connection.close()
-            turn.close()
-        self._ensured.update(wanted)
+            _open_files.pop((self.path, self.namespace), None)
+        # Not in the lock: the writer may have to wait for its turn before it ends.
+        self._changes.close()
+        self._writer.close()
+        self._checkpoints.close()
+        while self._readers:
+            self._readers.pop()[0].close()
+        if self._worker is not None:
+            self._worker.close()
 
     def write(self, make_steps: Callable[[], Steps[R]], *, durable: bool = True) -> R:
         """Run steps in a transaction that is committed on return, together with other callers'.
@@ -158,6 +133,7 @@ class DatabaseFile:
             connection, runner = self._reader()
             try:
                 connection.execute("begin")
+                self.tables.check(runner)
                 result = runner.run(make_steps())
             except BaseException:
                 connection.close()  # rare, and a connection in doubt must not be used again
@@ -187,9 +163,29 @@ class DatabaseFile:
         self.stats.fsyncs += synced
         self._changes.notify()
 
-    def before_release(self) -> None:
-        """To be called by a writer after its commit, before it gives up the turn."""
-        self._checkpoints.run_when_due()
+    def before_release(self, before_long: Callable[[], None] = lambda: None) -> None:
+        """To be called by a writer after its commit, before it gives up the turn. ``before_long``
+        is called where that takes long.
+        """
+        self._checkpoints.run_when_due(before_long)
+
+    def empty_log(self) -> bool:
+        """Move all of SQLite's log into the database and empty it; False where somebody who
+        reads an old snapshot stood in the way. Raises `BrokerError`.
+        """
+        turn = self.turn()
+        connection = None
+        try:
+            turn.acquire(self.busy_s)
+            connection = connect(self.path, sqlite3.Connection, busy_s=1.0)
+            (busy, *_) = connection.execute("pragma wal_checkpoint(truncate)").fetchone()
+        except sqlite3.Error as error:
+            raise broker_error(error, self.path) from error
+        finally:
+            if connection is not None:
+                connection.close()
+            turn.close()
+        return not busy
 
     def turn(self) -> Turn:
         """A place in the writers' queue of its own; the caller closes it."""
@@ -216,15 +212,15 @@ class DatabaseFile:
         except IndexError:
             connection = connect(self.path, sqlite3.Connection, busy_s=self.busy_s)
             connection.execute("pragma query_only = on")
-            return connection, StatementRunner(connection)
+            return connection, self.tables.runner(connection)
 
     def _refuse_after_fork(self) -> None:
         if os.getpid() != self._pid:
             raise ConfigurationError(forked(self.path))
 
 
-def _set_up(path: Path, folder: Path, busy_s: float) -> str:
-    """Put the file into WAL mode, check its schema's version, and return its identity."""
+def _set_up(path: Path, folder: Path, namespace: str, busy_s: float) -> str:
+    """Put the file into WAL mode, bring its tables up to date, and return their identity."""
     turn = Turn(folder)
     connection = None
     try:
@@ -233,34 +229,13 @@ def _set_up(path: Path, folder: Path, busy_s: float) -> str:
         (mode,) = connection.execute("pragma journal_mode = wal").fetchone()
         if mode != "wal":
             raise BrokerUnusable(f"{path}: SQLite refuses WAL mode here (it stays {mode})")
-        return _identity(connection, path)
+        return set_up(connection, path, namespace)
     except sqlite3.Error as error:
         raise _opening_error(error, path) from error
     finally:
         if connection is not None:
             connection.close()
         turn.close()
-
-
-def _identity(connection: sqlite3.Connection, path: Path) -> str:
-    connection.execute("begin immediate")
-    try:
-        connection.execute(_META)
-        for name, value in (
-            ("file_schema", SCHEMA_VERSION),
-            ("identity", f"sqlite:{secrets.token_hex(16)}"),
-        ):
-            connection.execute("insert or ignore into duly_meta values (?, ?)", (name, value))
-        meta = dict(connection.execute("select name, value from duly_meta").fetchall())
-        if int(meta["file_schema"]) > SCHEMA_VERSION:
-            raise BrokerUnusable(
-                f"{path} was written by a newer duly (schema {meta['file_schema']}; this one knows "
-                f"{SCHEMA_VERSION}): upgrade duly here. Nothing was changed."
-            )
-        connection.commit()
-    finally:
-        roll_back(connection)
-    return str(meta["identity"])
 
 
 def _opening_error(error: sqlite3.Error, path: Path) -> Exception:
@@ -275,9 +250,9 @@ def _opening_error(error: sqlite3.Error, path: Path) -> Exception:
 
 
 _opening = threading.RLock()
-_open_files: dict[Path, DatabaseFile] = {}
+_open_files: dict[tuple[Path, str], DatabaseFile] = {}
 # Kept for ever, so that a child never closes what belongs to its parent.
-_inherited: dict[Path, DatabaseFile] = {}
+_inherited: dict[tuple[Path, str], DatabaseFile] = {}
 
 
 def _forget_after_fork() -> None:

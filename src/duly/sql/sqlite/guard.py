@@ -9,23 +9,31 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from duly.errors import ConfigurationError, TransactionLost
 from duly.sql.sqlite import driver
-from duly.sql.sqlite.driver import StatementRunner
+from duly.sql.sqlite.schema import Tables
 from duly.sql.steps import Steps
 
 R = TypeVar("R")
 
 _WRITES = frozenset({sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE})
+# SQLite looks for a table among the temporary ones first: one of duly's name would hide duly's.
 _ON_TABLES = _WRITES | {
-    sqlite3.SQLITE_DROP_TABLE,
-    sqlite3.SQLITE_DROP_TRIGGER,
-    sqlite3.SQLITE_DROP_INDEX,
+    *(sqlite3.SQLITE_DROP_TABLE, sqlite3.SQLITE_DROP_TRIGGER, sqlite3.SQLITE_DROP_INDEX),
+    *(sqlite3.SQLITE_DROP_TEMP_TABLE, sqlite3.SQLITE_CREATE_TEMP_TABLE),
+    sqlite3.SQLITE_CREATE_TEMP_VIEW,
 }
+# Here the table comes second.
+_ON_TABLES_BY_VALUE = frozenset(
+    {
+        *(sqlite3.SQLITE_ALTER_TABLE, sqlite3.SQLITE_CREATE_INDEX),
+        *(sqlite3.SQLITE_CREATE_TRIGGER, sqlite3.SQLITE_CREATE_TEMP_TRIGGER),
+    }
+)
 # Pragmas that only look. Others change how the transaction is kept, or what is.
 _PRAGMAS = frozenset(
     {
@@ -51,7 +59,8 @@ _ENDS = _INSTEAD + "Remove the call; to undo everything, let an exception leave 
 _LOST = (
     "the transaction ended before its commit: a statement inside it failed (disk full, I/O error, "
     "interrupted) and SQLite rolled everything back. Nothing of it was kept; let errors of "
-    "statements leave the handler."
+    "statements leave the handler. Or it is over, and this connection was kept beyond it: use it "
+    "within the handler or block only."
 )
 
 
@@ -90,7 +99,8 @@ class GuardedCursor(sqlite3.Cursor):
         if not self.connection.in_transaction:
             raise TransactionLost(_LOST)
         try:
-            sqlite3.Cursor.executemany(self, sql, seq_of_parameters)
+            rows = _while_open(self.connection, seq_of_parameters)
+            sqlite3.Cursor.executemany(self, sql, rows)
         except sqlite3.DatabaseError as error:
             _explain(error, self.connection)
             raise
@@ -105,6 +115,12 @@ class GuardedConnection(sqlite3.Connection):
     """The driver's own connection, inside a transaction that only duly ends."""
 
     denied: str | None = None
+    interruptible = False
+
+    def set_progress_handler(self, *args: Any, **kwargs: Any) -> None:
+        """As `sqlite3.Connection.set_progress_handler`, for the statements of the handler."""
+        self.interruptible = True
+        sqlite3.Connection.set_progress_handler(self, *args, **kwargs)
 
     def cursor(self, factory: Any = GuardedCursor) -> Any:
         """As `sqlite3.Connection.cursor`."""
@@ -127,7 +143,7 @@ class GuardedConnection(sqlite3.Connection):
         if not self.in_transaction:
             raise TransactionLost(_LOST)
         try:
-            return sqlite3.Connection.executemany(self, sql, parameters)
+            return sqlite3.Connection.executemany(self, sql, _while_open(self, parameters))
         except sqlite3.DatabaseError as error:
             _explain(error, self)
             raise
@@ -171,22 +187,26 @@ class Guard:
     """One guarded connection from duly's side; used by one thread at a time."""
 
     __slots__ = (
-        "_begin",
-        "_drop_mark",
         "_mark",
         "_own",
         "_path",
         "_runner",
-        "_set_mark",
+        "_savepoints_prepared",
+        "_seen",
+        "_tables",
         "connection",
         "savepoint",
     )
 
-    def __init__(self, connection: GuardedConnection, path: Path) -> None:
+    def __init__(self, connection: GuardedConnection, path: Path, tables: Tables) -> None:
         self.connection = connection
+        self._tables = tables
         self._path = path
-        self._mark = 0
+        self._mark: int | None = None
         self._own = True
+        # Who is told of a handler's savepoints, and whether statements about some are prepared.
+        self._seen: Callable[[], None] | None = None
+        self._savepoints_prepared = False
         # Not to be guessed: a handler's statement of the same text would come prepared from
         # the driver's cache, past the authorizer.
         self.savepoint = f"duly_{secrets.token_hex(8)}"
@@ -194,7 +214,7 @@ class Guard:
         cursor = sqlite3.Cursor(connection)
         cursor.execute("pragma temp_store = memory")
         cursor.execute("create temp table duly_mark (mark integer primary key)")
-        self._runner = StatementRunner(connection)
+        self._runner = tables.runner(connection)
         sqlite3.Connection.set_authorizer(connection, self._authorize)
         self._own = False
 
@@ -203,14 +223,20 @@ class Guard:
         """Whether a transaction is open; whether it is the one begun, `check` tells."""
         return self.connection.in_transaction
 
-    def begin(self, mark: int) -> None:
-        """Begin a transaction, which ``mark`` tells from every other. Raises `sqlite3.Error`."""
+    def begin(self, mark: int | None) -> None:
+        """Begin a transaction, which ``mark`` tells from every other.
+
+        None: the caller makes sure itself, before `commit`, that it is still the same one.
+        Raises `sqlite3.Error`, and `BrokerUnusable` where newer code has left this one behind.
+        """
         self._mark = mark
         self.connection.denied = None
         self._own = True
         try:
             self._runner.execute("begin immediate")
-            self._runner.execute("insert into temp.duly_mark values (?)", (mark,))
+            if mark is not None:
+                self._runner.execute("insert into temp.duly_mark values (?)", (mark,))
+            self._tables.check(self._runner)
         finally:
             self._own = False
 
@@ -224,7 +250,7 @@ class Guard:
             raise TransactionLost(_LOST)
         text_factory = connection.text_factory
         connection.text_factory = str
-        self._own = True
+        self._take_over()
         try:
             return self._runner.run(steps)
         finally:
@@ -235,7 +261,7 @@ class Guard:
         """Run one statement of duly's. Raises `TransactionLost` where no transaction is open."""
         if not self.connection.in_transaction:
             raise TransactionLost(_LOST)
-        self._own = True
+        self._take_over()
         try:
             self._runner.execute(sql)
         finally:
@@ -249,25 +275,38 @@ class Guard:
         """
         if not self.connection.in_transaction:
             raise TransactionLost(_LOST)
-        self._own = True
+        self._take_over()
         try:
-            found = self._runner.execute("delete from temp.duly_mark returning mark")
-            if found != [(self._mark,)]:
-                raise TransactionLost(_LOST)
+            if self._mark is not None:
+                found = self._runner.execute("delete from temp.duly_mark returning mark")
+                if found != [(self._mark,)]:
+                    raise TransactionLost(_LOST)
             driver.commit(self.connection, self._path)
         finally:
             self._own = False
 
     def roll_back(self) -> bool:
         """Roll back whatever is open; False: the connection is in doubt, discard it."""
-        self._own = True
+        self._take_over()
         try:
             return driver.roll_back(self.connection)
         finally:
             self._own = False
 
+    def watch_savepoints(self, seen: Callable[[], None]) -> None:
+        """Call ``seen`` when a handler sets a savepoint, releases one or goes back to one; until
+        `reset`.
+        """
+        self._seen = seen
+        if self._savepoints_prepared:
+            # What is prepared passes the authorizer. When one is set, SQLite prepares everything
+            # anew.
+            self._savepoints_prepared = False
+            sqlite3.Connection.set_authorizer(self.connection, self._authorize)
+
     def reset(self) -> None:
         """Take back what a handler set on the connection, for the next one."""
+        self._seen = None
         connection = self.connection
         connection.row_factory = None
         connection.text_factory = str
@@ -277,6 +316,13 @@ class Guard:
         self._own = True
         sqlite3.Connection.close(self.connection)
 
+    def _take_over(self) -> None:
+        """From here on the statements are duly's, which nothing that a handler set interrupts."""
+        self._own = True
+        if self.connection.interruptible:
+            self.connection.interruptible = False
+            sqlite3.Connection.set_progress_handler(self.connection, None, 0)
+
     def _authorize(
         self, action: int, what: str | None, value: str | None, _db: str | None, _by: str | None
     ) -> int:
@@ -285,9 +331,29 @@ class Guard:
             return sqlite3.SQLITE_OK
         reason = _objection(action, what or "", value)
         if reason is None:
+            if action == sqlite3.SQLITE_SAVEPOINT:
+                self._savepoints_prepared = True
+                if self._seen is not None:
+                    self._seen()
             return sqlite3.SQLITE_OK
         self.connection.denied = reason
         return sqlite3.SQLITE_DENY
+
+
+def _while_open(connection: Any, rows: Iterable[Any]) -> Iterable[Any]:
+    """The parameters of many statements, as long as the transaction is open.
+
+    Code of the handler runs between the statements where a generator makes their parameters. What
+    is lost there must not be followed by statements that commit by themselves.
+    """
+    return rows if rows.__class__ in (list, tuple) else _checked_each(connection, rows)
+
+
+def _checked_each(connection: Any, rows: Iterable[Any]) -> Iterator[Any]:
+    for row in rows:
+        if not connection.in_transaction:
+            raise TransactionLost(_LOST)
+        yield row
 
 
 def _objection(action: int, what: str, value: str | None) -> str | None:
@@ -300,12 +366,11 @@ def _objection(action: int, what: str, value: str | None) -> str | None:
         return _INSTEAD + "It covers one file, so ATTACH and DETACH are not for a handler."
     if action == sqlite3.SQLITE_PRAGMA:
         return _objection_to_pragma(what.lower(), value)
-    if action == sqlite3.SQLITE_ALTER_TABLE:
-        what = value or ""  # here the table comes second
-    if (action in _ON_TABLES or action == sqlite3.SQLITE_ALTER_TABLE) and what.lower().startswith(
+    table = (value or "") if action in _ON_TABLES_BY_VALUE else what
+    if (action in _ON_TABLES or action in _ON_TABLES_BY_VALUE) and table.lower().startswith(
         "duly_"
     ):
-        return f"{what} is duly's own table. Read it, but let only duly change it."
+        return f"{table} is duly's own table. Read it, but let only duly change it."
     return None
 
 

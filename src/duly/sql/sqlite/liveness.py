@@ -90,6 +90,13 @@ def is_alive(folder: Path, id: str) -> bool:
     return False
 
 
+def living(folder: Path) -> list[str]:
+    """The identities of the process starts that still run."""
+    workers = _workers(folder)
+    there = sorted(path.name for path in workers.iterdir()) if workers.is_dir() else []
+    return [id for id in there if is_alive(folder, id)]
+
+
 def clean(folder: Path) -> None:
     """Remove the files of dead workers."""
     for path in _workers(folder).iterdir():

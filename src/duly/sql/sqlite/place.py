@@ -122,6 +122,12 @@ def _refuse_network(path: Path) -> None:
         )
 
 
+def is_doubtful(path: Path) -> str:
+    """The type of its file system where that is safe for one machine only; else empty."""
+    kind = filesystem(path)
+    return kind if kind in _DOUBTFUL | _NETWORK else ""
+
+
 def filesystem(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
     """The type of the file system that holds ``path``; empty where the system does not say."""
     try:

@@ -16,6 +16,7 @@ import fcntl
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -48,8 +49,11 @@ class Turn:
         self._closed = False
         _turns.add(self)
 
-    def acquire(self, timeout_s: float) -> None:
-        """Wait for the turn, at most ``timeout_s`` seconds.
+    def acquire(
+        self, timeout_s: float, *, before_waiting: Callable[[], None] = lambda: None
+    ) -> None:
+        """Wait for the turn, at most ``timeout_s`` seconds. ``before_waiting`` is called where it
+        does not come at once.
 
         Raises `BrokerUnavailable`, naming the holder, when it did not come, and
         `ConfigurationError` in a process forked after this object was made.
@@ -58,6 +62,7 @@ class Turn:
             raise ConfigurationError(forked(self._folder))
         if not self._pending and self._taken_at_once():
             return
+        before_waiting()
         self._take_with_help(timeout_s)
 
     def release(self) -> None:

@@ -12,8 +12,16 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from duly.errors import CommitUnknown, ConfigurationError
-from duly.sql.sqlite.driver import StatementRunner, broker_error, commit, connect, roll_back
+from duly.sql.sqlite.driver import (
+    StatementRunner,
+    broker_error,
+    commit,
+    connect,
+    error_code,
+    roll_back,
+)
 from duly.sql.sqlite.place import Place
+from duly.sql.sqlite.schema import Tables
 from duly.sql.sqlite.turn import Turn, forked
 from duly.sql.steps import Steps
 
@@ -70,23 +78,28 @@ class GroupWriter:
     """The one writer of a database file in this process.
 
     A caller that finds nobody writing leads: on its own thread, it runs what is queued in one
-    transaction and then hands the lead to the first who came meanwhile. ``committed`` is
-    called after each commit with whether it was synced, ``before_release`` while the turn is
-    still held.
+    transaction and then hands the lead to the first who came meanwhile. That one wakes those
+    whose writes were just stored, once it has run its own statements and has nothing left but to
+    sync: who is awake contends with it for the interpreter, and the sync is when that is free.
+    It wakes them before it waits for anything else. ``committed`` is called after each commit
+    with whether it was synced; ``before_release`` while the turn is still held, with what to call
+    before something that takes long.
     """
 
     def __init__(
         self,
         path: Path,
         turn: Turn,
+        tables: Tables,
         *,
         busy_s: float,
         committed: Callable[[bool], None],
-        before_release: Callable[[], None],
+        before_release: Callable[[Callable[[], None]], None],
     ) -> None:
         self._path = path
         self._place = Place(path)
         self._turn = turn
+        self._tables = tables
         self._busy_s = busy_s
         self._committed = committed
         self._before_release = before_release
@@ -94,11 +107,15 @@ class GroupWriter:
         self._mutex = threading.Lock()
         self._queue: list[_Write[Any]] = []
         self._led = False
+        self._leader = 0  # the thread that led last
         self._closed = False
+        self._let_go = threading.Event()
         self._connection: sqlite3.Connection | None = None
         self._runner: StatementRunner | None = None
         self._synced = True
         self._sent: list[_Write[Any]] = []
+        # The last group, as long as it has not been woken.
+        self._asleep: Sequence[_Write[Any]] = ()
 
     def write(self, make_steps: Callable[[], Steps[R]], durable: bool) -> R:
         """Run the steps in a transaction, stored on return.
@@ -130,11 +147,24 @@ class GroupWriter:
         return write.outcome()
 
     def close(self) -> None:
-        """Close the connection; writes that come later are refused."""
+        """Refuse what comes later, and close the connection when what came before has ended.
+
+        Closed in the middle of another thread's statement it would take the process with it.
+        Who leads ends within its patience; whoever ends last closes where that is not waited for,
+        as by a signal handler that interrupted the leader itself.
+        """
         with self._mutex:
             self._closed = True
+            if not self._led:
+                self._close()
+        if self._leader != threading.get_ident():
+            self._let_go.wait(self._busy_s)
+
+    def _close(self) -> None:
+        """Nobody leads and nobody will; the mutex is held."""
         self._discard()
         self._turn.close()
+        self._let_go.set()
 
     def _place_in_line(self, write: _Write[Any]) -> threading.Lock | None:
         """Lead at once (None), or the lock to wait on; the mutex is held."""
@@ -158,9 +188,10 @@ class GroupWriter:
 
     def _lead(self, own: _Write[Any]) -> None:
         group: list[_Write[Any]] = []
+        self._leader = threading.get_ident()
         try:
             try:
-                self._turn.acquire(self._busy_s)
+                self._turn.acquire(self._busy_s, before_waiting=self._wake_last)
             except Exception as error:  # noqa: BLE001 - each caller gets it
                 self._take_queue(group)
                 _fail(group, error)
@@ -182,8 +213,9 @@ class GroupWriter:
             self._queue[:0] = [w for w in group if not w.ended]
             if own in self._queue:
                 self._queue.remove(own)
+            self._wake_last()
+            self._asleep = [w for w in group if w.ended]
             self._hand_on()
-        _wake(group)
 
     def _take_queue(self, group: list[_Write[Any]]) -> None:
         with self._mutex:
@@ -199,16 +231,27 @@ class GroupWriter:
             woken, first.woken = first.woken, None
             if woken is not None:
                 woken.release()
+        else:
+            self._wake_last()
+            if self._closed:
+                self._close()
+
+    def _wake_last(self) -> None:
+        """Wake those whose writes the last group ended. By who leads, or with the mutex held."""
+        asleep, self._asleep = self._asleep, ()
+        _wake(asleep)
 
     def _store(self, group: list[_Write[Any]]) -> None:
         try:
             runner = self._begin(any(write.durable for write in group))
         except Exception as error:  # noqa: BLE001 - each caller gets it
+            self._undo()
             _fail(group, self._meaning(error))
             return
         try:
             ran = self._run_together(runner, group)
         except Exception as error:  # noqa: BLE001 - its own caller gets it
+            self._wake_last()
             self._undo()
             if len(group) == 1:
                 group[0].end(error=self._meaning(error))
@@ -230,6 +273,7 @@ class GroupWriter:
                 ran.append((writes[0], runner.run(writes[0].make_steps())))
             else:
                 ran += _run_as_one(runner, writes)
+            self._wake_last()
             if time.monotonic() > until:
                 break
         return ran
@@ -239,6 +283,7 @@ class GroupWriter:
         for write in group:
             if not write.ended:
                 self._store([write])
+                _wake((write,))
 
     def _commit(self, ran: list[tuple[_Write[Any], Any]]) -> None:
         assert self._connection is not None
@@ -259,14 +304,14 @@ class GroupWriter:
         for write, result in ran:
             write.end(result)
         self._committed(self._synced)
-        _wake(writes)
-        self._before_release()
+        self._before_release(lambda: _wake(writes))
 
     def _begin(self, durable: bool) -> StatementRunner:
         self._place.check()
         if self._connection is None or self._runner is None:
             self._connection = connect(self._path, sqlite3.Connection, busy_s=self._busy_s)
-            self._runner = StatementRunner(self._connection)
+            self._connection.execute("pragma busy_timeout = 0")  # `_begin_immediate` waits
+            self._runner = self._tables.runner(self._connection)
             self._synced = True
         if durable != self._synced:
             # A script, because a pragma acts when it is prepared and a cached one never again.
@@ -275,8 +320,23 @@ class GroupWriter:
                 f"pragma synchronous = {'full' if durable else 'normal'}"
             )
             self._synced = durable
-        self._connection.execute("begin immediate")
+        self._begin_immediate(self._connection)
+        self._tables.check(self._runner)
         return self._runner
+
+    def _begin_immediate(self, connection: sqlite3.Connection) -> None:
+        try:
+            connection.execute("begin immediate")
+        except sqlite3.OperationalError as error:
+            if error_code(error) != sqlite3.SQLITE_BUSY:
+                raise
+            self._wake_last()
+            # A foreign program is writing.
+            connection.execute(f"pragma busy_timeout = {int(self._busy_s * 1000)}")
+            try:
+                connection.execute("begin immediate")
+            finally:
+                connection.execute("pragma busy_timeout = 0")
 
     def _undo(self) -> None:
         if self._connection is not None and not roll_back(self._connection):
@@ -328,7 +388,7 @@ def _fail(group: list[_Write[Any]], error: Exception) -> None:
         write.end(error=error)
 
 
-def _wake(group: list[_Write[Any]]) -> None:
+def _wake(group: Iterable[_Write[Any]]) -> None:
     for write in group:
         if not write.ended:
             continue

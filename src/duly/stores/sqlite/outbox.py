@@ -11,6 +11,12 @@ from duly.sql.outbox import Holder
 from duly.sql.sqlite import DatabaseFile, boot_id, boot_ms, is_alive
 from duly.store import Backlog, GivenUp, Outgoing, Refusal
 
+# Every commit to the file wakes a relay that waits, and most put nothing into the outbox: after
+# each look in vain the next waits twice as long, up to this, so that looking costs no worker
+# more than a hundredth of its time.
+_FIRST_PAUSE_S = 0.001
+_LONGEST_PAUSE_S = 0.02
+
 
 class SQLiteOutbox:
     """See `duly.store.Outbox`. A relay whose process is dead is replaced at once.
@@ -29,6 +35,7 @@ class SQLiteOutbox:
         self._file = file
         self._wall_ms = wall_ms
         self._boot_ms = boot_time_ms
+        self._pause_s = 0.0
 
     def hold(self, relay: str, lease_s: float) -> bool:
         """As `Outbox.hold`."""
@@ -56,12 +63,16 @@ class SQLiteOutbox:
             seen = self._file.changes()
             found = self._file.read(lambda: outbox.unsent(limit, max_bytes, self._wall_ms()))
             left_s = deadline - time.monotonic()
+            if found:
+                self._pause_s = 0.0
             if found or left_s <= 0:
                 return found
             due_ms = self._file.read(outbox.next_due)
             if due_ms is not None:
                 left_s = min(left_s, max(0.001, (due_ms - self._wall_ms()) / 1000))
-            self._file.wait(seen, left_s)
+            if self._file.wait(seen, left_s) != seen and self._pause_s:
+                time.sleep(min(self._pause_s, max(0.0, deadline - time.monotonic())))
+            self._pause_s = min(max(self._pause_s * 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
 
     def sent(self, positions: Sequence[int]) -> None:
         """As `Outbox.sent`."""

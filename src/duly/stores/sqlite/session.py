@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, assert_never
 
 from duly.broker import Ahead, Delivery, Outcome, Span
-from duly.errors import CommitUnknown, Superseded, TransactionFailed, TransactionLost
+from duly.errors import (
+    CommitUnknown,
+    DulyError,
+    Superseded,
+    TransactionFailed,
+    TransactionInterrupted,
+    TransactionLost,
+)
 from duly.guarantees import Admission, Retry, Settlement
 from duly.message import Message, Topic
 from duly.sql import cursor, inbox, log
+from duly.sql.causes import causes
 from duly.sql.sqlite import DatabaseFile, Turn, boot_id
-from duly.sql.sqlite.driver import broker_error
+from duly.sql.sqlite.driver import broker_error, error_code, is_no_fault
 from duly.sql.sqlite.guard import Guard, GuardedConnection
 from duly.sql.steps import Steps
 from duly.store import Admitted, Scope
@@ -74,6 +82,14 @@ class Home(Protocol):
         ...
 
 
+# In a transaction that holds the write lock nothing else makes SQLite busy. Such a cursor outlives
+# the rollback, so its connection is not used again.
+_KEPT = (
+    "A cursor that the handler keeps is in the middle of an INSERT, UPDATE or DELETE ... "
+    "RETURNING: fetch all of its rows, or close it."
+)
+
+
 def new_mark() -> int:
     """A number that tells one transaction from every other."""
     return secrets.randbits(62)
@@ -93,6 +109,9 @@ class SQLiteSession:
         # Topics that this transaction declared: everybody's once it stands.
         self._declared: dict[str, log.TopicRecord] = {}
         self._in_doubt = False
+        self._saw_savepoint = False
+        # By claim, the fence's stamp on the claims says whether this is still its transaction.
+        self._stamped = False
 
     @property
     def connection(self) -> GuardedConnection:
@@ -111,6 +130,19 @@ class SQLiteSession:
                 now_ms = self._home.now_ms()
                 return self._run(inbox.admit(scope, self._flows, deliveries, now_ms, self._mark))
         assert_never(scope.admission)
+
+    def watch_savepoints(self, seen: Callable[[], None]) -> None:
+        """See `duly.store.SeesSavepoints`."""
+
+        def saw() -> None:
+            self._saw_savepoint = True
+            seen()
+
+        self._guard.watch_savepoints(saw)
+
+    def savepoints_left(self) -> bool:
+        """See `duly.store.SeesSavepoints`. SQLite does not tell which are open."""
+        return self._saw_savepoint
 
     def savepoint(self) -> None:
         """Mark the point that `rollback_to_savepoint` returns to; one at a time."""
@@ -144,12 +176,13 @@ class SQLiteSession:
         scope = self._scoped()
         match scope.admission:
             case Admission.BY_CLAIM:
+                now_ms = self._home.now_ms()
                 if any(isinstance(settlement, Retry) for settlement in settlements):
                     # Before a retry is noted by this clock, those noted before a step of it move.
-                    self._run(
-                        log.follow_clock(boot_id(), self._home.now_ms() - self._home.boot_ms())
-                    )
-                self._run(log.settle(settlements, self._home.now_ms(), self._mark))
+                    self._run(log.follow_clock(boot_id(), now_ms - self._home.boot_ms()))
+                self._run(log.settle(settlements, now_ms, self._mark))
+                # What settles nothing has not looked for it.
+                self._stamped = not settlements
             case Admission.BY_CURSOR:
                 self._run(
                     cursor.settle(
@@ -168,18 +201,34 @@ class SQLiteSession:
             raise TypeError(f"{type(ahead).__name__} is no claim on a log of this database")
         self._run(ahead.steps())
 
+    def excuse(self, error: BaseException) -> DulyError | None:
+        """See `duly.store.Excuses`: a full disk or one that refuses, no memory left."""
+        for cause in causes(error):
+            if isinstance(cause, sqlite3.Error) and is_no_fault(cause):
+                return TransactionInterrupted(
+                    f"rolled back, with all its effects and messages: "
+                    f"{broker_error(cause, self._home.file.path)}"
+                )
+        return None
+
     def commit(self) -> None:
         """Commit. Raises `TransactionLost` when the transaction is not the one that was begun,
-        `TransactionFailed` when it was rolled back, `CommitUnknown` when nobody can say.
+        `TransactionFailed` when it was rolled back (`TransactionInterrupted`: by a full disk),
+        `CommitUnknown` when nobody can say.
         """
         if self._lane is None:
             raise TransactionLost("this transaction is over")
         try:
+            if self._stamped:
+                self._guard.run(log.check_stamp(self._mark))
             self._guard.commit()
         except sqlite3.Error as error:
-            raise TransactionFailed(
+            busy = self._in_doubt = error_code(error) == sqlite3.SQLITE_BUSY
+            reason = _KEPT if busy else broker_error(error, self._home.file.path)
+            kind = TransactionInterrupted if is_no_fault(error) else TransactionFailed
+            raise kind(
                 f"{self._home.file.path}: rolled back, with all its effects and messages: "
-                f"{error}. {broker_error(error, self._home.file.path)}"
+                f"{error}. {reason}"
             ) from error
         except CommitUnknown:
             self._in_doubt = True
@@ -216,6 +265,7 @@ class SQLiteSession:
         else:
             receipts = [delivery.receipt for delivery in deliveries]
         held = self._run(log.fence(receipts, self._mark))
+        self._stamped = True
         if len(held) < len(receipts):
             is_span = isinstance(deliveries, Span)
             lost = "some" if is_span else len(receipts) - len(held)
@@ -229,6 +279,9 @@ class SQLiteSession:
         try:
             self._guard.execute(statement.format(self._guard.savepoint))
         except sqlite3.Error as error:
+            if error_code(error) == sqlite3.SQLITE_BUSY:
+                self._in_doubt = True
+                raise TransactionFailed(f"{self._home.file.path}: {error}. {_KEPT}") from error
             raise TransactionLost(
                 f"{self._home.file.path}: the savepoint of this message is gone ({error}): the "
                 "transaction ended behind duly's back and nothing of it was kept"
@@ -239,8 +292,8 @@ class SQLiteSession:
         sweeper = self._home.sweeper(scope.consumer)
         sweeper.admitted += admitted
         if sweeper.admitted * 2 >= inbox.STRETCH:
-            before_ms = self._home.now_ms() - int(scope.inbox_retention_s * 1000)
-            self._run(inbox.forget_old(sweeper, before_ms))
+            retention_ms = int(scope.inbox_retention_s * 1000)
+            self._run(inbox.forget_old(sweeper, self._home.now_ms(), retention_ms))
 
     def _scoped(self) -> Scope:
         if self._scope is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,11 +13,14 @@ from typing import Any
 from duly.broker import Outcome
 from duly.errors import ConfigurationError
 from duly.guarantees import Admission
+from duly.inspection.erasing import Whose
+from duly.inspection.health import Finding
 from duly.message import Message, Topic, now_ms
 from duly.sql import inbox, log, outbox
 from duly.sql.sqlite import DatabaseFile, boot_ms
-from duly.sql.sqlite.driver import broker_error, schema_blocks
+from duly.sql.sqlite.driver import broker_error
 from duly.sql.sqlite.guard import Guard, GuardedConnection
+from duly.sql.sqlite.health import examine
 from duly.sql.sqlite.place import Place
 from duly.sql.steps import Steps
 from duly.store import Scope, StoreCapabilities
@@ -40,6 +43,7 @@ class SQLiteStore:
     - ``broker_database``: the identity of the broker's database (`Capabilities.database`).
       Where it is this very file, messages are published into its log and admission is by
       claim; otherwise they go to the outbox.
+    - ``namespace``: whose tables of the file, as at the broker.
     - ``foreign_keys``: whether SQLite enforces foreign keys of what handlers write.
     - ``begin_s``: how long `begin` waits for the file's turn before `BrokerUnavailable`.
     - ``wall_ms`` gives milliseconds since 1970 UTC, ``boot_ms`` since boot; tests bring their own.
@@ -50,13 +54,14 @@ class SQLiteStore:
         path: str | os.PathLike[str],
         *,
         broker_database: str | None = None,
+        namespace: str = "",
         foreign_keys: bool = False,
         begin_s: float = 30.0,
         tx_s: float = _TX_S,
         wall_ms: Callable[[], int] = now_ms,
         boot_ms: Callable[[], int] = boot_ms,
     ) -> None:
-        self._file = DatabaseFile.open(path)
+        self._file = DatabaseFile.open(path, namespace=namespace)
         self._place = Place(self._file.path)
         self._log_here = broker_database == self._file.identity
         self._foreign_keys = foreign_keys
@@ -76,11 +81,6 @@ class SQLiteStore:
             outbox=True,
             tx_s=tx_s,
         )
-        try:
-            self._file.ensure(schema_blocks("sqlite_store"))
-        except BaseException:
-            self._file.close()
-            raise
 
     @property
     def capabilities(self) -> StoreCapabilities:
@@ -105,7 +105,6 @@ class SQLiteStore:
     def declare(self, topics: Sequence[Topic[Any]]) -> None:
         """Make known the topics that transactions publish to, creating what they need."""
         if self._log_here:
-            self._file.ensure(schema_blocks("sqlite"))
             self._catalog.update(self._file.write(lambda: log.declare(topics)))
         else:
             self._topics.update(topic.name for topic in topics)
@@ -132,7 +131,8 @@ class SQLiteStore:
         mark = new_mark()
         try:
             self._place.check()
-            self._begin(lane, mark)
+            by_claim = scope is not None and scope.admission is Admission.BY_CLAIM
+            self._begin(lane, None if by_claim else mark)
         except sqlite3.Error as error:
             self.take_back(lane, in_doubt=True)
             raise broker_error(error, self.path) from error
@@ -159,8 +159,11 @@ class SQLiteStore:
             )
         unknown = self.unknown(topics)
         # Not learned: what the caller's transaction declared is undone where it rolls back.
-        declared = run_within(connection, log.declare(unknown), self.path) if unknown else {}
-        return run_within(connection, self.publish_steps(messages, declared), self.path)
+        tables = self._file.tables
+        declared = (
+            run_within(connection, log.declare(unknown), self.path, tables) if unknown else {}
+        )
+        return run_within(connection, self.publish_steps(messages, declared), self.path, tables)
 
     def close(self) -> None:
         """Close every connection. Sessions that are open end first."""
@@ -169,6 +172,30 @@ class SQLiteStore:
             while self._lanes:
                 _discard(self._lanes.pop())
             self._file.close()
+
+    # --- what people ask: `Forgetting`, `Remembering`, `Erasing` in `duly.inspection`
+
+    def effect_ms(self, consumer: str, topic: str, source: str, id: str) -> int | None:
+        """When a message took effect that was admitted by inbox; None: not remembered."""
+        return self._file.read(lambda: inbox.effect_ms(consumer, topic, source, id))
+
+    def forget(self, consumer: str, limit: int) -> int:
+        """Forget some of what took effect for a consumer admitted by inbox."""
+        return self._file.write(lambda: inbox.forget_some(consumer, limit))
+
+    def examine(self) -> Sequence[Finding]:
+        """What endangers the file; see `duly.inspection.health`."""
+        return [*examine(self._file)]
+
+    def holdings(self, whose: Whose) -> int:
+        """How many copies of a person's messages wait in the outbox or are dead of a log."""
+        return self._file.read(lambda: outbox.holdings(whose))
+
+    def erase(self, whose: Whose) -> Iterator[int]:
+        """Remove them, some at a time; what the inbox remembers is left to its retention."""
+        while erased := self._file.write(lambda: outbox.erase(whose)):
+            yield erased
+        self._file.empty_log()
 
     # --- the session's side
 
@@ -230,11 +257,11 @@ class SQLiteStore:
             connection = self._file.connect(GuardedConnection, isolation_level="IMMEDIATE")
             if self._foreign_keys:
                 sqlite3.Cursor(connection).execute("pragma foreign_keys = on")
-            return Guard(connection, self.path)
+            return Guard(connection, self.path, self._file.tables)
         except sqlite3.Error as error:
             raise broker_error(error, self.path) from error
 
-    def _begin(self, lane: Lane, mark: int) -> None:
+    def _begin(self, lane: Lane, mark: int | None) -> None:
         try:
             lane.guard.begin(mark)
         except sqlite3.OperationalError as error:

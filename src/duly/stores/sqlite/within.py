@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from duly.errors import BrokerUnavailable, ConfigurationError
 from duly.sql.sqlite.driver import StatementRunner, broker_error
 from duly.sql.sqlite.guard import GuardedConnection
+from duly.sql.sqlite.schema import Tables
+from duly.sql.sqlite.wal import SAFE_VERSION
 from duly.sql.steps import Steps
 
 R = TypeVar("R")
@@ -18,8 +20,6 @@ R = TypeVar("R")
 log = logging.getLogger("duly.sqlite")
 
 _FULL = 2
-# One that two connections which checkpoint at the same time cannot corrupt.
-_SAFE_VERSION = (3, 51, 3)
 
 
 def is_open_on(connection: Any, path: Path) -> bool:
@@ -36,7 +36,7 @@ def is_open_on(connection: Any, path: Path) -> bool:
     return False
 
 
-def run_within(connection: sqlite3.Connection, steps: Steps[R], path: Path) -> R:
+def run_within(connection: sqlite3.Connection, steps: Steps[R], path: Path, tables: Tables) -> R:
     """Run duly's steps in the caller's open transaction, all of them or none.
 
     Whatever the caller set on the connection stays as it is. Raises `ConfigurationError` when
@@ -49,9 +49,10 @@ def run_within(connection: sqlite3.Connection, steps: Steps[R], path: Path) -> R
     text_factory = connection.text_factory
     connection.text_factory = str
     try:
-        runner = StatementRunner(connection)
+        runner = tables.runner(connection)
         _require_durable(runner, path)
         _require_transaction(connection, runner)
+        tables.check(runner)
         return _all_or_nothing(connection, runner, steps)
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
@@ -71,7 +72,7 @@ def _require_durable(runner: StatementRunner, path: Path) -> None:
             f"{path}: this connection has PRAGMA synchronous = {synchronous}, with which a power "
             "loss takes back committed messages. Set PRAGMA synchronous = FULL on it."
         )
-    if sqlite3.sqlite_version_info < _SAFE_VERSION:
+    if sqlite3.sqlite_version_info < SAFE_VERSION:
         _warn_of_checkpoints(runner, path)
 
 

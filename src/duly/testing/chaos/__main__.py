@@ -1,4 +1,10 @@
-"""``python -m duly.testing.chaos``: real processes, real files, real faults, and a verdict.
+"""``python -m duly.testing.chaos``: real processes, real files and servers, real faults, and a
+verdict.
+
+Messages are in a SQLite file, or by ``--broker postgres`` on a PostgreSQL server; some effects
+are beside them, others where ``--store`` says, with an outbox. The server is a private one that is
+killed as well, started from what is installed, or the one that a URL or ``DULY_TEST_POSTGRES``
+names, which is not.
 
 Ends with 1 where a promise was broken, and with 2 where the run does not show whether it was: a
 fault never hit, or something never succeeded. A round that broke something is kept, histories,
@@ -9,33 +15,73 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 
+from duly.connect import redacted
+from duly.errors import BrokerError, ConfigurationError
 from duly.testing.chaos.processes import Nursery
-from duly.testing.chaos.report import report, verdict_of
-from duly.testing.chaos.round import STRIKES, Round
-from duly.testing.chaos.verdict import FAULTS, Tally, judged
+from duly.testing.chaos.report import report, shown, verdict_of
+from duly.testing.chaos.round import Round
+from duly.testing.chaos.server import Server
+from duly.testing.chaos.setup import KINDS, STRIKES, Kind, Setup, schema_of_round
+from duly.testing.chaos.verdict import Tally, judged
+from duly.testing.wrong_use import (
+    Command,
+    Seconds,
+    WrongUse,
+    check_together,
+    function_named,
+    writable_file,
+    writable_folder,
+)
 
 PROGRAM = "duly.testing.chaos.program:run"
 EXIT = {"valid": 0, "invalid": 1, "unknown": 2}
 FAULTS_S = 12.0
-
-
-@click.command(help=__doc__)
-@click.option(
-    "--minutes", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True
+OF_ONE_ROUND = (
+    *("only", "seed", "faults_s", "folder", "without", "before", "no_mount", "keep"),
+    *("broker", "store", "save"),
 )
-@click.option("--seed", type=int, default=None, help="Of all that is random; left out, any.")
-@click.option("--round", "only", type=int, default=None, help="Play this round of the seed only.")
+# What every process needs of PostgreSQL, imported once for all.
+MODULES = ("duly.brokers.postgres", "duly.stores.postgres", "duly.testing.chaos.schema")
+POSTGRES = ("postgresql://", "postgres://")
+
+
+@click.command(cls=Command, help=__doc__)
 @click.option(
-    "--faults-s", type=float, default=FAULTS_S, show_default=True, help="Seconds of each round."
+    "--broker",
+    default="sqlite",
+    show_default=True,
+    metavar="sqlite|postgres|URL",
+    help="Where messages are.",
+)
+@click.option(
+    "--store",
+    metavar="sqlite|postgres|URL",
+    help="Where effects apart from them are; left out, likewise.",
+)
+@click.option("--minutes", type=Seconds(), default=1.0, show_default=True)
+@click.option("--seed", type=int, default=None, help="Of all that is random; left out, any.")
+@click.option(
+    "--round",
+    "only",
+    type=click.IntRange(min=0),
+    default=None,
+    help="Play this round of the seed only.",
+)
+@click.option(
+    "--faults-s", type=Seconds(), default=FAULTS_S, show_default=True, help="Seconds of each round."
 )
 @click.option("--folder", type=click.Path(path_type=Path), help="Where rounds are played.")
 @click.option(
@@ -48,13 +94,17 @@ FAULTS_S = 12.0
 )
 @click.option("--no-mount", is_flag=True, help="Mount no disk; limit the size of files instead.")
 @click.option("--keep", is_flag=True, help="Keep rounds in which nothing was broken too.")
+@click.option("--save", type=click.Path(path_type=Path), help="Keep what was shown, as JSON.")
 @click.option(
     "--judge",
     "kept",
-    type=click.Path(path_type=Path, exists=True),
+    type=click.Path(path_type=Path),
     help="Judge a round that was kept, and play none.",
 )
+@click.pass_context
 def main(
+    ctx: click.Context,
+    /,
     minutes: float,
     seed: int | None,
     only: int | None,
@@ -65,30 +115,98 @@ def main(
     no_mount: bool,
     keep: bool,
     kept: Path | None,
+    **more: Any,
 ) -> None:
     """Play rounds until the time is over, judge each, print the table."""
     console = Console(soft_wrap=True)
     began = time.monotonic()
+    broker: str = more["broker"]
+    store: str = more["store"] or broker
+    save: Path | None = more["save"]
     if kept is not None:
-        tally = judged(kept)
+        check_together(ctx, ["kept"], "where a round that was kept is judged")
+        tally = judged(_kept(kept))
         report(console, tally, (), time.monotonic() - began)
         sys.exit(EXIT[verdict_of(tally, ())])
     seed = int(time.time()) % 1_000_000 if seed is None else seed
-    place = folder or Path(tempfile.mkdtemp(prefix="duly-chaos-"))
-    profile = [kind for kind in FAULTS if kind not in without]
-    console.print(f"seed {seed}, rounds in {place}", highlight=False)
-    campaign = Campaign(console, place, seed, faults_s, without, before, not no_mount)
-    whole = campaign.run(minutes * 60, only)
-    report(console, whole, profile, time.monotonic() - began)
-    if not whole.is_good:
-        console.print(
-            f"kept in {place}; again, though never quite the same: "
-            f"python -m duly.testing.chaos --seed {seed} --minutes {minutes:g}",
-            highlight=False,
-        )
-    elif not keep:
-        shutil.rmtree(place, ignore_errors=True)
+    if only is not None:
+        check_together(ctx, OF_ONE_ROUND, "where one round is played")
+    if before is not None:
+        function_named(before)
+    if save is not None:
+        writable_file(save)
+    place = _of_its_own(folder) if folder else Path(tempfile.mkdtemp(prefix="duly-chaos-"))
+    # As Ctrl-C does, so that no process, no server and no mounted disk is left behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    kept_too = keep
+    with _setup(broker, store, keep=lambda: kept_too) as setup:
+        profile = setup.profile(without)
+        console.print(f"{setup}; seed {seed}, rounds in {place}", highlight=False)
+        campaign = Campaign(console, place, seed, setup, faults_s, without, before, not no_mount)
+        whole = campaign.run(minutes * 60, only)
+        report(console, whole, profile, time.monotonic() - began)
+        if save is not None:
+            save.write_bytes(shown(whole, str(setup), profile, time.monotonic() - began))
+        kept_too = keep or not whole.is_good
+        if not whole.is_good:
+            where = f" --broker {broker} --store {store}" if setup.server else ""
+            console.print(
+                f"kept in {_places(place, setup)}; again, though never quite the same: "
+                f"python -m duly.testing.chaos --seed {seed} --minutes {minutes:g}"
+                f"{redacted(where)}",
+                highlight=False,
+            )
+        elif not keep:
+            shutil.rmtree(place, ignore_errors=True)
     sys.exit(EXIT[verdict_of(whole, profile)])
+
+
+@contextmanager
+def _setup(broker: str, store: str, keep: Callable[[], bool]) -> Iterator[Setup]:
+    """Where messages and effects are to be, with a server where one is needed."""
+    kinds = _kind("--broker", broker), _kind("--store", store)
+    urls = {each for each in (broker, store) if each.startswith(POSTGRES)}
+    if len(urls) > 1:
+        raise WrongUse("--broker and --store name two servers: a run has one")
+    if "postgres" not in kinds:
+        yield Setup(*kinds)
+        return
+    try:
+        server = Server(*urls)
+        server.check()
+    except (ConfigurationError, BrokerError) as error:
+        raise WrongUse(str(error)) from None
+    try:
+        yield Setup(*kinds, server)
+    finally:
+        server.close(keep=keep())
+
+
+def _kind(option: str, named: str) -> Kind:
+    if named.startswith(POSTGRES):
+        return "postgres"
+    for kind in KINDS:
+        if named == kind:
+            return kind
+    raise WrongUse(f"{option}: {redacted(named)!r} is none of {', '.join(KINDS)}, postgresql://...")
+
+
+def _places(place: Path, setup: Setup) -> str:
+    return f"{place}" if setup.server is None else f"{place} and {redacted(setup.server.folder)}"
+
+
+def _of_its_own(folder: Path) -> Path:
+    """A folder with nothing in it but rounds: it is removed where all went well."""
+    others = [each.name for each in writable_folder(folder).iterdir() if each.name[:6] != "round-"]
+    if others:
+        raise WrongUse(f"{folder}: {min(others)!r} is in it: give the rounds a folder of their own")
+    return folder
+
+
+def _kept(folder: Path) -> Path:
+    if not any((folder / "histories").glob("*.jsonl")):
+        raise WrongUse(f"{folder}: no round that was kept: there is no history in it to judge")
+    return folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +216,7 @@ class Campaign:
     console: Console
     place: Path
     seed: int
+    setup: Setup
     faults_s: float
     without: tuple[str, ...]
     before: str | None
@@ -106,7 +225,7 @@ class Campaign:
     def run(self, seconds: float, only: int | None) -> Tally:
         """Play rounds until the time is over, or only one."""
         whole, until = Tally(), time.monotonic() + seconds
-        nursery = Nursery(PROGRAM)
+        nursery = Nursery(PROGRAM, modules=() if self.setup.server is None else MODULES)
         try:
             for number in itertools.count() if only is None else [only]:
                 whole.add(self._play(nursery, number))
@@ -123,6 +242,8 @@ class Campaign:
             nursery,
             folder,
             self.seed * 1_000_003 + number,
+            setup=self.setup,
+            name=schema_of_round(number),
             faults_s=self.faults_s,
             # In turn: what may be full, and what is synced.
             on_disk="real" if number % 2 else "small" if self.mount else "limited",
@@ -140,6 +261,7 @@ class Campaign:
         )
         if tally.is_good:
             shutil.rmtree(folder / "histories", ignore_errors=True)
+            round_.drop()
         return tally
 
 

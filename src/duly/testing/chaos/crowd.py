@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -15,6 +15,8 @@ from typing import Any
 from duly.testing.chaos.processes import KILLED, Child, Nursery
 from duly.testing.history import Fault, Recorder
 
+# Where a server is down many would start again and again, and keep it from coming up.
+PATIENCE_S = 0.5
 # A worker that could not drain in time says 1, as duly's own worker process does; one that was
 # only being started has no handler of SIGTERM yet.
 GOOD_ENDS = (0, 1, KILLED, -signal.SIGTERM)
@@ -28,10 +30,16 @@ class Member:
     orders: dict[str, Any]
     starts: int = 0
     who: str = ""
+    number: int = 0
     child: Child | None = None
     stopped: bool = False
     seen_ended: bool = True
     done: bool = False
+    not_before_s: float = 0.0
+
+    def may_start(self) -> bool:
+        """Whether it did not end just now for want of what it needs, as a supervisor waits."""
+        return time.monotonic() >= self.not_before_s
 
     @property
     def is_running(self) -> bool:
@@ -41,13 +49,15 @@ class Member:
 
 @dataclass(slots=True)
 class Crowd:
-    """Workers and publishers on the files of one round."""
+    """Workers and publishers of one round. ``sites``: the URLs of both places, by the number of a
+    process.
+    """
 
     nursery: Nursery
     folder: Path
-    files: Path
     members: list[Member]
     recorder: Recorder
+    sites: Callable[[int], tuple[str, str]]
     counts: Counter[str] = field(default_factory=Counter)
     complaints: list[str] = field(default_factory=list)
     _pause: threading.Event = field(default_factory=threading.Event)
@@ -58,19 +68,20 @@ class Crowd:
             child = member.child
             if child is not None and child.ended.is_set() and not member.seen_ended:
                 self._ended(member, child)
-            if restart and not member.is_running and not member.done:
+            if restart and not member.is_running and not member.done and member.may_start():
                 self.start(member, f"{member.role[0]}{number}")
 
     def start(self, member: Member, place: str) -> None:
         """Start a process of a member, under a name that no other ever had."""
         member.starts += 1
+        number = member.number = sum(each.starts for each in self.members)
         member.who = f"{place}.{member.starts}"
         member.child = self.nursery.start(
             {
                 "role": member.role,
                 "who": member.who,
                 "folder": str(self.folder),
-                "files": str(self.files),
+                "sites": self.sites(number),
                 "log": str(self.folder / "logs" / f"{member.who}.log"),
                 **member.orders,
             }
@@ -79,6 +90,8 @@ class Crowd:
 
     def _ended(self, member: Member, child: Child) -> None:
         member.seen_ended = True
+        if child.status == 1:
+            member.not_before_s = time.monotonic() + PATIENCE_S
         if child.status == KILLED:
             # From here on nothing of it can come.
             self.fault("crash", "gone", member.who)

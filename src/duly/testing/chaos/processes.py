@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,42 @@ def eventually(
         _never.wait(0.01)
 
 
+class Told:
+    """What the handler of a signal tells the thread that it interrupts.
+
+    No `threading.Event`: that thread may just be holding the lock which setting one takes, and
+    would then wait for itself, for ever.
+    """
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._poll = select.poll()
+        self._poll.register(self._read, select.POLLIN)
+
+    def set(self) -> None:
+        """Tell it."""
+        with contextlib.suppress(BlockingIOError):  # so often told that nothing more fits
+            os.write(self._write, b"\0")
+
+    def is_set(self) -> bool:
+        """Whether it was told."""
+        return self.wait(0)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for it; whether it was told."""
+        return bool(self._poll.poll(timeout_s * 1000))
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that is dead and not reaped yet does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
 class Child:
     """A process that a nursery started."""
 
@@ -55,7 +93,8 @@ class Child:
     def signal(self, number: int) -> None:
         """Send it a signal, if it is still there."""
         if not self.ended.is_set():
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and we are not told yet
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
@@ -91,12 +130,15 @@ class Child:
 class Nursery:
     """Starts children through a zygote, and hears how they end.
 
-    ``program`` is what each of them runs, ``package.module:function``.
+    ``program`` is what each of them runs, ``package.module:function``; ``modules`` are imported
+    once for all of them.
     """
 
-    def __init__(self, program: str, folder: Path | None = None) -> None:
+    def __init__(
+        self, program: str, folder: Path | None = None, modules: Sequence[str] = ()
+    ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "duly.testing.chaos.zygote", program],
+            [sys.executable, "-m", "duly.testing.chaos.zygote", program, *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=folder,

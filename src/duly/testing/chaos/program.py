@@ -1,4 +1,4 @@
-"""The processes of a chaos run: workers, publishers, a stranger who locks the file, the reader.
+"""The processes of a chaos run: workers, publishers, a stranger who holds a lock, the reader.
 
 Each is started by a zygote with its orders, and records what it does.
 """
@@ -9,24 +9,23 @@ import asyncio
 import importlib
 import os
 import signal
-import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import duly
 from duly.broker import RepeatDropped
-from duly.brokers.sqlite import SQLiteBroker
 from duly.errors import DulyError
 from duly.message import Message, Topic
 from duly.store import Transaction
-from duly.stores.sqlite import SQLiteStore
 from duly.testing.chaos import surroundings, workload
+from duly.testing.chaos.processes import Told
 from duly.testing.chaos.reading import read
 from duly.testing.chaos.recorded import Recorded, Run
+from duly.testing.chaos.site import Site, open_broker, open_store, site_of
 from duly.testing.chaos.workload import (
     KILLED_BY_MESSAGES,
     LEASE_S,
@@ -48,33 +47,34 @@ STEPS_BACK = 3
 
 
 class Place:
-    """The files of a run, and this process's orders."""
+    """The places of a run, and this process's orders: messages at ``home``, effects there or
+    ``apart``.
+    """
 
     def __init__(self, orders: dict[str, Any]) -> None:
         self.orders = orders
         self.folder = Path(orders["folder"])
-        self.files = Path(orders["files"])
-        self.told_to_end = threading.Event()
+        self.home, self.apart = map(site_of, orders["sites"])
+        self.told_to_end = Told()
         signal.signal(signal.SIGTERM, lambda *_: self.told_to_end.set())
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        surroundings.go_by(self.folder / "clock")
+        if orders["role"] == "worker" or not self.home.tells_time:
+            surroundings.go_by(self.folder / "clock")
 
     def recorded(self) -> Recorded:
         """What this process records with."""
         return Recorded(self.folder / "histories", self.orders["who"])
 
-    def store(self, apart: bool) -> Path:
+    def effects(self, apart: bool) -> Site:
         """Where effects live."""
-        return self.files / ("apart.db" if apart else "chaos.db")
+        return self.apart if apart else self.home
 
     @contextmanager
     def app(self, recorded: Recorded, apart: bool = False) -> Iterator[duly.App]:
         """The app, on a broker and a store that are recorded."""
         with (
-            closing(SQLiteBroker(self.store(False))) as broker,
-            closing(
-                SQLiteStore(self.store(apart), broker_database=broker.capabilities.database)
-            ) as store,
+            closing(open_broker(self.home)) as broker,
+            closing(open_store(self.effects(apart), broker)) as store,
         ):
             name = f"{recorded.who}/tx"
             app = duly.App(SOURCE, SeenBroker(broker, recorded), SeenStore(store, recorded, name))
@@ -91,7 +91,7 @@ def work(place: Place) -> int:
     with place.app(recorded, apart) as app:
         for spec in SPECS:
             if spec.apart == apart:
-                consume(app, spec, recorded)
+                consume(app, spec, recorded, place.effects(apart))
         worker = Worker(app)
         worker.start()
         while not place.told_to_end.wait(0.02):
@@ -100,7 +100,7 @@ def work(place: Place) -> int:
         return 0 if worker.drain(10.0) else 1
 
 
-def consume(app: duly.App, spec: Spec, recorded: Recorded) -> None:
+def consume(app: duly.App, spec: Spec, recorded: Recorded, site: Site) -> None:
     """Declare a consumer with the handler that goes with it."""
     options: dict[str, Any] = {"batch": spec.batch, "lease_s": LEASE_S, "retry": POLICY}
     if spec.ordered:
@@ -108,30 +108,37 @@ def consume(app: duly.App, spec: Spec, recorded: Recorded) -> None:
     if spec.concurrency > 1:
         options["concurrency"] = spec.concurrency
     declare: Any = app.batch_consumer if spec.batch_handler else app.consumer
-    handler = _handler(spec, recorded)
+    handler = _handler(spec, recorded, site)
     declare(spec.topic, name=spec.name, guarantee=spec.guarantee, **options)(handler)
 
 
-def _handler(spec: Spec, recorded: Recorded) -> Callable[..., Any]:
-    def effects(item: Item, tx: Transaction[sqlite3.Connection]) -> None:
-        with recorded.run(tx) as [run]:
-            _write(spec, run, tx)
-            _behave(spec, recorded, run, item)
-            _write_more(spec, run, tx, item)
+def _handler(spec: Spec, recorded: Recorded, site: Site) -> Callable[..., Any]:
+    first, *others = spec.tables or ("",)
 
-    async def async_effects(item: Item, tx: Transaction[sqlite3.Connection]) -> None:
+    def effects(item: Item, tx: Transaction[Any]) -> None:
         with recorded.run(tx) as [run]:
-            _write(spec, run, tx)
+            one(run, item, tx)
+
+    def one(run: Run, item: Item, tx: Transaction[Any]) -> None:
+        site.insert(tx.connection, first, _row(run))
+        _behave(spec, recorded, run, item)
+        tx.publish(spec.outputs, item.n, id=f"out-{run.name}")
+        for table in others:
+            site.insert(tx.connection, table, _row(run))
+
+    async def async_effects(item: Item, tx: Transaction[Any]) -> None:
+        with recorded.run(tx) as [run]:
+            await site.ainsert(tx.connection, first, _row(run))
             await asyncio.sleep(0)
             _behave(spec, recorded, run, item)
-            _write_more(spec, run, tx, item)
+            tx.publish(spec.outputs, item.n, id=f"out-{run.name}")
+            for table in others:
+                await site.ainsert(tx.connection, table, _row(run))
 
-    def batch_effects(items: list[Item], tx: Transaction[sqlite3.Connection]) -> None:
+    def batch_effects(items: list[Item], tx: Transaction[Any]) -> None:
         with recorded.run(tx) as runs:
             for run, item in zip(runs, items, strict=True):
-                _write(spec, run, tx)
-                _behave(spec, recorded, run, item)
-                _write_more(spec, run, tx, item)
+                one(run, item, tx)
 
     def plain(item: Item) -> None:
         with recorded.run() as [run]:
@@ -149,17 +156,9 @@ def _handler(spec: Spec, recorded: Recorded) -> Callable[..., Any]:
     return async_plain if spec.concurrency else plain
 
 
-def _write(spec: Spec, run: Run, tx: Transaction[sqlite3.Connection]) -> None:
+def _row(run: Run) -> tuple[Any, ...]:
     m = run.about
-    row = (m.topic, m.source, m.id, m.key, m.content, run.name)
-    tx.connection.execute(f"insert into {spec.tables[0]} values (?, ?, ?, ?, ?, ?)", row)  # noqa: S608 - a table of this package's
-
-
-def _write_more(spec: Spec, run: Run, tx: Transaction[sqlite3.Connection], item: Item) -> None:
-    m = run.about
-    row = (m.topic, m.source, m.id, m.key, m.content, run.name)
-    tx.publish(spec.outputs, item.n, id=f"out-{run.name}")
-    tx.connection.execute(f"insert into {spec.tables[1]} values (?, ?, ?, ?, ?, ?)", row)  # noqa: S608 - likewise
+    return m.topic, m.source, m.id, m.key, m.content, run.name
 
 
 def _behave(spec: Spec, recorded: Recorded, run: Run, item: Item) -> None:
@@ -216,10 +215,11 @@ def _note(progress: Path, done: int) -> None:
 
 
 def _until_it_succeeds(place: Place, app: duly.App, recorded: Recorded, step: Step) -> None:
+    expected: tuple[type[Exception], ...] = (DulyError, *place.home.errors)
     while not place.told_to_end.is_set():
         try:
             _publish(place, app, recorded, step)
-        except (DulyError, sqlite3.Error) as error:
+        except expected as error:
             # Failed or unknown: either way it is published again under the same identity.
             os.write(2, f"{step.way} {step.items[0].n}: {error!r}\n".encode())
             place.told_to_end.wait(PATIENCE_S)
@@ -283,46 +283,36 @@ def _within(
     messages = [_message(place, topic, item) for item in items]
     tx = f"{recorded.who}/within-{time.monotonic_ns()}"
     _, store = app.backends()
-    assert store is not None, "a SQLite file is a store"
-    ended = False
-    with closing(sqlite3.connect(place.store(False), timeout=2.0, isolation_level=None)) as own:
-        own.execute("pragma synchronous = full")
-        own.execute("pragma wal_autocheckpoint = 0")
-        own.execute("begin immediate")
+    assert store is not None, "each of these is a store"
+    with place.home.own() as own:
         try:
             for message in messages:
                 recorded.put(Publish, "invoke", about(message), tx)
-            outcomes = store.publish_within(own, messages, (topic,))
+            outcomes = store.publish_within(own.connection, messages, (topic,))
             for message, outcome in zip(messages, outcomes, strict=True):
                 if isinstance(outcome, Exception):
                     raise outcome
                 if isinstance(outcome, RepeatDropped):
                     recorded.put(Publish, "ok", about(message), tx, repeat=True)
             recorded.put(Commit, "invoke", tx)
-            ended = True
-            own.execute("commit")
+            own.commit()
             recorded.put(Commit, "ok", tx)
-        finally:
-            if own.in_transaction:
-                own.execute("rollback")
+        except BaseException:
+            if own.undo():
                 recorded.put(Commit, "fail", tx)
-            elif not ended:
-                recorded.put(Commit, "fail", tx)
+            raise
 
 
 # --- others
 
 
 def lock(place: Place) -> int:
-    """A stranger: another program that writes to the file and takes its time."""
+    """A stranger: another program that writes there and takes its time."""
     recorded = place.recorded()
-    path = place.store(bool(place.orders["apart"]))
-    with closing(sqlite3.connect(path, timeout=5.0, isolation_level=None)) as own:
-        own.execute("pragma wal_autocheckpoint = 0")
-        own.execute("begin immediate")
+    site = place.effects(bool(place.orders["apart"]))
+    with site.locked(Random(place.orders["hold_s"])):
         recorded.put(Fault, "lock", "held by a stranger")
         place.told_to_end.wait(place.orders["hold_s"])
-        own.execute("rollback")
     return 0
 
 
@@ -330,7 +320,7 @@ ROLES: dict[str, Callable[[Place], int]] = {
     "worker": work,
     "publisher": publish,
     "stranger": lock,
-    "reader": lambda place: read(place.folder, place.store(False), place.store(True)),
+    "reader": lambda place: read(place.folder, place.home, place.apart),
 }
 
 

@@ -16,8 +16,8 @@ import msgspec
 from duly.broker import Delivery
 from duly.logs import CURRENT, handling_now
 from duly.store import Transaction
-from duly.testing.history import About, End, Event, How, Recorder, Start, about
-from duly.testing.recording import Recording, claimed, message_by_message
+from duly.testing.history import About, Claim, End, Event, How, Recorder, Start, about
+from duly.testing.recording import Recording, claimed, how_cancelled, message_by_message
 from duly.testing.seam import Call
 
 Perform = Callable[[Any], Any]
@@ -39,15 +39,22 @@ class Recorded:
         self._threads = threading.local()
         self._numbers = itertools.count(1)
         self._transactions: dict[int, str] = {}
+        # By claim. Whoever runs a handler need not be able to ask the broker again.
+        self._messages: dict[str, About] = {}
 
     def put(self, make: Callable[..., Event], *args: Any, **more: Any) -> None:
         """Record an event of this process, now."""
         self._file.record(make(Recorder.clock(), self.who, *args, **more))
 
+    def _record(self, event: Event) -> None:
+        if isinstance(event, Claim) and event.message is not None:
+            self._messages[event.token] = event.message
+        self._file.record(event)
+
     def __call__(self, call: Call, perform: Perform) -> Any:
         recording: Recording | None = getattr(self._threads, "recording", None)
         if recording is None:
-            recording = Recording(self._file.record, Recorder.clock, self.who)
+            recording = Recording(self._record, Recorder.clock, self.who)
             self._threads.recording = recording
         if call.name in _SETTLES:
             given = call.given
@@ -64,14 +71,21 @@ class Recorded:
         name, runs = self._begun()
         transaction = "" if tx is None else self._transactions[id(tx.connection)]
         for each in runs:
-            token = claimed(each.delivery.receipt, self.who)
-            self.put(Start, name, token, each.about, each.name, each.attempt, transaction)
+            self.put(
+                Start,
+                name,
+                self._claim_of(each.delivery),
+                each.about,
+                each.name,
+                each.attempt,
+                transaction,
+            )
         how: How = "raised"
         try:
             yield runs
             how = "returned"
         except asyncio.CancelledError:
-            how = "cancelled"
+            how = how_cancelled()
             raise
         finally:
             for each in runs:
@@ -83,9 +97,16 @@ class Recorded:
         name, given = handling_now(handling)
         deliveries: Sequence[Delivery] = (given,) if isinstance(given, Delivery) else given
         return name, [
-            Run(f"{self.who}.{next(self._numbers)}", each, about(each.message))
+            Run(
+                f"{self.who}.{next(self._numbers)}",
+                each,
+                self._messages.get(self._claim_of(each)) or about(each.message),
+            )
             for each in deliveries
         ]
+
+    def _claim_of(self, delivery: Delivery) -> str:
+        return claimed(delivery.receipt, self.who)
 
 
 class _File:

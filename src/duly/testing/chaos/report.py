@@ -6,20 +6,23 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import msgspec
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from duly.testing.chaos.verdict import FAULTS, Tally
+from duly.testing.chaos.setup import Setup
+from duly.testing.chaos.verdict import Tally
 from duly.testing.chaos.workload import SPECS
 
 Verdict = Literal["valid", "invalid", "unknown"]
 _COLOURS: dict[Verdict, str] = {"valid": "bold green", "invalid": "bold red", "unknown": "yellow"}
 _PHASES = ("ok", "fail", "refused", "info")
 _SHOWN = 20
+_ON_FILES = Setup().profile()
 
 
-def verdict_of(tally: Tally, profile: Sequence[str] = FAULTS) -> Verdict:
+def verdict_of(tally: Tally, profile: Sequence[str] = _ON_FILES) -> Verdict:
     """Of a whole run: it is unknown what was shown, where a fault of its profile never hit or
     something never succeeded.
     """
@@ -55,6 +58,26 @@ def report(console: Console, tally: Tally, profile: Sequence[str], seconds: floa
         f"{len(tally.anomalies)} anomalies: [{_COLOURS[verdict]}]{verdict}[/]",
         highlight=False,
     )
+
+
+def shown(tally: Tally, setup: str, profile: Sequence[str], seconds: float) -> bytes:
+    """The same in a form that is kept beside documents: JSON."""
+    told = {
+        "setup": setup,
+        "seconds": round(seconds),
+        "rounds": tally.rounds,
+        "events": tally.events,
+        "operations": {
+            name: tally.operations[name, "invoke"]
+            for name in ("publish", "claim", "settle", "commit", "handler")
+        },
+        "profile": list(profile),
+        "hits": {name: tally.hits[name] for name in profile},
+        "anomalies": dict(Counter(each.name for _, _, each in tally.anomalies)),
+        "complaints": len(tally.complaints),
+        "verdict": verdict_of(tally, profile),
+    }
+    return msgspec.json.format(msgspec.json.encode(told)) + b"\n"
 
 
 def _operations(tally: Tally) -> Table:

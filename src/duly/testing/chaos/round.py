@@ -7,7 +7,7 @@ import itertools
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,28 +20,21 @@ from duly.testing.chaos.crowd import Crowd, Member
 from duly.testing.chaos.disk import Disk, disk_at
 from duly.testing.chaos.processes import Child, Nursery
 from duly.testing.chaos.reading import is_drained, prepare
+from duly.testing.chaos.setup import SERVER_LOG, Setup
+from duly.testing.chaos.site import Site, site_of
 from duly.testing.chaos.workload import ATTEMPTS, LEASE_S, LONGEST_BACKOFF_S, SPECS
 from duly.testing.history import Heal, Recorder
 
 PAUSE_S = 2 * LEASE_S
+LET_GO = 0.8
 FULL_S = (0.3, 1.0)
 HELD_S = (0.3, 1.5)
 HOUR_S = 3600
+DOWN_S = (0.0, 0.8)
 # Within this everything that is left has to be done: leases, retries of what kills its worker,
 # and what two cores need for it.
-REST_S = 3 * LEASE_S + ATTEMPTS * (LEASE_S + LONGEST_BACKOFF_S) + 40.0
+REST_S = 3 * LEASE_S + ATTEMPTS * (LEASE_S + LONGEST_BACKOFF_S) + 90.0
 LOOK_S = 0.02
-
-STRIKES = {
-    "kill worker": 5.0,
-    "kill publisher": 3.0,
-    "pause": 2.5,
-    "drain": 1.5,
-    "clock": 1.0,
-    "lock": 1.0,
-    "full disk": 1.5,
-}
-"""What befalls a crowd, and how often in proportion."""
 
 Act = Callable[[], None]
 
@@ -59,6 +52,7 @@ class Played:
 class Round:
     """A round, played in ``folder``; all that is random in it comes from ``seed``.
 
+    ``setup`` says where messages and effects are, ``name`` names the round's schemas there.
     ``on_disk``: what is synced, or what may be full. ``without`` are strikes to leave out.
     ``before`` is called in every process first, ``package.module:function``.
     """
@@ -69,12 +63,16 @@ class Round:
         folder: Path,
         seed: int,
         *,
+        setup: Setup,
+        name: str,
         faults_s: float,
         on_disk: Literal["real", "small", "limited"],
         without: Collection[str] = (),
         before: str | None = None,
     ) -> None:
         self._nursery = nursery
+        self._setup = setup
+        self._name = name
         self._folder = folder
         self._seed = seed
         self._faults_s = faults_s
@@ -83,11 +81,14 @@ class Round:
         self._before = before
         self._random = Random(seed)
         self._later: list[tuple[float, int, Act]] = []
+        self._owed: list[str] = []
         self._numbers = itertools.count()
         self._disk: Disk | None = None
         self._full = False
         self._clock_s = 0
         self._files = folder / "files"
+        self._home: Site
+        self._apart: Site
         self._pause = threading.Event()
 
     def play(self) -> Played:
@@ -101,9 +102,14 @@ class Round:
                 mount = self._on_disk == "small"
                 self._disk = stack.enter_context(disk_at(self._files, mount=mount))
             self._files.mkdir(exist_ok=True)
-            prepare(self._messages, self._apart)
+            at_rest = self._setup.sites_at_rest(self._files, self._name)
+            self._home, self._apart = map(site_of, at_rest)
+            prepare(self._home, self._apart)
             recorder = stack.enter_context(Recorder(self._folder / "histories", "world"))
-            crowd = Crowd(self._nursery, self._folder, self._files, self._members(), recorder)
+            crowd = Crowd(
+                self._nursery, self._folder, self._members(), recorder, self._sites_of_process
+            )
+            self._hear_of_the_server(crowd)
             stack.callback(crowd.kill_all)
             self._strike_for_a_while(crowd)
             self._heal(crowd)
@@ -115,13 +121,25 @@ class Round:
                 shutil.copytree(self._files, self._folder / "files", ignore=_fillers)
         return Played(self._folder, time.monotonic() - began, dict(crowd.counts), crowd.complaints)
 
-    @property
-    def _messages(self) -> Path:
-        return self._files / "chaos.db"
+    def drop(self) -> None:
+        """Remove what does not go with the folder."""
+        self._home.drop()
+        self._apart.drop()
 
-    @property
-    def _apart(self) -> Path:
-        return self._files / "apart.db"
+    def _sites_of_process(self, number: int) -> tuple[str, str]:
+        return self._setup.sites(self._files, self._name, number)
+
+    def _hear_of_the_server(self, crowd: Crowd) -> None:
+        server = self._setup.server
+        if server is None:
+            return
+        server.said()  # what it said before is no matter of this round
+
+        def tell(kind: str, point: str) -> None:
+            crowd.fault(kind, point)
+            crowd.counts[kind] += kind not in ("server down", "server up")
+
+        server.tell = tell
 
     def _members(self) -> list[Member]:
         orders = {"seed": self._seed, "pause_s": 0.03, "before": self._before}
@@ -143,33 +161,44 @@ class Round:
             self._look_after_the_stopped(crowd)
             self._do_what_is_due()
             if time.monotonic() >= next_at:
-                self._strike(crowd, next(kinds))
+                self.strike_in_turn(crowd, kinds)
                 next_at = time.monotonic() + self._random.uniform(0.05, 0.45)
             self._pause.wait(LOOK_S)
 
+    def strike_in_turn(self, crowd: Crowd, kinds: Iterator[str]) -> None:
+        """The next kind, and before it what could not be done when its turn was."""
+        owed, self._owed = self._owed, []
+        for kind in (*owed, *itertools.islice(kinds, 1)):
+            if not self._strike(crowd, kind) and kind not in self._owed:
+                self._owed.append(kind)
+
     def _kinds_in_order(self) -> itertools.chain[str]:
         """Every kind once, in any order, so that each has its turn; then as the odds say."""
-        kinds = [kind for kind in STRIKES if kind not in self._without]
+        strikes = self._setup.strikes(self._without)
         if self._disk is None:
-            kinds = [kind for kind in kinds if kind != "full disk"]
+            strikes.pop("full disk", None)
+        kinds, odds = list(strikes), list(strikes.values())
         first = self._random.sample(kinds, len(kinds))
-        odds = [STRIKES[kind] for kind in kinds]
-        endless = (self._random.choices(kinds, odds)[0] for _ in itertools.count())
+        turns = itertools.count() if kinds else ()
+        endless = (self._random.choices(kinds, odds)[0] for _ in turns)
         return itertools.chain(first, endless)
 
-    def _strike(self, crowd: Crowd, kind: str) -> None:
+    def _strike(self, crowd: Crowd, kind: str) -> bool:
+        """False: not now, but soon."""
         random = self._random
         match kind:
             case "kill worker" | "kill publisher":
                 member = crowd.any_running(random, kind.removeprefix("kill "))
-                if member is not None:
-                    crowd.kill(member)
+                if member is None:
+                    return False
+                crowd.kill(member)
             case "pause":
-                self._stop_one(crowd)
+                return self._stop_one(crowd)
             case "drain":
                 member = crowd.any_running(random, "worker")
-                if member is not None:
-                    crowd.drain(member)
+                if member is None:
+                    return False
+                crowd.drain(member)
             case "clock":
                 self._clock_s = random.choice((-HOUR_S, 0, HOUR_S))
                 surroundings.step(self._folder / "clock", self._clock_s)
@@ -180,14 +209,39 @@ class Round:
             case "full disk":
                 self._fill(crowd)
             case _:
-                raise ValueError(f"{kind!r} is no strike")
+                return self._strike_server(crowd, kind)
+        return True
 
-    def _stop_one(self, crowd: Crowd) -> None:
+    def _strike_server(self, crowd: Crowd, kind: str) -> bool:
+        server, random = self._setup.server, self._random
+        assert server is not None, "only a run with a server has such strikes"
+        match kind:
+            case "kill server" | "immediate shutdown":
+                done = server.take_down(kind, random.uniform(*DOWN_S))
+                crowd.counts[kind] += done
+                return done
+            case "end session":
+                return server.end_a_session(random)
+            case "cut before COMMIT" | "cut after COMMIT":
+                server.cut("before COMMIT" if "before" in kind else "after COMMIT")
+            case _:
+                raise ValueError(f"{kind!r} is no strike")
+        return True
+
+    def _stop_one(self, crowd: Crowd) -> bool:
         member = crowd.any_running(self._random, "worker")
-        if member is not None:
-            crowd.stop(member)
-            crowd.fault("stop", "SIGSTOP", member.who)
-            self._go_on_later(crowd, member)
+        if member is None:
+            return False
+        crowd.stop(member)
+        server = self._setup.server
+        # In the middle of a transaction it keeps others from what it holds until it goes on. That
+        # is to be seen too, but it shows nothing of whoever is overtaken.
+        if server and server.is_held_by(member.number) and self._random.random() < LET_GO:
+            crowd.go_on(member)
+            return False
+        crowd.fault("stop", "SIGSTOP", member.who)
+        self._go_on_later(crowd, member)
+        return True
 
     def _go_on_later(self, crowd: Crowd, member: Member) -> None:
         crowd.counts["pause"] += 1
@@ -205,7 +259,8 @@ class Round:
             self._go_on_later(crowd, member)
 
     def _hold_lock(self, crowd: Crowd) -> None:
-        hold_s, apart = self._random.uniform(*HELD_S), self._random.random() < 0.3
+        hold_s = self._random.uniform(*HELD_S)
+        apart = self._random.random() < self._setup.locked_apart
         stranger = Member("stranger", {"hold_s": hold_s, "apart": apart})
         crowd.members.append(stranger)
         crowd.start(stranger, f"s{len(crowd.members)}")
@@ -240,6 +295,8 @@ class Round:
     def _heal(self, crowd: Crowd) -> None:
         """The faults are over; what was begun is finished, and nothing new begun."""
         self._do_what_is_due(all_of_it=True)
+        if self._setup.server is not None:
+            self._setup.server.heal()
         for member in crowd.members:
             crowd.go_on(member)
         # Beyond every time that anything was told to wait for.
@@ -263,18 +320,21 @@ class Round:
                     look = None
                 published = all(m.done for m in crowd.members if m.role == "publisher")
                 if look is None and published:
-                    look = thread.submit(is_drained, self._messages, self._apart)
+                    look = thread.submit(is_drained, self._home, self._apart)
                 self._pause.wait(0.1)
             # The checker says what is stuck; nobody keeps the file from who looks at it.
             self._do_what_is_due(all_of_it=True)
 
     def _read(self, crowd: Crowd) -> None:
+        if self._setup.server is not None:
+            (self._folder / SERVER_LOG).write_text(self._setup.server.said())
         reader = Member("reader", {})
+        crowd.sites = lambda _: self._setup.sites_at_rest(self._files, self._name)
         crowd.start(reader, "reader")
         child: Child | None = reader.child
         assert child is not None, "it was started"
         if child.wait(60.0) != 0:
-            crowd.complaints.append(f"the files could not be read:\n{child.said()}")
+            crowd.complaints.append(f"what is there could not be read:\n{child.said()}")
 
 
 def _fillers(_folder: str, names: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from duly.testing.chaos.setup import SERVER_LOG
 from duly.testing.chaos.workload import SPECS, Spec
 from duly.testing.checker import Anomaly, judge
 from duly.testing.history import (
@@ -27,17 +28,9 @@ from duly.testing.history import (
     read_history,
 )
 
-FAULTS = (
-    "kill worker",
-    "kill publisher",
-    "kill by message",
-    "pause",
-    "drain",
-    "clock",
-    "lock",
-    "full disk",
-)
-"""The profile: what has to hit for a run to mean something."""
+# How a server says in its log that it ended a statement.
+_TOLD = ("lock timeout", "statement timeout")
+_AT_ONCE = ("drain", "clock", "lock", "cut before COMMIT", "cut after COMMIT")
 
 
 @dataclass(slots=True)
@@ -77,6 +70,7 @@ def judged(folder: Path) -> Tally:
     tally = Tally(rounds=1, events=len(events))
     _count(tally, events)
     hits_of(tally, events)
+    _hits_told(tally, folder / SERVER_LOG)
     for spec in SPECS:
         mine = [
             *relevant(events, spec),
@@ -113,7 +107,7 @@ def in_token_order(events: Sequence[Event]) -> list[Event]:
 
 
 def token_of(receipt: str) -> int:
-    """The token in a recorded receipt of SQLite's: the first number of a tuple."""
+    """The token in a recorded receipt: the first number of a tuple."""
     return int(receipt[1:].partition(",")[0])
 
 
@@ -182,7 +176,8 @@ def hits_of(tally: Tally, events: Sequence[Event]) -> None:
             hit = _hit(work, event)
             tally.hits.update([hit] if hit else [])
     tally.hits["pause"] += _pauses(events)
-    tally.hits["full disk"] += _full_disks(events)
+    tally.hits["full disk"] += sum(_failed_between(events, "fill", "room").values())
+    tally.hits.update(_failed_between(events, "server down", "server up"))
     tally.hits += Counter()  # without zeros
 
 
@@ -214,7 +209,7 @@ def _hit(work: _Work, fault: Fault) -> str | None:
     """What a fault did, where it did it at once: a kill of a worker counts in the middle of its
     work, one of a publisher where it had published something that its successor repeats.
     """
-    if fault.kind in ("drain", "clock", "lock"):
+    if fault.kind in _AT_ONCE or (fault.kind == "end session" and fault.point != "idle"):
         return fault.kind
     if fault.point == "killed by a message":
         return "kill by message"
@@ -250,19 +245,29 @@ def _pauses(events: Sequence[Event]) -> int:
     return hit
 
 
-def _full_disks(events: Sequence[Event]) -> int:
-    """Full disks on which something failed."""
-    full = failed = False
-    hit = 0
+def _failed_between(events: Sequence[Event], begins: str, ends: str) -> Counter[str]:
+    """Faults that last for a while and in which something failed, by the point they name."""
+    lasting: str | None = None
+    failed = False
+    hits: Counter[str] = Counter()
     for event in events:
         match event:
-            case Fault(kind="fill"):
-                full, failed = True, False
-            case Fault(kind="room") | Heal():
-                hit += full and failed
-                full = False
+            case Fault() if event.kind == begins:
+                lasting, failed = event.point, False
+            case Fault() | Heal() if isinstance(event, Heal) or event.kind == ends:
+                if lasting is not None and failed:
+                    hits[lasting] += 1
+                lasting = None
             case Publish() | Claim() | Commit() | Settle():
-                failed |= full and event.phase in ("fail", "info")
+                failed |= event.phase in ("fail", "info")
             case _:
                 pass
-    return hit
+    return hits
+
+
+def _hits_told(tally: Tally, log: Path) -> None:
+    """What a server has written that it ended, of those who had to wait for too long."""
+    if log.exists():
+        text = log.read_text(errors="replace")
+        for kind in _TOLD:
+            tally.hits[kind] += text.count(f"canceling statement due to {kind}")

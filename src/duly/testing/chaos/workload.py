@@ -27,7 +27,7 @@ Manner = Literal[
 "stall" stops it, the first time. "damaged": its body cannot be decoded."""
 
 MANNERS: tuple[Manner, ...] = get_args(Manner)
-_ODDS = (73, 5, 2, 5, 2, 10, 0.25, 0.5, 2.25)
+_ODDS = (72.25, 5, 2, 5, 2, 10, 0.25, 1.25, 2.25)
 
 Way = Literal["one", "many", "gathered", "transaction", "within", "late", "view"]
 """How a publisher publishes: alone, many at once, from the tasks of a loop, in a transaction of

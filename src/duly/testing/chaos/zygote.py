@@ -1,8 +1,9 @@
 """Starts processes in milliseconds: a process that has imported duly, and forks.
 
-    python -m duly.testing.chaos.zygote package.module:function
+    python -m duly.testing.chaos.zygote package.module:function [module ...]
 
-It has one thread and opens no file of duly's, so that a child is as good as one newly started.
+It has one thread and opens no file of duly's, so that a child is as good as one newly started;
+the modules are imported once, for all.
 One line of JSON on standard input starts a child, which calls the function with its orders and
 ends with the status that returns; on standard output it tells who ended how.
 """
@@ -16,23 +17,29 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from duly.sql.sqlite.driver import named_statements
 
 Run = Callable[[dict[str, Any]], int]
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def main(named: str) -> None:
+def main(named: str, modules: Sequence[str]) -> None:
     """Serve until standard input ends; then whoever is left is killed."""
     module, _, function = named.partition(":")
+    for more in modules:
+        importlib.import_module(more)
     run: Run = getattr(importlib.import_module(module), function)
     named_statements()  # read once, for all children
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(woken, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    # Ctrl-C reaches the whole group. It ends with who asked for it, or it would leave children.
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(wake)
     running: set[int] = set()
     asked = b""
@@ -65,7 +72,8 @@ def _be_child(run: Run, orders: dict[str, Any]) -> None:
     status = 1
     try:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, *ENDING):
+            signal.signal(number, signal.SIG_DFL)
         log = os.open(orders["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         null = os.open(os.devnull, os.O_RDONLY)
         for fd, end in ((null, 0), (log, 1), (log, 2)):
@@ -104,4 +112,4 @@ def _tell(what: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2:])

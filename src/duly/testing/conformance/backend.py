@@ -10,9 +10,16 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from duly.broker import Broker, Capabilities, Delivery, SubscribeOptions, Subscription
+from duly.broker import (
+    Broker,
+    Capabilities,
+    Delivery,
+    Prepares,
+    SubscribeOptions,
+    Subscription,
+)
 from duly.guarantees import Admission, Done, Guarantee, Settlement
-from duly.inspection import Inspection
+from duly.inspection import Inspection, Mending, Observing
 from duly.message import Message, Topic
 from duly.store import Outbox, Scope, Session, Store
 from duly.testing.conformance.page import DEVIATIONS, Expected
@@ -72,6 +79,21 @@ class Backend:
         """The broker as one that can look inside itself."""
         return self.broker  # type: ignore[return-value]  # the page says that it can
 
+    @property
+    def mender(self) -> Mending:
+        """The broker as one that can bring dead letters back and remove them."""
+        return self.broker  # type: ignore[return-value]  # the page says that it can
+
+    @property
+    def preparing(self) -> Prepares:
+        """The broker as one that makes subscriptions beforehand."""
+        return self.broker  # type: ignore[return-value]  # the page says that it has to
+
+    @property
+    def observer(self) -> Observing:
+        """The broker as one that can tell who holds what."""
+        return self.broker  # type: ignore[return-value]  # the page says that it can
+
     def restart(self) -> None:
         """Close the broker and open what it left."""
         self.broker.close()
@@ -102,13 +124,24 @@ class Backend:
         for broker in (self.broker, *self._abandoned):
             broker.close()
 
-    def topic(self, name: str = "t", guarantee: Any = "at-least-once", **more: Any) -> Topic[Any]:
-        """A declared topic of text messages."""
+    def topic(
+        self,
+        name: str = "t",
+        guarantee: Any = "at-least-once",
+        *,
+        read_by: Sequence[str] = ("sub",),
+        **more: Any,
+    ) -> Topic[Any]:
+        """A declared topic of text messages, and subscriptions that are given them from now on:
+        those of a test that publishes before it makes them.
+        """
         if "partitions" in more and not self.can.orders_by_key:
             more["partitions"] = 0
         topic: Topic[Any] = Topic(name, str, guarantee=guarantee, **more)
         self.broker.declare([topic])
         self.topics.append(topic)
+        for subscription in () if self.can.replays else read_by:
+            self.preparing.prepare([topic], subscription)
         return topic
 
     def message(self, topic: Topic[Any], body: str, **more: Any) -> Message[Any]:

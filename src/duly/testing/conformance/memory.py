@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from duly.broker import Broker, Subscription
+from duly.broker import Broker, NotesRepeats, Subscription
 from duly.brokers.memory import MemoryDatabase, MemoryLog, MemoryQueue
+from duly.schedules import Ticking
 from duly.store import Store
 from duly.stores.memory import MemoryStore
 from duly.testing.conformance.subject import BrokerSubject, Effects, Site, StoreSubject
@@ -29,9 +30,14 @@ def _kill(broker: Broker, lane: Subscription) -> None:
     broker.crash(lane)
 
 
-DATABASE = BrokerSubject(name="memory-database", open=_opens(MemoryDatabase), kill=_kill)
-LOG = BrokerSubject(name="memory-log", open=_opens(MemoryLog), kill=_kill)
-QUEUE = BrokerSubject(name="memory-queue", open=_opens(MemoryQueue), kill=_kill)
+def _subject(name: str, kind: Kind) -> BrokerSubject:
+    operations = (Ticking, NotesRepeats)
+    return BrokerSubject(name=name, open=_opens(kind), kill=_kill, operations=operations)
+
+
+DATABASE = _subject("memory-database", MemoryDatabase)
+LOG = _subject("memory-log", MemoryLog)
+QUEUE = _subject("memory-queue", MemoryQueue)
 
 
 def _open_store(site: Site, broker: Broker) -> Store:

@@ -64,7 +64,11 @@ def expected_on(page: Path, name: str) -> Expected:
 
 
 def _tables(page: Path) -> Mapping[str, Any]:
-    blocks: list[str] = _BLOCK.findall(page.read_text(encoding="utf-8"))
+    try:
+        text = page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{page}: this page cannot be read: {error}") from error
+    blocks: list[str] = _BLOCK.findall(text)
     if len(blocks) != 1:
         raise ConfigurationError(
             f"{page}: {len(blocks)} blocks that begin with ```toml conformance; it needs one, "

@@ -71,12 +71,16 @@ class BrokerSubject:
     - ``kill``: the worker that holds this lane dies, in a way the broker can notice at once.
       Where it is None workers die in silence only, until their lease ends.
     - ``clock``: makes the time of one test, for brokers that need to be told how it passes.
+    - ``operations``: which more protocols the broker has: of `duly.inspection` `Steering`,
+      `Tracing` (with `Following`), `Erasing` and `Counting`, of `duly.schedules` `Ticking`, of
+      `duly.broker` `NotesRepeats` (of its subscriptions). Each adds an area.
     """
 
     name: str
     open: Callable[[Site], Broker]
     kill: Callable[[Broker, Subscription], None] | None = None
     clock: Callable[[], Clock] = Clock
+    operations: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +115,16 @@ class StoreSubject:
     """A store under test.
 
     - ``open``: opens the store on a site, beside a broker. Its `Store.begin` should give up on
-      a busy database within a tenth of a second.
+      a busy database within half a second: longer than a commit takes on a machine that is
+      busy too, for tests wait that long to see one refused.
     - ``effects``: makes the table ``effects`` (key, value), the key unique, where it is not there
       yet, and says how to use it.
     - ``own``: begins a transaction of the application's own, beside the store.
     - ``broker``: the broker in the same database, on the same site: then admission by claim is
       tested. By cursor and by inbox are tested beside the brokers in memory.
     - ``outbox``: the store's outbox under the site's clock, where `outbox_of` gives another.
+    - ``operations``: which more protocols of `duly.inspection` the store has: `Remembering`,
+      `Forgetting`. Each adds an area.
     """
 
     name: str
@@ -126,6 +133,7 @@ class StoreSubject:
     own: Callable[[Site, Store], AbstractContextManager[OwnTransaction]]
     broker: BrokerSubject | None = None
     outbox: Callable[[Site, Store], Outbox] | None = None
+    operations: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from zlib import crc32
 
 import pytest
 
+from duly.errors import ConfigurationError
 from duly.guarantees import Admission
 from duly.testing.conformance.page import Expected, expected_on
 from duly.testing.conformance.subject import BrokerSubject, Pairing, Site, StoreSubject
@@ -29,6 +30,11 @@ def conformance(subject: BrokerSubject | StoreSubject, *, page: Path | str) -> t
     there are follows from the page: a capability adds its tests; where it is absent, others see
     that it is refused. Raises `ConfigurationError` where the page does not say enough.
     """
+    if not isinstance(subject, BrokerSubject | StoreSubject):
+        raise ConfigurationError(
+            f"conformance({subject!r}): give a BrokerSubject or a StoreSubject, which say how "
+            "yours is opened"
+        )
     expected = expected_on(Path(page), subject.name)
     if isinstance(subject, BrokerSubject):
         areas = _of_broker(subject, expected)

@@ -1,6 +1,6 @@
 """The harness for everyday tests of an application: see `running`."""
 
-from duly.testing.faulty import Faults
+from duly.testing.faulty import Faults, NotHit
 from duly.testing.harness.clock import Clock, MachineClock
 from duly.testing.harness.failures import DeadLettered, Failure, NotDrained
 from duly.testing.harness.running import RunApp, Running, running
@@ -12,6 +12,7 @@ __all__ = [
     "Faults",
     "MachineClock",
     "NotDrained",
+    "NotHit",
     "RunApp",
     "Running",
     "running",

@@ -23,6 +23,8 @@ from duly.worker.concurrent import ConcurrentLane
 FLUSH_S = 5.0
 # While handlers are in flight on an event loop, how often to look whether they have ended.
 LOOK_S = 0.0005
+# How often lanes look again when what waited for a worker of its own does not any more.
+LOOKS = 2
 # Looking for a due time that nobody has told: this far at first, then twice as far, to a year.
 FIRST_GUESS_S = 0.05
 LAST_GUESS_S = 366 * 86400.0
@@ -54,13 +56,13 @@ class Drive:
         self._faults = faults
         self._random = Random(seed)
         self._paused_s = inf
-        self._guess_s = FIRST_GUESS_S
+        self._guess_s, self._looks = FIRST_GUESS_S, LOOKS
         self._deadline = inf
 
     def run(self, *, advance: bool, expected: bool, timeout_s: float) -> None:
         """Work until nothing is due; with ``advance`` until nothing waits for its time either."""
         self._deadline = time.monotonic() + timeout_s
-        self._guess_s = FIRST_GUESS_S
+        self._guess_s, self._looks = FIRST_GUESS_S, LOOKS
         while True:
             self._paused_s = inf
             moved = self._all_once()
@@ -69,7 +71,7 @@ class Drive:
             else:
                 self._failures.tell()
             if moved:
-                self._guess_s = FIRST_GUESS_S
+                self._guess_s, self._looks = FIRST_GUESS_S, LOOKS
                 self._check_time()
                 continue
             wait_s = self._next_s(advance)
@@ -160,11 +162,23 @@ class Drive:
         stopped = self._paused_s < inf
         if stopped and (held or unsent or any(state.backlog for state in states)):
             return self._paused_s
+        if any(state.backlog for state in states) and (wait_s := self._kept_waiting_s()):
+            return wait_s
         if held and (advance or self._faults is not None):
             return self._longest_lease_s()  # whoever holds it is gone
         if not advance or not any(state.parked for state in states):
             return None
         return self._next_due_s()
+
+    def _kept_waiting_s(self) -> float:
+        """How long what is due may wait for a worker of its own, where the broker knows that. It
+        may just have ceased to wait, behind the lanes that looked before: they look once more.
+        """
+        wait_s: float | None = getattr(self._broker, "keeps_waiting_s", None)
+        if wait_s is None or (wait_s == 0.0 and self._looks == 0):
+            return 0.0
+        self._looks -= wait_s == 0.0
+        return wait_s + 0.001
 
     def _next_due_s(self) -> float | None:
         now = self._clock()
@@ -217,9 +231,13 @@ class Drive:
 
 
 def _progress(driven: Driven) -> tuple[int, bool]:
-    """How much a lane has claimed, and whether some of it is left for its next round."""
+    """How much a lane has claimed, and whether some of it is left for its next round, which may
+    begin now.
+    """
     lane = lane_of(driven)
-    return lane.counts.claimed, bool(lane.pending)
+    permits = lane.around.permits
+    waits = permits is not None and permits.are_owed
+    return lane.counts.claimed, bool(lane.pending) and not waits
 
 
 def _moved(driven: Driven, before: tuple[int, bool]) -> bool:

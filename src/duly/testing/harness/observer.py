@@ -64,7 +64,7 @@ def decoded(topic: Topic[Any] | None, message: Message[Any]) -> Message[Any]:
     if topic is None:
         return message
     try:
-        return with_payload(message, topic.decode(message.body))
+        return with_payload(message, topic.read(message))
     except DecodeError:
         return message
 

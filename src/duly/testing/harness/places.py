@@ -103,7 +103,7 @@ def working_with(
     """The app publishes to, and is worked from, these; afterwards it is as it was before."""
     backends, publisher, before = app._backends, app._publisher, dict(app.overrides)
     # An app without a store is given none: what it cannot do in production it cannot do here.
-    app._backends = Backends(app.name, broker, store)
+    app._backends = Backends(app.name, broker, store, lambda: app.consumers)
     for topic in backends.topics:
         app._backends.know(topic)
     app._publisher = Publisher(app._backends, app.watchers)

@@ -17,9 +17,16 @@ from duly.errors import ConfigurationError
 from duly.inspection import DeadLetter, Incident, SubscriptionState
 from duly.message import Message, Topic, due_ms
 from duly.publishing.direct import all_accepted
+from duly.schedules import Scheduler, ticking
 from duly.store import Store, outbox_of
 from duly.testing.faulty import Faults
 from duly.testing.harness.clock import Clock, told_by
+from duly.testing.harness.declared import (
+    check_consumer,
+    check_kind,
+    check_overrides,
+    check_topic,
+)
 from duly.testing.harness.drive import Drive
 from duly.testing.harness.failures import Failure, Failures
 from duly.testing.harness.observer import Observer, decoded, letters_of
@@ -55,9 +62,11 @@ def running(
     - ``broker``, ``store``: URLs or open ones. Left out: new ones of the kind that the app names
       and in its arrangement (SQLite files of the test's own, or in memory).
     - ``consumers``: the names of those to work; all, if left out.
-    - ``overrides``: other factories for dependencies, beside ``app.overrides``.
+    - ``overrides``: other factories for dependencies, beside ``app.overrides``; each for one
+      that a consumer uses.
     - ``faults``: what is to go wrong at broker and store; see `Faults`. Two workers compete
       then, stepped in an order that ``seed`` decides. What ``t`` itself publishes is spared.
+      At the end of the block `NotHit` is raised for those of ``at`` that have not hit.
     - ``failures``: "raise" lets a handler's exception surface in ``drain``; "expected" does not.
     - ``clock``: left out, time stands still until ``t.advance`` or ``t.drain(advance=True)``
       moves it. Share one, ``running(other, broker=t.broker, clock=t.clock)``, for two apps.
@@ -119,6 +128,7 @@ class Running:
         self._failures = Failures((lambda _: False) if faults is None else faults.made)
         self._retries: list[float] = []
         self._worker: SteppedWorker | None = None
+        self._scheduler: Scheduler | None = None
         self._exits = ExitStack()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_open = False
@@ -131,6 +141,7 @@ class Running:
 
     def __exit__(self, *raised: object) -> None:
         self._close()
+        self._check_faults(raised)
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -139,6 +150,7 @@ class Running:
 
     async def __aexit__(self, *raised: object) -> None:
         await asyncio.to_thread(self._close)
+        self._check_faults(raised)
 
     def _open(self, loop: Loop | None) -> None:
         if self._is_open:
@@ -152,6 +164,7 @@ class Running:
 
     def _open_all(self, loop: Loop | None) -> None:
         app, exits = self.app, self._exits
+        check_overrides(app, self._overrides)
         place = open_place(app, *self._named, self._given_clock, self._folder, exits)
         self.broker, self.store, self.clock = place.broker, place.store, place.clock
         exits.enter_context(told_by(self.clock))
@@ -190,11 +203,26 @@ class Running:
             self._seed,
         )
         self._drive.retries = self._retries
+        self._begin_schedules()
+
+    def _begin_schedules(self) -> None:
+        """Their time begins now, as it does for a worker that starts. No fault hits them."""
+        app = self.app
+        if not app.schedules:
+            return
+        broker = ticking(self.broker, app.schedules)
+        app.backends()  # makes their topics known, also where no consumer is worked
+        self._scheduler = Scheduler(app.schedules, broker, app.name, wall_ms=self.clock.wall_ms)
+        self._scheduler.publish_due()
 
     def _close(self) -> None:
         if self.faults is not None:
             self.faults.heal()
         self._exits.close()
+
+    def _check_faults(self, raised: Sequence[object]) -> None:
+        if self.faults is not None and raised[0] is None:
+            self.faults.check()
 
     # --- publishing, as somebody outside
 
@@ -236,7 +264,7 @@ class Running:
         return [message.id for message in messages]
 
     def _put(self, topic: Topic[Any], messages: Sequence[Message[Any]]) -> None:
-        self.app._backends.know(topic)
+        check_topic(self.app, topic, self._seen.topics)
         self._observer.watch([topic])
         all_accepted(self.broker.publish(messages))
         self._seen.messages += [message for message in messages if message.due_ms is not None]
@@ -252,6 +280,7 @@ class Running:
     ) -> None:
         """Run everything that can be run now, until nothing is left that is due.
 
+        Schedules tick first, and once: what ``t.advance`` or an earlier ``drain`` has made due.
         What handlers publish is handled too. With ``advance`` the clock is moved on to whatever
         is due next, again and again, until nothing waits for its time: every delay has passed
         and every retry was made. With faults, it is also moved over leases that have to run out.
@@ -282,6 +311,8 @@ class Running:
         if not self._is_open:
             raise ConfigurationError("nothing runs yet: with running(app) as t")
         expected = _checked(failures or self._when_failing) == "expected"
+        if self._scheduler is not None:
+            self._scheduler.publish_due()
         self._drive.run(advance=advance, expected=expected, timeout_s=timeout_s)
         died = self.faults is not None and bool(self.faults.hits)
         self._failures.tell_of_letters(self.dead(), expected=expected or died)
@@ -299,8 +330,10 @@ class Running:
 
     def published(self, topic: Topic[T]) -> Sequence[Message[T]]:
         """Every message of a topic that is in the broker, decoded, in the broker's order; behind
-        them those that are not due yet. Rolled back, a message is not among them.
+        them those that are not due yet. Rolled back, a message is not among them. Raises
+        `ConfigurationError` for a topic that the app has nothing to do with.
         """
+        check_topic(self.app, topic, self._seen.topics)
         return self._observer.read(topic)
 
     def payloads(self, topic: Topic[T]) -> list[T]:
@@ -309,6 +342,8 @@ class Running:
 
     def dead(self, consumer: str | None = None) -> Sequence[DeadLetter]:
         """The dead letters of one consumer or of all, oldest first, decoded where they can be."""
+        if consumer is not None:
+            check_consumer(self._counts(), consumer)
         letters = letters_of(self.broker, self.store, self.app, consumer)
         topics = {topic.name: topic for topic in self.app.topics}
         return [
@@ -329,15 +364,16 @@ class Running:
 
     def incidents(self, kind: str | None = None) -> Sequence[Incident]:
         """What was not plain success, oldest first; see `duly.inspection.KINDS`."""
+        if kind is not None:
+            check_kind(kind)
         look: Any = self.broker
         found: Sequence[Incident] = look.incidents(None, kind, 10_000)
         return list(reversed(found))
 
     def waiting(self, consumer: str) -> SubscriptionState:
         """What a consumer has before it, summed over its topics."""
+        check_consumer(self._counts(), consumer)
         states = [state for state in self._drive.states() if state.name == consumer]
-        if not states:
-            raise ConfigurationError(f"no consumer {consumer!r} is worked here")
         return SubscriptionState(
             consumer,
             ", ".join(state.topic for state in states),
@@ -346,10 +382,11 @@ class Running:
 
     def counts(self, consumer: str) -> Counts:
         """What a consumer has done: claimed, handled, failed, repeats dropped, ..."""
-        there = {} if self._worker is None else self._worker.counts()
-        if consumer not in there:
-            raise ConfigurationError(f"no consumer {consumer!r} is worked here")
+        check_consumer(there := self._counts(), consumer)
         return there[consumer]
+
+    def _counts(self) -> Mapping[str, Counts]:
+        return {} if self._worker is None else self._worker.counts()
 
     @contextmanager
     def connection(self) -> Iterator[Any]:

@@ -35,14 +35,18 @@ class Seen:
     """What a test has to know of the calls that pass.
 
     ``messages`` are those published to be delivered later: nobody sees them in the broker yet.
+    ``topics`` are the names of all that were published to, for certain or not.
     """
 
     def __init__(self) -> None:
         self.messages: list[Message[Any]] = []
+        self.topics: set[str] = set()
         self._begun: set[str] = set()
         self._open: defaultdict[str, list[Message[Any]]] = defaultdict(list)
 
     def __call__(self, call: Call, perform: Callable[[Any], Any]) -> Any:
+        if call.name in ("publish", "publish in transaction"):
+            self.topics.update(message.topic for message in call.given)
         answer = perform(call.given)
         if call.name in ("publish", "publish in transaction"):
             stored = [m for m, o in zip(call.given, answer, strict=True) if type(o) is Published]

@@ -99,6 +99,7 @@ class SteppedWorker(Worker):
             self.app.topics,
             self.consumers,
             self._run,
+            self.app.schedules,
         )
         self._enter_lifespan()
         outbox = None if store is None else outbox_of(store)

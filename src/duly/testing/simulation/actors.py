@@ -119,6 +119,8 @@ class Worker:
         if setting.scenario.concurrency > 1:
             assert self._loop is not None, "only coroutines run side by side"
             self.driven = ConcurrentLane(self.lane, self._loop)
+        # Only where handlers run beside the steps is one of them under way between two.
+        self._ends = ("stop",) if self.driven is self.lane else ("stop", "time over")
         self._keeper = Keeper(setting.world.clock, lambda _name, _seconds: None, None)
         self._keeper.watch(self.lane, self)
 
@@ -173,11 +175,27 @@ class Worker:
         if self._loop is not None and self.driven is not lane:
             for _ in range(self._setting.world.order.randint(0, 2)):
                 self._loop.turn()
-        if process.point(f"between steps, after {process.last}", ("stop",)) == "stop":
-            lane.stop()
+        match process.point(f"between steps, after {process.last}", self._ends):
+            case "stop":
+                lane.stop()
+            case "time over":
+                self._end_at_once()
+            case _:
+                pass
         if process.last == "claim" and lane.counts.claimed == claimed and self.driven.idle():
-            return max(pause_s, 0.25)  # nothing to do
+            return max(pause_s, 0.25, self._setting.place.idle_s)  # nothing to do
         return pause_s
+
+    def _end_at_once(self) -> NoReturn:
+        """The time to drain is over: what still runs is cancelled, and the process ends."""
+        assert self._loop is not None, "only coroutines can be cancelled"
+        self.lane.stop()
+        self.lane.caller.abandon()
+        self._loop.cancel()
+        self._loop.turn()
+        self.driven.step()  # its thread goes on until the process is gone
+        self._setting.world.record_fault(self._process, "crash", "drain: its time is over")
+        self._process.die("crash")
 
     def idle(self) -> bool:
         """Whether nothing is left to run of what was claimed."""
@@ -234,6 +252,7 @@ class Worker:
     def end(self) -> None:
         """The simulation is over: nothing of this process goes on."""
         self._process.alive = False
+        self.lane.caller.abandon()
         if self._loop is not None:
             self._loop.end()
 
@@ -378,8 +397,9 @@ class RelayActor:
     def step(self) -> float:
         """Publish one batch."""
         pause_s = self._relay.step()
-        self._process.point(f"between steps, after {self._process.last}")
-        return max(pause_s, 0.1)
+        last = self._process.last
+        self._process.point(f"between steps, after {last}")
+        return max(pause_s, 0.1, self._setting.place.idle_s if last == "unsent" else 0.0)
 
     def look(self) -> None:
         """It does nothing besides."""

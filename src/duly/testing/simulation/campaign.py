@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -181,16 +181,27 @@ def hunt(scenario: Scenario, name: str, most: int = 3_000) -> Outcome | None:
     return next((outcome for outcome in found if name in outcome.judgement.names()), None)
 
 
-def crashes(scenario: Scenario, kind: str = "crash", *, pairs: bool = True) -> Iterator[Outcome]:
-    """A process dies at each of its points; and of each, its successor at each of its own."""
+def crashes(
+    scenario: Scenario, kind: str = "crash", *, pairs: bool = True, share: tuple[int, int] = (0, 1)
+) -> Iterator[Outcome]:
+    """A process dies at each of its points; and of each, its successor at each of its own.
+
+    ``share``: which of how many shares of them.
+    """
     plain = run(scenario, 0, Given([]))
-    yield plain
-    for first in plain.points:
-        for number in range(1, plain.points[first] + 1):
-            single = run(scenario, 0, Given([Hit(first, number, kind)]))
-            yield single
-            if pairs:
-                yield from _seconds(scenario, single, kind)
+    mine, shares = share
+    if mine == 0:
+        yield plain
+    first = [
+        Hit(name, number, kind)
+        for name, points in plain.points.items()
+        for number in range(1, points + 1)
+    ]
+    for hit in first[mine::shares]:
+        single = run(scenario, 0, Given([hit]))
+        yield single
+        if pairs:
+            yield from _seconds(scenario, single, kind)
 
 
 def drains(scenario: Scenario) -> Iterator[Outcome]:
@@ -203,9 +214,9 @@ def drains(scenario: Scenario) -> Iterator[Outcome]:
         yield run(scenario, 0, Given([*stopped.hits, Hit("w1", later, "crash")]))
 
 
-def covering() -> Iterator[Outcome]:
+def covering(scenarios: Sequence[Scenario] = COVERING) -> Iterator[Outcome]:
     """Every single crash of the covering scenarios, also while draining."""
-    for scenario in COVERING:
+    for scenario in scenarios:
         yield from crashes(scenario, pairs=False)
         yield from drains(scenario)
 

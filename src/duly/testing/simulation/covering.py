@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from duly.testing.simulation.scenario import (
     GUARANTEES,
     KINDS,
+    MEMORY_KINDS,
+    POSTGRES_KINDS,
     SQLITE_KINDS,
     Kind,
     Manner,
@@ -17,8 +19,8 @@ from duly.testing.simulation.scenario import (
 _MANNERS: tuple[Manner, ...] = ("fail once", "reject", "slow", "die once")
 
 
-def _covering() -> Iterator[Scenario]:
-    for kind in KINDS:
+def _covering(kinds: tuple[Kind, ...]) -> Iterator[Scenario]:
+    for kind in kinds:
         for guarantee in GUARANTEES:
             exactly = guarantee == "exactly-once"
             if (kind == "queue" and guarantee == "at-most-once") or (
@@ -28,15 +30,21 @@ def _covering() -> Iterator[Scenario]:
             yield Scenario(
                 kind=kind,
                 guarantee=guarantee,
-                # On files, which are slower, only what a store there can do otherwise.
-                messages=2 if kind in SQLITE_KINDS else 4,
+                # On files and a server, which are slower, only what a store there can do otherwise.
+                messages=4 if kind in MEMORY_KINDS else 2 if kind in SQLITE_KINDS else 3,
                 batch=2,
                 manners=_MANNERS,
-                within=exactly and kind in ("database", "sqlite"),
+                within=exactly and kind in ("database", "sqlite", "postgres"),
             )
 
 
-_ONLY_EXACTLY: tuple[Kind, ...] = ("log-inbox", "sqlite-inbox", "sqlite-cursor")
+_ONLY_EXACTLY: tuple[Kind, ...] = (
+    *("log-inbox", "sqlite-inbox", "sqlite-cursor"),
+    *("postgres-inbox", "postgres-cursor"),
+)
 
-COVERING: tuple[Scenario, ...] = tuple(_covering())
+COVERING: tuple[Scenario, ...] = tuple(_covering(KINDS))
 """Every single crash of these reaches every crash point that there is."""
+
+POSTGRES_COVERING: tuple[Scenario, ...] = tuple(_covering(POSTGRES_KINDS))
+"""The same on a server."""

@@ -67,7 +67,8 @@ class Place:
     ``lose`` lets the database roll a transaction back by itself. ``bury`` tells the broker at
     once that a lane's process died, where it can know. ``locks``: an open transaction keeps
     everybody else out of the file. ``outbox`` is there where the broker is another database.
-    ``at``: where the place itself says that it is in the middle of a call.
+    ``at``: where the place itself says that it is in the middle of a call. ``idle_s``: how long
+    whoever has found nothing waits before looking again, where a look is dear.
     """
 
     broker: Broker
@@ -82,6 +83,7 @@ class Place:
     locks: bool = False
     outbox: Outbox | None = None
     at: At = field(default_factory=At)
+    idle_s: float = 0.0
 
     def leaks(self) -> list[str]:
         """What is left open."""
@@ -122,6 +124,11 @@ def place(scenario: Scenario, clock: Clock) -> Iterator[Place]:
                     stack.enter_context(TemporaryDirectory(prefix="duly-", dir=_IN_MEMORY))
                 )
                 yield stack.enter_context(sqlite_place(folder, clock, scenario.kind))
+        case "postgres" | "postgres-inbox" | "postgres-cursor":
+            from duly.testing.simulation.postgres import postgres_place
+
+            with postgres_place(clock, scenario.kind) as there:
+                yield there
 
 
 def _apart(clock: Clock) -> MemoryStore:

@@ -53,13 +53,18 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._waits = True
         return self._enter(lambda: self.run_until_complete(call))
 
+    def cancel(self) -> set[asyncio.Task[Any]]:
+        """Cancel what has not ended."""
+        tasks = asyncio.all_tasks(self)
+        for task in tasks:
+            task.cancel()
+        return tasks
+
     def end(self) -> None:
         """Cancel what is left, as nobody will ever go on with it."""
         if self.is_closed():
             return
-        tasks = asyncio.all_tasks(self)
-        for task in tasks:
-            task.cancel()
+        tasks = self.cancel()
         if tasks:
             self.until(asyncio.wait(tasks))
             for task in tasks:

@@ -25,6 +25,8 @@ def hits_of(text: str) -> list[Hit]:
     for part in filter(None, text.split(",")):
         where, _, kind = part.partition("=")
         process, _, number = where.partition("@")
+        if not (process and number.isdecimal() and kind):
+            raise ValueError(f"{part!r} is no fault; one is written like w1@12=crash")
         hits.append(Hit(process, int(number), kind.replace("_", " ")))
     return hits
 

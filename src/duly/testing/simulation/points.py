@@ -42,7 +42,7 @@ CRASH_POINTS: Mapping[str, tuple[str, ...]] = {
     "attempts exhausted": ("settle of Dead: after", "settle in transaction of Dead: after"),
     "lease renewed": ("extend: after",),
     "parked message promoted": ("claim of a retry: after",),
-    "drain": ("close: before", "close: after"),
+    "drain": ("close: before", "close: after", "drain: its time is over"),
     "another's expired claim taken": ("claim of a suspect: after",),
 }
 """Not reached by this simulation: schema migration and the second signal (real processes), and

@@ -9,10 +9,22 @@ import msgspec
 
 from duly.guarantees import GuaranteeName
 
-Kind = Literal["database", "log", "log-inbox", "queue", "sqlite", "sqlite-inbox", "sqlite-cursor"]
-"""The broker and how its messages are admitted: by claim, by cursor, by inbox, by inbox; and a
-store on SQLite: by claim in the broker's own file, by inbox beside a SQLite broker, by cursor
-beside a log in memory."""
+Kind = Literal[
+    "database",
+    "log",
+    "log-inbox",
+    "queue",
+    "sqlite",
+    "sqlite-inbox",
+    "sqlite-cursor",
+    "postgres",
+    "postgres-inbox",
+    "postgres-cursor",
+]
+"""The broker and how its messages are admitted: by claim, by cursor, by inbox, by inbox; a store
+on SQLite: by claim in the broker's own file, by inbox beside a SQLite broker, by cursor beside a
+log in memory; and a store on a PostgreSQL server, by claim in the broker's own schema, by inbox
+beside a queue in memory and by cursor beside a log."""
 
 Manner = Literal[
     "ok",
@@ -33,7 +45,10 @@ Manner = Literal[
 database rolls the transaction back inside it, and it goes on as if nothing had happened."""
 
 MANNERS: tuple[Manner, ...] = get_args(Manner)
-KINDS: tuple[Kind, ...] = get_args(Kind)
+ALL_KINDS: tuple[Kind, ...] = get_args(Kind)
+POSTGRES_KINDS: tuple[Kind, ...] = ("postgres", "postgres-inbox", "postgres-cursor")
+# Those that need no server.
+KINDS: tuple[Kind, ...] = tuple(kind for kind in ALL_KINDS if kind not in POSTGRES_KINDS)
 MEMORY_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if not kind.startswith("sqlite"))
 SQLITE_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind.startswith("sqlite"))
 GUARANTEES: tuple[GuaranteeName, ...] = get_args(GuaranteeName)
@@ -86,12 +101,31 @@ def scenario_of(text: str) -> Scenario:
     given: dict[str, object] = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
+        if name in given:
+            raise ValueError(f"{text!r} is no scenario: it says {name} twice")
         value = value.replace("_", " ") if name == "manners" else value
         given[name] = value.split("+") if name == "manners" else value
     try:
-        return msgspec.convert(given, Scenario, strict=False)
+        scenario = msgspec.convert(given, Scenario, strict=False)
     except msgspec.ValidationError as error:
         raise ValueError(f"{text!r} is no scenario: {error}") from None
+    _check(scenario, text)
+    return scenario
+
+
+def _check(scenario: Scenario, text: str) -> None:
+    for name in ("messages", "workers", "batch", "concurrency"):
+        if getattr(scenario, name) < 1:
+            raise ValueError(f"{text!r} is no scenario: {name} is 1 or more")
+    if not scenario.manners:
+        raise ValueError(f"{text!r} is no scenario: manners has at least one")
+    if not 0.0 <= scenario.preempt <= 1.0:
+        raise ValueError(f"{text!r} is no scenario: preempt is a probability")
+    if scenario.kind == "queue" and (scenario.ordered or scenario.guarantee == "at-most-once"):
+        raise ValueError(
+            f"{text!r} is no scenario: a queue neither orders by key nor confirms settlements, and "
+            "the contract refuses what needs that"
+        )
 
 
 def any_scenario(random: Random, kinds: tuple[Kind, ...]) -> Scenario:
@@ -100,6 +134,8 @@ def any_scenario(random: Random, kinds: tuple[Kind, ...]) -> Scenario:
     kind = random.choices(kinds, [1 if each in SQLITE_KINDS else 4 for each in kinds])[0]
     # A queue neither confirms settlements nor orders; the contract refuses what needs that.
     guarantee = random.choice(GUARANTEES[1:] if kind == "queue" else GUARANTEES)
+    if kind in ("postgres-inbox", "postgres-cursor"):
+        guarantee = "exactly-once"  # only a store is there
     return any_of(random, kind, guarantee)
 
 
@@ -108,10 +144,10 @@ def any_of(random: Random, kind: Kind, guarantee: GuaranteeName) -> Scenario:
     exactly = guarantee == "exactly-once"
     if not exactly:
         kind = _WITHOUT_STORE.get(kind, kind)
-    ordered = kind != "queue" and random.random() < 0.4
+    ordered = kind not in ("queue", "postgres-inbox") and random.random() < 0.4
     rough = random.random() < 0.6
-    by_inbox = exactly and kind in ("log-inbox", "queue", "sqlite-inbox")
-    by_cursor = exactly and kind in ("log", "sqlite-cursor")
+    by_inbox = exactly and kind in ("log-inbox", "queue", "sqlite-inbox", "postgres-inbox")
+    by_cursor = exactly and kind in ("log", "sqlite-cursor", "postgres-cursor")
     horizon = by_inbox and random.random() < 0.2
     batch_handler = random.random() < 0.2
     asynchronous = random.random() < 0.3
@@ -126,7 +162,7 @@ def any_of(random: Random, kind: Kind, guarantee: GuaranteeName) -> Scenario:
         batch=random.choice((1, 2, 3, 10)),
         batch_handler=batch_handler,
         manners=tuple(random.choices(MANNERS, k=3)) if rough else ("ok",),
-        within=exactly and kind in ("database", "sqlite") and random.random() < 0.5,
+        within=exactly and kind in ("database", "sqlite", "postgres") and random.random() < 0.5,
         conflicts=exactly and not by_cursor and not horizon and random.random() < 0.2,
         horizon=horizon,
         preempt=random.choice((0.0, 0.05, 0.2)),

@@ -9,9 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from duly.broker import NotesRepeats
+from duly.inspection.counting import Counting
+from duly.inspection.erasing import Erasing
+from duly.inspection.steering import Forgetting, Steering
+from duly.inspection.tracing import Remembering, Tracing
+from duly.schedules import Ticking
 from duly.testing.conformance.areas.admission import ExactlyOnce, Savepoints
 from duly.testing.conformance.areas.claims import Claims, Deaths, Receipts
 from duly.testing.conformance.areas.commits import DoubtInTransactions, FaultsInTransactions
+from duly.testing.conformance.areas.counted import Counted, Suppressed
 from duly.testing.conformance.areas.crowds import (
     Crowds,
     CrowdsInTransactions,
@@ -22,6 +29,7 @@ from duly.testing.conformance.areas.cursor import ByCursor
 from duly.testing.conformance.areas.delays import Delays, NoDelays
 from duly.testing.conformance.areas.described import Page, StorePage, StorePageByClaim
 from duly.testing.conformance.areas.durability import Durable, DurableInside, Forgetful, Restart
+from duly.testing.conformance.areas.erased import Erased
 from duly.testing.conformance.areas.faults import Confirmed, Faults, Unconfirmed
 from duly.testing.conformance.areas.histories import Histories
 from duly.testing.conformance.areas.identity import Identity, NoIdentity
@@ -29,14 +37,31 @@ from duly.testing.conformance.areas.inbox import ByInbox
 from duly.testing.conformance.areas.kills import Kills
 from duly.testing.conformance.areas.leases import Leases
 from duly.testing.conformance.areas.limits import Limits
+from duly.testing.conformance.areas.mending import (
+    DurableMending,
+    Mending,
+    MendingInOrder,
+    NoMending,
+)
+from duly.testing.conformance.areas.observing import NoObserving, Observing, States
 from duly.testing.conformance.areas.order import NoOrder, Order, OrderWithDelays
 from duly.testing.conformance.areas.outbox import Outboxes
 from duly.testing.conformance.areas.positions import NoPositions, Positions
 from duly.testing.conformance.areas.publishing import Publishing
 from duly.testing.conformance.areas.relay import Relaying
+from duly.testing.conformance.areas.remembered import Forgotten, Remembered
 from duly.testing.conformance.areas.settling import Inside, NoInside, Settling
-from duly.testing.conformance.areas.subscriptions import Retention, Subscriptions, Waiting
+from duly.testing.conformance.areas.steered import Steered
+from duly.testing.conformance.areas.subscriptions import (
+    NoReplays,
+    Replays,
+    Retention,
+    Subscriptions,
+    Waiting,
+)
 from duly.testing.conformance.areas.survival import DurableStore, ForgetfulStore
+from duly.testing.conformance.areas.ticked import Ticked, TickedDurably
+from duly.testing.conformance.areas.traced import Traced
 from duly.testing.conformance.areas.transactions import (
     ByClaimElsewhere,
     IntoTheLog,
@@ -76,17 +101,35 @@ EVERY_BROKER: tuple[Area, ...] = (
 BY_CAPABILITY: dict[str, tuple[tuple[Area, ...], tuple[Area, ...]]] = {
     "identity_retention": ((Identity, IdentityInCrowds), (NoIdentity, NoIdentityInCrowds)),
     "delays": ((Delays,), (NoDelays,)),
+    "replays": ((Replays,), (NoReplays,)),
     "orders_by_key": ((Order,), (NoOrder,)),
     "durable": ((Durable,), (Forgetful,)),
     "confirms_settlement": ((Confirmed,), (Unconfirmed, DoubtInTransactions)),
     "is_log": ((Positions,), (NoPositions,)),
-    "inspection": ((Inside,), (NoInside,)),
+    "inspection": ((Inside, States), (NoInside,)),
+    "mending": ((Mending,), (NoMending,)),
+    "observing": ((Observing,), (NoObserving,)),
 }
 
 BY_CAPABILITIES: dict[tuple[str, str], tuple[Area, ...]] = {
     ("orders_by_key", "delays"): (OrderWithDelays,),
     ("durable", "inspection"): (DurableInside,),
+    ("orders_by_key", "mending"): (MendingInOrder,),
+    ("durable", "mending"): (DurableMending,),
 }
+
+# Of a broker that its subject says can do so.
+BY_OPERATION: dict[Any, Area] = {
+    Steering: Steered,
+    Tracing: Traced,
+    Erasing: Erased,
+    Ticking: Ticked,
+    Counting: Counted,
+    NotesRepeats: Suppressed,
+}
+
+# Of a store that its subject says can do so.
+BY_OPERATION_OF_A_STORE: dict[Any, Area] = {Remembering: Remembered, Forgetting: Forgotten}
 
 EVERY_STORE: tuple[Area, ...] = (
     StorePage,
@@ -125,7 +168,10 @@ def every_area() -> Iterator[Area]:
     for areas in BY_CAPABILITIES.values():
         yield from areas
     yield Kills
+    yield from BY_OPERATION.values()
+    yield TickedDurably
     yield from EVERY_STORE
+    yield from BY_OPERATION_OF_A_STORE.values()
     yield from OF_SOME_STORES
 
 
@@ -139,6 +185,11 @@ def brokers(subject: BrokerSubject, expected: Expected) -> Iterator[Area]:
             yield from areas
     if subject.kill is not None:
         yield Kills
+    for operation in subject.operations:
+        if operation in BY_OPERATION:
+            yield BY_OPERATION[operation]
+    if Ticking in subject.operations and expected.can.get("durable"):
+        yield TickedDurably
 
 
 def stores(subject: StoreSubject, expected: Expected) -> Iterator[Area]:
@@ -157,3 +208,6 @@ def stores(subject: StoreSubject, expected: Expected) -> Iterator[Area]:
         yield Publications
         yield Within
     yield OneWriter if expected.can.get("one_writer") else ManyWriters
+    for operation in subject.operations:
+        if operation in BY_OPERATION_OF_A_STORE:
+            yield BY_OPERATION_OF_A_STORE[operation]

@@ -102,7 +102,7 @@ class ExactlyOnce:
         self, place: Place, out: Topic[Any], first: str
     ) -> None:
         for second in STEPS:
-            topic = place.backend.topic(f"orders-{second}")
+            topic = place.backend.topic(f"orders-{second}", read_by=(f"sub-{second}",))
             place.backend.publish(topic, second)
             lane = place.backend.lane(topic, name=f"sub-{second}", guarantee=EXACTLY)
             for die_at in (first, second, ""):

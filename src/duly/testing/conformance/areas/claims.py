@@ -65,7 +65,7 @@ class Claims:
         assert sorted(got) == sorted(sent)
 
     def test_every_subscription_sees_every_message(self, backend: Backend) -> None:
-        topic = backend.topic()
+        topic = backend.topic(read_by=("one", "two"))
         backend.publish(topic, *"abc")
         one, two = backend.lane(topic, name="one"), backend.lane(topic, name="two")
         assert drain(one) == ["a", "b", "c"]

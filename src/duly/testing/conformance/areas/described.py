@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from duly.broker import NotesRepeats
 from duly.guarantees import Admission
+from duly.inspection.counting import Counting
+from duly.inspection.erasing import Erasing
+from duly.inspection.steering import Forgetting, Steering
+from duly.inspection.tracing import Remembering, Tracing
+from duly.schedules import Ticking
 from duly.testing.conformance.backend import Backend, Place
 from duly.testing.conformance.page import Expected, as_toml, told_of
+from duly.testing.conformance.subject import BrokerSubject, StoreSubject
+
+PROTOCOLS = {
+    "inspection": ("subscriptions", "dead_letters", "incidents", "incident_counts"),
+    "mending": ("select", "replay", "discard"),
+    "observing": ("holders", "oldest"),
+}
+"""What a broker may have beside its own protocol, by the name that a page has for it."""
 
 
 def check(expected: Expected, told: Mapping[str, Any]) -> None:
@@ -25,15 +39,34 @@ def check(expected: Expected, told: Mapping[str, Any]) -> None:
     )
 
 
+def check_operation(
+    subject: BrokerSubject | StoreSubject, operation: type[Any], *, there: bool
+) -> None:
+    """Hold what a subject names against what there is."""
+    named = operation in subject.operations
+    assert there == named, (
+        f"{operation.__name__} is{'' if named else ' not'} among the operations of the "
+        f"subject {subject.name!r}, and it is otherwise"
+    )
+
+
 class Page:
     """What the page says of the broker is what the broker is."""
 
     def test_capabilities_are_as_the_page_says(self, backend: Backend) -> None:
-        inspection = all(
-            hasattr(backend.broker, call)
-            for call in ("subscriptions", "dead_letters", "incidents", "incident_counts")
-        )
-        check(backend.expected, told_of(backend.can, inspection=inspection))
+        # By the calls that somebody would make, so that half a protocol is told in words.
+        more = {
+            name: all(hasattr(backend.broker, call) for call in calls)
+            for name, calls in PROTOCOLS.items()
+        }
+        check(backend.expected, told_of(backend.can, **more))
+
+    def test_operations_are_as_the_subject_says(self, backend: Backend) -> None:
+        """What nobody names is not tested, and so not promised."""
+        subject, lane = backend.subject, backend.lane(backend.topic())
+        for operation in (Steering, Tracing, Erasing, Ticking, Counting):
+            check_operation(subject, operation, there=isinstance(backend.broker, operation))
+        check_operation(subject, NotesRepeats, there=isinstance(lane, NotesRepeats))
 
     def test_deviations_have_their_reasons(self, backend: Backend) -> None:
         assert all(
@@ -58,6 +91,11 @@ class StorePage:
 
     def test_capabilities_are_as_the_page_says(self, place: Place) -> None:
         check(place.backend.expected, told_of(place.store.capabilities))
+
+    def test_operations_are_as_the_subject_says(self, place: Place) -> None:
+        """What nobody names is not tested, and so not promised."""
+        for operation in (Remembering, Forgetting):
+            check_operation(place.subject, operation, there=isinstance(place.store, operation))
 
     def test_a_store_apart_is_another_database(self, place: Place) -> None:
         assert place.store.capabilities.database != place.backend.can.database

@@ -33,6 +33,21 @@ class Leases:
         assert list(silent.settle([Done(before.receipt)])) == [before.receipt]
         assert list(other.settle([Done(after.receipt)])) == []
 
+    @pytest.mark.parametrize("bodies_only", [False, True])
+    def test_what_another_has_settled_since_can_still_be_named(
+        self, backend: Backend, bodies_only: bool
+    ) -> None:
+        """A worker that lost its claim has yet to say of which message it lost it."""
+        topic = backend.topic()
+        backend.publish(topic, "a")
+        silent = backend.lane(topic, bodies_only=bodies_only)
+        [before] = claim(silent)
+        other = backend.lane(topic)
+        backend.fall_silent()
+        settle_done(other, claim(other) or claim(other))
+        assert isinstance(before.message_id, str)
+        assert list(silent.settle([Retry(before.receipt, 0.0, "e")])) == [before.receipt]
+
     def test_a_late_settlement_counts_while_nobody_took_over(self, backend: Backend) -> None:
         topic = backend.topic()
         backend.publish(topic, "a")

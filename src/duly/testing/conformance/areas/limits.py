@@ -84,7 +84,7 @@ class Limits:
 
     def test_the_longest_names(self, backend: Backend) -> None:
         names = [("t" * (MAX_NAME_CHARS - 1)) + end for end in "ab"]
-        topics: list[Topic[Any]] = [backend.topic(name) for name in names]
+        topics: list[Topic[Any]] = [backend.topic(name, read_by=(name,)) for name in names]
         for topic in topics:
             backend.publish(topic, topic.name[-1])
         for topic in topics:

@@ -108,7 +108,7 @@ class Publishing:
         assert [delivery.message.body for delivery in claim(backend.lane(topic))] == wild
 
     def test_a_message_is_delivered_as_its_topics(self, backend: Backend) -> None:
-        topics = [backend.topic(name) for name in ("one", "two")]
+        topics = [backend.topic(name, read_by=("sub", "only-two")) for name in ("one", "two")]
         for topic in topics:
             backend.publish(topic, topic.name)
         for delivery in claim(backend.lane(*topics)):

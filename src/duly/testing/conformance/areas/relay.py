@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -289,3 +290,25 @@ class Relaying:
         assert outboxed.outbox.hold("another", 1.0), "it let go"
         assert left(outboxed) == 0
         assert list(outboxed.outbox.unsent(1, A_LOT, 0.0)) == []
+
+    def test_a_failure_that_nobody_foresaw_ends_no_thread(
+        self, outboxed: Outboxed, topic: Topic[Any], broker: Scripted
+    ) -> None:
+        surprises = [RuntimeError("a defect")]
+
+        def answer(_: Message[Any]) -> Outcome | None:
+            if surprises:
+                raise surprises.pop()
+            return None
+
+        broker.answer = answer
+        outboxed.put(topic, "a")
+        stop = threading.Event()
+        options = replace(OPTIONS, first_s=0.01, longest_s=0.01)
+        relay = Relay(outboxed.outbox, broker, options, wait_s=0.05)  # type: ignore[arg-type]
+        thread = threading.Thread(target=relay.run, args=(stop,))
+        thread.start()
+        eventually(lambda: broker.stored == ["a"], "relayed after all")
+        stop.set()
+        thread.join(10)
+        assert not thread.is_alive()

@@ -51,6 +51,24 @@ class Settling:
         [delivery] = claim(lane)
         assert (delivery.attempt, delivery.alone) == (4, False)
 
+    def test_what_was_never_started_waits_and_stays_as_it_was(self, backend: Backend) -> None:
+        topic = backend.topic()
+        backend.publish(topic, "a", "b")
+        lane = backend.lane(topic)
+        unread = {"a": [(1, False)] * 4, "b": [(1, False)] * 4}
+        seen: dict[str, list[tuple[int, bool]]] = {"a": [], "b": []}
+        for _ in range(4):
+            while deliveries := claim(lane):
+                for d in deliveries:
+                    seen[d.message.body.decode()].append((d.attempt, d.repeated))
+                    settled(lane, Retry(d.receipt, 10.0, "of a type of tomorrow", charged=False))
+            backend.clock.advance(10.5)
+        assert seen == unread
+        # A failure is charged on top of what was there, and not more.
+        [delivery] = [d for d in claim(lane) if d.message.body == b"a"] or claim(lane)
+        settled(lane, Retry(delivery.receipt, 0.0, "it failed"))
+        assert [d.attempt for d in claim(lane) if d.message.id == delivery.message.id] == [2]
+
     def test_a_retry_without_delay_comes_at_once(self, backend: Backend) -> None:
         topic = backend.topic()
         backend.publish(topic, "a")

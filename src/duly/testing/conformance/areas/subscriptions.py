@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import pytest
 
 from duly.broker import Delivery, Subscription
-from duly.errors import ConfigurationError
+from duly.errors import ConfigurationError, PublishFailed
 from duly.guarantees import Guarantee, Release, Retry
 from duly.message import Topic
 from duly.testing.conformance.backend import A_LOT, Backend, bodies, claim, drain, settle_done
@@ -54,27 +54,6 @@ class Subscriptions:
             backend.lane(topic, guarantee=other)
         backend.lane(topic, guarantee=Guarantee.AT_LEAST_ONCE)
 
-    def test_a_new_subscription_begins_with_the_oldest(self, backend: Backend) -> None:
-        topic = backend.topic()
-        backend.publish(topic, "a", "b")
-        assert drain(backend.lane(topic)) == ["a", "b"]
-
-    def test_or_after_the_newest(self, backend: Backend) -> None:
-        topic = backend.topic()
-        backend.publish(topic, "a", "b")
-        lane = backend.lane(topic, start="latest")
-        backend.publish(topic, "c")
-        assert drain(lane) == ["c"]
-
-    def test_or_at_a_time(self, backend: Backend) -> None:
-        topic = backend.topic()
-        backend.publish(topic, "a", "b")
-        backend.clock.advance(10)
-        now = datetime.fromtimestamp(backend.clock.wall_ms() / 1000, UTC)
-        backend.clock.advance(10)
-        backend.publish(topic, "c", "d")
-        assert drain(backend.lane(topic, start=now)) == ["c", "d"]
-
     def test_the_start_matters_once(self, backend: Backend) -> None:
         topic = backend.topic()
         lane = backend.lane(topic, start="latest")
@@ -99,25 +78,6 @@ class Subscriptions:
         assert {body.split()[0] for body in got["old"]} <= {"one"}
         assert len(got["old"]) + len(got["new"]) == 20
 
-    def test_each_subscription_begins_where_it_says(self, backend: Backend) -> None:
-        topic = backend.topic()
-        backend.publish(topic, "a")
-        newest = backend.lane(topic, name="newest", start="latest")
-        oldest = backend.lane(topic, name="oldest")
-        backend.publish(topic, "b")
-        assert drain(newest) == ["b"]
-        assert drain(oldest) == ["a", "b"]
-
-    def test_a_time_after_the_newest_begins_there(self, backend: Backend) -> None:
-        topic = backend.topic()
-        backend.publish(topic, "a")
-        backend.clock.advance(10)
-        now = datetime.fromtimestamp(backend.clock.wall_ms() / 1000, UTC)
-        lane = backend.lane(topic, start=now)
-        backend.clock.advance(10)
-        backend.publish(topic, "b")
-        assert drain(lane) == ["b"]
-
     def test_a_topic_that_joins_later_is_read_too(self, backend: Backend) -> None:
         one, two = backend.topic("one"), backend.topic("two")
         backend.lane(one).close()
@@ -140,17 +100,6 @@ class Retention:
             assert len(drain(lane)) == 50, f"round {number}"
             backend.clock.advance(3600)
 
-    def test_a_subscription_made_late_sees_only_what_is_kept(self, backend: Backend) -> None:
-        topic = backend.topic(retention_s=0.0)
-        lane = backend.lane(topic)
-        backend.publish(topic, *"abc")
-        drain(lane)
-        backend.clock.advance(86400)
-        backend.publish(topic, "d")
-        late = drain(backend.lane(topic, name="late"))
-        assert late[-1] == "d"
-        assert late == list("abcd")[-len(late) :]
-
     def test_what_waits_for_a_retry_is_kept(self, backend: Backend) -> None:
         topic = backend.topic(retention_s=0.0)
         lane = backend.lane(topic)
@@ -162,7 +111,7 @@ class Retention:
         assert sorted(drain(lane)) == ["a", "b"]
 
     def test_messages_are_kept_for_those_who_are_not_done(self, backend: Backend) -> None:
-        topic = backend.topic(retention_s=0.0)
+        topic = backend.topic(retention_s=0.0, read_by=("slow", "fast"))
         slow, fast = backend.lane(topic, name="slow"), backend.lane(topic, name="fast")
         backend.publish(topic, *"abc")
         assert drain(fast) == ["a", "b", "c"]
@@ -170,12 +119,106 @@ class Retention:
         backend.publish(topic, "d")
         assert drain(slow) == ["a", "b", "c", "d"]
 
+
+class Replays:
+    """A new subscription may begin with what was published before it was made."""
+
+    def test_a_new_subscription_begins_with_the_oldest(self, backend: Backend) -> None:
+        topic = backend.topic()
+        backend.publish(topic, "a", "b")
+        assert drain(backend.lane(topic)) == ["a", "b"]
+
+    def test_or_after_the_newest(self, backend: Backend) -> None:
+        topic = backend.topic()
+        backend.publish(topic, "a", "b")
+        lane = backend.lane(topic, start="latest")
+        backend.publish(topic, "c")
+        assert drain(lane) == ["c"]
+
+    def test_or_at_a_time(self, backend: Backend) -> None:
+        topic = backend.topic()
+        backend.publish(topic, "a", "b")
+        backend.clock.advance(10)
+        now = datetime.fromtimestamp(backend.clock.wall_ms() / 1000, UTC)
+        backend.clock.advance(10)
+        backend.publish(topic, "c", "d")
+        assert drain(backend.lane(topic, start=now)) == ["c", "d"]
+
+    def test_each_subscription_begins_where_it_says(self, backend: Backend) -> None:
+        topic = backend.topic()
+        backend.publish(topic, "a")
+        newest = backend.lane(topic, name="newest", start="latest")
+        oldest = backend.lane(topic, name="oldest")
+        backend.publish(topic, "b")
+        assert drain(newest) == ["b"]
+        assert drain(oldest) == ["a", "b"]
+
+    def test_a_time_after_the_newest_begins_there(self, backend: Backend) -> None:
+        topic = backend.topic()
+        backend.publish(topic, "a")
+        backend.clock.advance(10)
+        now = datetime.fromtimestamp(backend.clock.wall_ms() / 1000, UTC)
+        lane = backend.lane(topic, start=now)
+        backend.clock.advance(10)
+        backend.publish(topic, "b")
+        assert drain(lane) == ["b"]
+
+    def test_a_subscription_made_late_sees_only_what_is_kept(self, backend: Backend) -> None:
+        topic = backend.topic(retention_s=0.0)
+        lane = backend.lane(topic)
+        backend.publish(topic, *"abc")
+        drain(lane)
+        backend.clock.advance(86400)
+        backend.publish(topic, "d")
+        late = drain(backend.lane(topic, name="late"))
+        assert late[-1] == "d"
+        assert late == list("abcd")[-len(late) :]
+
     def test_messages_are_kept_for_their_retention(self, backend: Backend) -> None:
         topic = backend.topic(retention_s=3600.0)
         backend.publish(topic, "a")
         assert drain(backend.lane(topic)) == ["a"]
         backend.clock.advance(1800)
         assert drain(backend.lane(topic, name="late")) == ["a"]
+
+
+class NoReplays:
+    """Nothing is kept for those who come later: a message that nobody takes is refused, and who
+    asks for the past is told.
+    """
+
+    def test_a_message_that_nobody_takes_is_refused(self, backend: Backend) -> None:
+        topic = backend.topic(read_by=())
+        [outcome] = backend.broker.publish([backend.message(topic, "unheard")])
+        assert isinstance(outcome, PublishFailed)
+        lane = backend.lane(topic)
+        backend.publish(topic, "heard")
+        assert drain(lane) == ["heard"]
+
+    def test_a_subscription_begins_when_it_is_made(self, backend: Backend) -> None:
+        topic = backend.topic(read_by=("other",))
+        backend.publish(topic, "before")
+        lane = backend.lane(topic)
+        backend.publish(topic, "after")
+        assert drain(lane) == ["after"]
+
+    def test_it_can_be_made_before_it_is_worked(self, backend: Backend) -> None:
+        topic = backend.topic(read_by=())
+        for _ in range(2):
+            backend.preparing.prepare([topic], "sub")
+        backend.publish(topic, "a")
+        lane = backend.lane(topic, guarantee=Guarantee.EXACTLY_ONCE)
+        assert drain(lane) == ["a"]
+
+    def test_making_it_needs_a_declared_topic(self, backend: Backend) -> None:
+        with pytest.raises(ConfigurationError, match="declare"):
+            backend.preparing.prepare([Topic("nowhere", str, guarantee="at-least-once")], "sub")
+
+    def test_a_time_in_the_past_is_refused(self, backend: Backend) -> None:
+        topic = backend.topic()
+        now = datetime.fromtimestamp(backend.clock.wall_ms() / 1000, UTC)
+        with pytest.raises(ConfigurationError, match="start"):
+            backend.lane(topic, start=now)
 
 
 class Waiting:

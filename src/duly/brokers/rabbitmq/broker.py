@@ -1,0 +1,399 @@
+"""`RabbitMQBroker`: declaring and publishing; `Lane` claims and settles."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from duly.broker import Capabilities, Outcome, Published, SubscribeOptions
+from duly.brokers.rabbitmq.address import Address, address_of
+from duly.brokers.rabbitmq.delays import Delays
+from duly.brokers.rabbitmq.intake import Intake, Item
+from duly.brokers.rabbitmq.lane import Lane, Move
+from duly.brokers.rabbitmq.link import Connection, Link, content
+from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
+from duly.brokers.rabbitmq.topology import (
+    Names,
+    declare_subscription,
+    declare_topic,
+    record,
+)
+from duly.brokers.rabbitmq.wire import ATTEMPTS, DEAD_MS, ERROR, History, moved, properties_of
+from duly.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    ConfigurationError,
+    InvalidMessage,
+    MessageTooLarge,
+    PublishFailed,
+    PublishUnknown,
+)
+from duly.guarantees import Guarantee
+from duly.message import Message, Topic, now_ms
+
+log = logging.getLogger("duly.rabbitmq")
+
+# What a server takes unless it is configured otherwise.
+MAX_MESSAGE_BYTES = 128 * 1024 * 1024
+_MAX_ERROR_CHARS = 4000
+_WATCH_S = 1.0
+_ASK_S = 10.0
+
+
+class RabbitMQBroker:
+    """A broker on RabbitMQ. Safe to use from any thread; not across fork().
+
+    ``url`` is an AMQP URI. ``deadline_s`` bounds how long a publish waits for the server's word.
+    ``clock`` gives the seconds that leases go by; ``delays`` says where retries wait. Raises on
+    opening `ConfigurationError`, `BrokerUnavailable` and `BrokerUnusable`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        shown: str = "amqp://...",
+        deadline_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+        delays: Callable[[Names], Delays] = Delays,
+    ) -> None:
+        address: Address = address_of(url, shown)
+        self._capabilities = Capabilities(
+            name="RabbitMQ",
+            confirms_settlement=False,
+            identity_retention=False,
+            orders_by_key=False,
+            delays=False,
+            replays=False,
+            max_message_bytes=MAX_MESSAGE_BYTES,
+        )
+        self.clock = clock
+        self._names = Names(address.namespace)
+        self._delays = delays(self._names)
+        self._topics: dict[str, Topic[Any]] = {}
+        self._intakes: dict[tuple[str, tuple[str, ...]], Intake] = {}
+        self._lanes: dict[int, Lane] = {}
+        self._numbers = itertools.count(1)
+        self._lock = threading.RLock()
+        self._closed = threading.Event()
+        self._publisher = Publisher(address, deadline_s)
+        self.link = Link(address, "consumers", self._up, self._down)
+        try:
+            self.link.start()
+            self._publisher.link.start()
+        except BaseException:
+            self.close()
+            raise
+        self._watch = threading.Thread(
+            target=self._watching, name="duly-rabbitmq-watch", daemon=True
+        )
+        self._watch.start()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this broker provides."""
+        return self._capabilities
+
+    # --- declaring
+
+    def declare(self, topics: Iterable[Topic[Any]]) -> None:
+        """As `Broker.declare`; ``partitions`` and ``guarantee`` of a topic are fixed."""
+        topics = list(topics)
+        for topic in topics:
+            self._check_fixed(topic)
+        for topic in topics:
+            self._call(partial(declare_topic, names=self._names, topic=topic.name))
+        self._topics.update((topic.name, topic) for topic in topics)
+
+    def _check_fixed(self, topic: Topic[Any]) -> None:
+        if topic.partitions:
+            raise ConfigurationError(
+                f"topic {topic.name!r}: partitions={topic.partitions}, and RabbitMQ keeps no order "
+                "by key here: declare it without partitions, or use a broker that does"
+            )
+        text = f"guarantee {topic.guarantee}"
+        name = self._names.record("topic", topic.name)
+        found = self._call(lambda connection: record(connection, name, text))
+        if found != text:
+            raise ConfigurationError(
+                f"topic {topic.name!r} is there with {found}, and declared with {text}. Give it "
+                "another name, or declare it as it is there."
+            )
+
+    def prepare(self, topics: Iterable[Topic[Any]], subscription: str) -> None:
+        """As `Prepares.prepare`."""
+        for topic in topics:
+            self._check_declared(topic)
+            self._call(
+                partial(
+                    declare_subscription,
+                    names=self._names,
+                    topic=topic.name,
+                    subscription=subscription,
+                )
+            )
+
+    def _check_declared(self, topic: Topic[Any]) -> None:
+        if topic.name not in self._topics:
+            raise ConfigurationError(f"topic {topic.name!r} is not known here: declare it first")
+
+    def _call(self, run: Callable[[Connection], Any]) -> Any:
+        return self.link.call(run)
+
+    # --- publishing
+
+    def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
+        """As `Broker.publish`. Of at-most-once topics nothing is confirmed; of others a message
+        that no queue takes is `PublishFailed`.
+        """
+        outcomes: list[Outcome | None] = [self._refusal(message) for message in messages]
+        sendings = [
+            self._sending(message)
+            for message, refusal in zip(messages, outcomes, strict=True)
+            if refusal is None
+        ]
+        if sendings and self._closed.is_set():
+            raise BrokerUnavailable("RabbitMQ was closed; nothing was sent")
+        self._publisher.send(sendings)
+        sent = iter(sendings)
+        return [
+            self._outcome(message, next(sent)) if refusal is None else refusal
+            for message, refusal in zip(messages, outcomes, strict=True)
+        ]
+
+    def _refusal(self, message: Message[Any]) -> PublishFailed | None:
+        where = f"topic {message.topic!r}, message {message.id!r}"
+        if message.topic not in self._topics:
+            return PublishFailed(f"{where}: not declared here", message_id=message.id)
+        if message.size > MAX_MESSAGE_BYTES:
+            return MessageTooLarge(
+                f"{where}: the body has {message.size:,} bytes, RabbitMQ carries at most "
+                f"{MAX_MESSAGE_BYTES:,}. Nothing was sent.",
+                message_id=message.id,
+            )
+        if message.due_ms is not None:
+            return InvalidMessage(
+                f"{where}: it has a due time, and RabbitMQ delivers at once", message_id=message.id
+            )
+        return None
+
+    def _sending(self, message: Message[Any]) -> Sending:
+        surely = self._topics[message.topic].promise is not Guarantee.AT_MOST_ONCE
+        return Sending(
+            content(message.body, properties_of(message)),
+            self._names.topic(message.topic),
+            "",
+            confirm=surely,
+            mandatory=surely,
+        )
+
+    def _outcome(self, message: Message[Any], sending: Sending) -> Outcome:
+        where = f"topic {message.topic!r}, message {message.id!r}"
+        match sending.state:
+            case State.CONFIRMED:
+                return Published(message.id)
+            case State.UNROUTABLE:
+                return PublishFailed(
+                    f"{where}: no subscription takes it, so it is stored nowhere. Start a consumer "
+                    "of the topic once, or declare the topic at-most-once if nobody need listen.",
+                    message_id=message.id,
+                )
+            case State.GIVEN_UP | State.WAITING:
+                return PublishFailed(
+                    f"{where}: not sent, {self._publisher.why_not}", message_id=message.id
+                )
+            case _:
+                return PublishUnknown(
+                    f"{where}: sent, and not confirmed: {self._publisher.why_not}. Publish it "
+                    "again under its id.",
+                    message_id=message.id,
+                )
+
+    # --- subscribing
+
+    def subscribe(
+        self, topics: Sequence[Topic[Any]], subscription: str, options: SubscribeOptions
+    ) -> Lane:
+        """As `Broker.subscribe`; refuses order by key, and a start in the past."""
+        self._check_options(subscription, options)
+        for topic in topics:
+            self._check_declared(topic)
+        self._check_guarantee(subscription, options)
+        names = tuple(sorted(topic.name for topic in topics))
+        with self._lock:
+            intake = self._intakes.get((subscription, names))
+            if intake is None:
+                intake = Intake(self._names, names, subscription)
+                self._call(intake.open)
+                self._intakes[subscription, names] = intake
+            lane = Lane(self, intake, options, next(self._numbers))
+            self._lanes[lane.number] = lane
+            return lane
+
+    def _check_options(self, subscription: str, options: SubscribeOptions) -> None:
+        if options.order_by_key:
+            raise ConfigurationError(
+                f"subscription {subscription!r} asks for order by key, and RabbitMQ has none: "
+                "declare order_by_key=False, or use a broker that orders by key"
+            )
+        if not isinstance(options.start, str):
+            raise ConfigurationError(
+                f"subscription {subscription!r}: start={options.start}: RabbitMQ keeps nothing "
+                "for those who come later; a subscription begins when it is first made"
+            )
+
+    def _check_guarantee(self, subscription: str, options: SubscribeOptions) -> None:
+        name = self._names.record("subscription", subscription)
+        wanted = str(options.guarantee)
+        found = self._call(lambda connection: record(connection, name, wanted))
+        if found != wanted:
+            raise ConfigurationError(
+                f"subscription {subscription!r} is recorded as {found!r}, and this consumer "
+                f"declares {wanted!r}. What was promised so far would no longer hold: give the "
+                "consumer a new name, or declare the recorded guarantee."
+            )
+
+    # --- for lanes
+
+    def lanes_of(self, intake: Intake) -> int:
+        """How many lanes share this intake."""
+        return max(1, sum(lane.intake is intake for lane in list(self._lanes.values())))
+
+    def move(self, moves: Sequence[Move]) -> None:
+        """As `Surroundings.move`."""
+        sendings = [self._sending_of(move) for move in moves]
+        self._publisher.send(sendings)
+        failed = [sending for sending in sendings if sending.state is not State.CONFIRMED]
+        if failed:
+            if failed[0].state is State.UNROUTABLE:
+                self._delays.forget()
+            raise BrokerError(
+                f"{len(failed)} of {len(moves)} messages could not be moved: the first, to "
+                f"{failed[0].key!r}, was {failed[0].state.value}"
+            )
+
+    def _sending_of(self, move: Move) -> Sending:
+        topic, subscription = move.item.topic, move.intake.subscription
+        target = self._names.queue(topic, subscription)
+        more: Mapping[str, Any] = {}
+        if move.error is not None:
+            target = self._names.dead(topic, subscription)
+            more = {
+                ERROR: move.error[:_MAX_ERROR_CHARS],
+                ATTEMPTS: move.history.charged,
+                DEAD_MS: now_ms(),
+            }
+        elif move.alone:
+            target = self._names.alone(topic, subscription)
+        exchange = ""
+        if move.delay_s > 0:
+            exchange = self._delays.exchange_for(move.delay_s, self.link)
+        properties = moved(move.item.properties, move.history, more)
+        return Sending(content(move.item.body, properties), exchange, target)
+
+    def leave(self, lane: Lane, generation: int, alone: Sequence[Item]) -> None:
+        """As `Surroundings.leave`; the last lane gives back what was delivered to this process."""
+        intake = lane.intake
+        with self._lock:
+            self._lanes.pop(lane.number, None)
+            last = not any(other.intake is intake for other in self._lanes.values())
+            if last:
+                self._intakes = {k: each for k, each in self._intakes.items() if each is not intake}
+        if not self.link.is_up:
+            return  # the server has taken all of it back
+        try:
+            if last:
+                self.link.call(intake.stop)
+            self._give_back(intake, generation, alone, everything=last)
+            if last:
+                self.link.call(intake.close)
+        except BrokerError as error:
+            # Then the server does it, when the connection is gone.
+            log.warning("subscription %r: not given back in order: %s", intake.subscription, error)
+
+    def _give_back(
+        self, intake: Intake, generation: int, alone: Sequence[Item], *, everything: bool
+    ) -> None:
+        """As new messages: the server would count what it takes back as deaths."""
+        with intake.changed:
+            if generation != intake.generation:
+                return
+            ready = list(intake.ready) if everything else []
+            for _ in ready:
+                intake.ready.popleft()
+        moves = [Move(intake, item, item.history, alone=True) for item in alone]
+        moves += [Move(intake, item, _uncounted(item), alone=item.taken_back > 0) for item in ready]
+        if moves:
+            self.move(moves)
+            tags = [move.item.tag for move in moves]
+            self.link.call(lambda _: intake.acknowledge(generation, tags))
+
+    # --- the connection
+
+    def _up(self, connection: Connection) -> None:
+        self._delays.forget()
+        for intake in list(self._intakes.values()):
+            intake.open(connection)
+
+    def _down(self) -> None:
+        for intake in list(self._intakes.values()):
+            intake.lost()
+
+    def _watching(self) -> None:
+        """Look now and then for what nobody would notice: connections that hang, leases that are
+        over while every lane is busy, consumers that the server does not see.
+        """
+        asked = time.monotonic()
+        while not self._closed.wait(_WATCH_S):
+            self.link.look()
+            self._publisher.link.look()
+            try:
+                if self.clock is time.monotonic:
+                    self._reap()
+                if time.monotonic() > asked + _ASK_S:
+                    asked = time.monotonic()
+                    self.look()
+            except BrokerError as error:
+                log.debug("looking again later: %s", error)
+
+    def _reap(self) -> None:
+        seen: set[int] = set()
+        for lane in list(self._lanes.values()):
+            if lane.intake.number not in seen:
+                seen.add(lane.intake.number)
+                lane.reap()
+
+    def look(self) -> None:
+        """Ask the server whether it sees each consumer; where it does not, subscribe again."""
+        for intake in list(self._intakes.values()):
+            if self.link.is_up and not self._call(intake.is_consumed):
+                log.warning(
+                    "subscription %r: the server sees no consumer of it; subscribing again",
+                    intake.subscription,
+                )
+                self._call(intake.open)
+
+    def abandon(self) -> None:
+        """End the connections without a word, as the death of the process does."""
+        self._closed.set()
+        for link in (self.link, self._publisher.link):
+            link.abandon()
+
+    def close(self) -> None:
+        """Close every lane and the connections; nothing can be published or claimed after."""
+        if not self._closed.is_set():
+            for lane in list(self._lanes.values()):
+                lane.close()
+        self._closed.set()
+        self.link.close()
+        self._publisher.close()
+
+
+def _uncounted(item: Item) -> History:
+    """What was taken back from somebody who died stays marked as repeated."""
+    return History(item.history.charged, item.history.repeated or item.taken_back > 0)

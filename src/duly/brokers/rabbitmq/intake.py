@@ -1,0 +1,288 @@
+"""`Intake`: what the server has delivered to this process for one subscription, on one channel.
+
+The lanes of a subscription share it: they compete for what has come, and what one gives back the
+next takes, without a turn to the server. All of it is locked by ``changed``; what talks to the
+server does so without holding that.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from duly.brokers.rabbitmq.link import Connection
+from duly.brokers.rabbitmq.topology import Names, count, declare_subscription, declare_topic
+from duly.brokers.rabbitmq.wire import History, deliveries_in, history_in, message_in
+from duly.errors import InvalidMessage
+from duly.message import Message
+
+log = logging.getLogger("duly.rabbitmq")
+
+# How much of a subscription's bodies one process has at hand, unless one claim asks for more.
+_BYTES_AHEAD = 64 * 1024 * 1024
+_MOST_AHEAD = 20_000
+
+
+class Receipt(msgspec.Struct, frozen=True, gc=False):
+    """The receipt of a claim: ``token`` is given out once, ``generation`` counts the channels on
+    which the subscription was consumed in this process. A tag means nothing on another channel.
+    """
+
+    intake: int
+    generation: int
+    token: int
+
+
+class Item:
+    """A delivered message that is not settled. ``tag`` is the channel's name for it."""
+
+    __slots__ = ("alone", "body", "history", "message", "properties", "tag", "taken_back", "topic")
+
+    def __init__(self, topic: str, tag: int, body: bytes, properties: Any, *, alone: bool) -> None:
+        self.topic = topic
+        self.tag = tag
+        self.body = body
+        self.properties = properties
+        self.alone = alone
+        self.message: Message[Any] | None = None
+        # What the server counts is somebody's death with the message in hand.
+        self.taken_back = deliveries_in(properties)
+        self.history = history_in(properties)
+        if alone:
+            charged = self.history.charged + self.taken_back
+            self.history = History(charged, repeated=True)
+
+    def read(self) -> Message[Any]:
+        """The message. Raises `InvalidMessage` where it is none that duly would carry."""
+        if self.message is None:
+            self.message = message_in(self.topic, self.body, self.properties)
+        return self.message
+
+
+class Held:
+    """An item that a lane has claimed, until its lease ends."""
+
+    __slots__ = ("item", "lane", "until")
+
+    def __init__(self, item: Item, lane: int, until: float) -> None:
+        self.item = item
+        self.lane = lane
+        self.until = until
+
+
+_numbers = itertools.count(1)
+
+
+class Intake:
+    """One subscription of some topics, as this process consumes it.
+
+    ``looks_alone`` says that there may be suspects in the queues of those.
+    """
+
+    def __init__(self, names: Names, topics: Sequence[str], subscription: str) -> None:
+        self.number = next(_numbers)
+        self.topics = topics
+        self.subscription = subscription
+        self.changed = threading.Condition()
+        self.generation = 0
+        self.ready: deque[Item] = deque()
+        self.held: dict[int, Held] = {}
+        self.looks_alone = True
+        self.looked_s = -math.inf
+        self._names = names
+        self._channel: Any = None
+        self._prefetch = 0
+        self._wanted = 0
+        self._mean_bytes = 0.0
+        # In the order delivered; True: settled, and the server is not told yet.
+        self._unsettled: dict[int, bool] = {}
+
+    @property
+    def queues(self) -> Sequence[str]:
+        """The queues that are consumed."""
+        return [self._names.queue(topic, self.subscription) for topic in self.topics]
+
+    # --- on the link's thread
+
+    def open(self, connection: Connection) -> None:
+        """Consume on a new channel; nothing that was delivered before counts any more."""
+        self.lost()
+        for topic in self.topics:
+            declare_topic(connection, self._names, topic)
+            declare_subscription(connection, self._names, topic, self.subscription)
+        self._channel = connection.channel()
+        if self._wanted:
+            self._consume()
+
+    def lost(self) -> None:
+        """The channel is gone, and the server gives to others what it had delivered there."""
+        with self.changed:
+            self._channel = None
+            self._prefetch = 0
+            self.generation += 1
+            self.ready.clear()
+            self.held.clear()
+            self._unsettled.clear()
+            self.looks_alone = True
+            self.changed.notify_all()
+
+    def _consume(self) -> None:
+        channel, self._prefetch = self._channel, self._wanted
+        for tag in list(channel.callbacks):
+            channel.basic_cancel(tag)
+        channel.basic_qos(0, self._prefetch, False)
+        for topic, queue in zip(self.topics, self.queues, strict=True):
+            channel.basic_consume(
+                queue,
+                callback=lambda message, topic=topic: self._deliver(topic, message),
+                on_cancel=self._cancelled,
+            )
+
+    def _deliver(self, topic: str, message: Any) -> None:
+        item = Item(topic, message.delivery_tag, _bytes(message), message.properties, alone=False)
+        with self.changed:
+            self._unsettled[item.tag] = False
+            self.ready.append(item)
+            self._mean_bytes += (len(item.body) - self._mean_bytes) / 100
+            if len(self.ready) == 1:
+                self.changed.notify_all()
+
+    def _cancelled(self, _tag: str) -> None:
+        """The server ended the consumer: its queue was deleted, or its leader is gone."""
+        log.warning(
+            "subscription %r: the server cancelled its consumer; subscribing again",
+            self.subscription,
+        )
+        raise ConnectionError(f"the consumer of {self.subscription!r} was cancelled")
+
+    def fit(self, connection: Connection) -> None:
+        """Consume with as many messages ahead as are wanted now."""
+        if self._channel is None:
+            self.open(connection)
+        elif self._prefetch != self._wanted:
+            self._consume()
+
+    def get_alone(self, _: Connection) -> Item | None:
+        """The next suspect, now claimed; None: there is none."""
+        for topic in self.topics:
+            message = self._channel.basic_get(self._names.alone(topic, self.subscription))
+            if message is not None:
+                item = Item(
+                    topic, message.delivery_tag, _bytes(message), message.properties, alone=True
+                )
+                with self.changed:
+                    self._unsettled[item.tag] = False
+                return item
+        return None
+
+    def waiting(self, _: Connection) -> int:
+        """How many messages the server could deliver. On the channel that consumes, so that what
+        it has delivered before is here when this is.
+        """
+        told = [self._channel.queue_declare(queue, passive=True) for queue in self.queues]
+        return sum(each.message_count for each in told)
+
+    def is_consumed(self, connection: Connection) -> bool:
+        """Whether the server sees a consumer of every queue, and the queues at all."""
+        if not self._prefetch:
+            return True
+        told = count(connection, self.queues)
+        return len(told) == len(self.topics) and all(consumers for _, consumers in told.values())
+
+    def acknowledge(self, generation: int, tags: Iterable[int]) -> bool:
+        """Tell the server what is settled; False: the channel is gone, and with it the claims.
+
+        One acknowledgement stands for all up to a tag where all of those are settled.
+        """
+        with self.changed:
+            if generation != self.generation or self._channel is None:
+                return False
+            for tag in tags:
+                self._unsettled[tag] = True
+            prefix = list(itertools.takewhile(lambda tag: self._unsettled[tag], self._unsettled))
+            others = [tag for tag in tags if tag not in set(prefix)]
+            for tag in (*prefix, *others):
+                del self._unsettled[tag]
+        if prefix:
+            self._channel.basic_ack(prefix[-1], multiple=True)
+        for tag in others:
+            self._channel.basic_ack(tag)
+        return True
+
+    def close(self, _: Connection) -> None:
+        """End the consumers, and the channel: what is not settled goes back to the queue."""
+        channel = self._channel
+        self.lost()
+        if channel is not None:
+            channel.close()
+
+    def stop(self, _: Connection) -> None:
+        """End the consumers: nothing more is delivered."""
+        if self._channel is not None:
+            for tag in list(self._channel.callbacks):
+                self._channel.basic_cancel(tag)
+
+    # --- for lanes
+
+    def wants(self, limit: int, max_bytes: int, lanes: int) -> bool:
+        """Reckon how many messages to have ahead; whether that calls for `fit`.
+
+        A lane that takes one at a time gets no other beforehand: it may keep that for an hour.
+        """
+        ahead = lanes if limit == 1 else 2 * limit * lanes
+        if self._mean_bytes:
+            ahead = min(ahead, int(max(_BYTES_AHEAD, max_bytes) / self._mean_bytes) + 1)
+        needed = len(self.held) + limit
+        wanted = min(_MOST_AHEAD, max(ahead, needed, 1))
+        # Seldom: each change cancels the consumer and makes another.
+        if not self._prefetch or wanted > self._prefetch or 4 * wanted < self._prefetch:
+            self._wanted = wanted
+            return True
+        return False
+
+    def take(self, limit: int, max_bytes: int) -> tuple[list[Item], list[tuple[Item, str | None]]]:
+        """Up to ``limit`` items for a lane, and what was on the way to them and is not for it:
+        suspects, and, with the reason, what cannot be read. Call it with ``changed`` held.
+        """
+        taken: list[Item] = []
+        aside: list[tuple[Item, str | None]] = []
+        size = 0
+        while self.ready and len(taken) < limit:
+            item = self.ready[0]
+            size += len(item.body)
+            if taken and size > max_bytes:
+                break
+            self.ready.popleft()
+            if item.taken_back:
+                aside.append((item, None))
+            elif (wrong := _unreadable(item)) is not None:
+                aside.append((item, wrong))
+            else:
+                taken.append(item)
+        return taken, aside
+
+    def give_back(self, items: Sequence[Item]) -> None:
+        """Before all others, in the order delivered. Call it with ``changed`` held."""
+        for item in sorted(items, key=lambda each: each.tag, reverse=True):
+            self.ready.appendleft(item)
+        self.changed.notify_all()
+
+
+def _unreadable(item: Item) -> str | None:
+    try:
+        item.read()
+    except InvalidMessage as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _bytes(message: Any) -> bytes:
+    body = message.body
+    return body if isinstance(body, bytes) else str(body).encode()

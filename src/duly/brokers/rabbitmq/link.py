@@ -1,0 +1,350 @@
+"""`Link`: a connection to the server, on a thread of its own. Only this file knows the driver.
+
+The driver is used by this thread alone. Others hand it calls; it answers heartbeats whatever
+handlers do, reads what the server says, and connects again where the connection is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, TypeVar
+
+import amqp
+from amqp import spec
+
+from duly.brokers.rabbitmq.address import Address
+from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
+
+T = TypeVar("T")
+
+log = logging.getLogger("duly.rabbitmq")
+
+Connection = Any
+"""The driver's connection, which only the link's thread may touch."""
+
+LOST = (OSError, amqp.exceptions.ConnectionError, amqp.exceptions.AMQPError)
+REFUSED = amqp.exceptions.PreconditionFailed
+NOT_FOUND = amqp.exceptions.NotFound
+DENIED = amqp.exceptions.AccessRefused
+
+_BACKOFF_S = (0.05, 5.0)
+_READS_AT_ONCE = 500
+
+
+def content(body: bytes, properties: Mapping[str, Any]) -> Any:
+    """A message as the driver sends it, to be kept by the server."""
+    message: Any = amqp.Message  # its annotation says str, and it takes bytes
+    return message(body, delivery_mode=2, **properties)
+
+
+def publish(channel: Any, message: Any, exchange: str, key: str, *, mandatory: bool) -> None:
+    """Send one message. The driver's own call would look for news from the server first, each
+    time, which costs as much as sending.
+    """
+    channel.send_method(spec.Basic.Publish, "Bssbb", (0, exchange, key, mandatory, False), message)
+
+
+class Link:
+    """``on_up`` is called with each new connection, ``on_down`` when it is lost, and
+    ``on_unblocked`` when the server takes messages again, all on the link's thread; what ``on_up``
+    raises counts as losing it.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        name: str,
+        on_up: Callable[[Connection], None],
+        on_down: Callable[[], None],
+        on_unblocked: Callable[[Connection], None] = lambda _: None,
+    ) -> None:
+        self._address = address
+        self._name = name
+        self._on_up = on_up
+        self._on_down = on_down
+        self._on_freed = on_unblocked
+        self._calls: deque[tuple[Callable[[Connection], Any], Future[Any], float]] = deque()
+        self._wake_out, self._wake_in = os.pipe()
+        os.set_blocking(self._wake_out, False)
+        os.set_blocking(self._wake_in, False)
+        self._connection: Connection | None = None
+        self._closing = False
+        self._awake_since: float | None = None
+        self._first: Future[None] = Future()
+        self.blocked: str | None = None
+        self._thread = threading.Thread(target=self._run, name=f"duly-rabbitmq-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Connect. Raises `BrokerUnavailable`, and `BrokerUnusable` where it is no use to try."""
+        self._thread.start()
+        try:
+            self._first.result(self._address.connect_s * len(self._address.hosts) + 5)
+        except FutureTimeout:
+            self.close()
+            raise BrokerUnavailable(f"{self._where}: no answer; nothing was changed") from None
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def _where(self) -> str:
+        return "RabbitMQ at " + ", ".join(f"{host}:{port}" for host, port in self._address.hosts)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a connection just now."""
+        return self._connection is not None
+
+    # --- for other threads
+
+    def call(self, run: Callable[[Connection], T], timeout_s: float = 30.0) -> T:
+        """Run this on the link's thread, with the connection; waits for one.
+
+        Raises `BrokerUnavailable` where it was certainly not run, `BrokerError` where nobody can
+        say, and whatever it raises itself.
+        """
+        if threading.current_thread() is self._thread:
+            assert self._connection is not None
+            return run(self._connection)
+        future = self.post(run, timeout_s)
+        try:
+            return future.result(timeout_s + 1.0)
+        except FutureTimeout:
+            if future.cancel():
+                raise BrokerUnavailable(f"{self._where}: not connected; nothing was sent") from None
+            raise BrokerError(f"{self._where}: no answer within {timeout_s:g} s") from None
+
+    def post(self, run: Callable[[Connection], T], timeout_s: float = 30.0) -> Future[T]:
+        """The same without waiting for its end."""
+        future: Future[T] = Future()
+        if self._closing:
+            future.set_exception(BrokerUnavailable(f"{self._where} was closed; nothing was sent"))
+            return future
+        self._calls.append((run, future, time.monotonic() + timeout_s))
+        self._wake()
+        return future
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_in, b"x")
+        except (BlockingIOError, OSError):
+            return  # full: it wakes anyway; closed: nobody is left to wake
+
+    def look(self) -> None:
+        """End a connection on which the thread hangs: a peer that stopped in the middle of a
+        frame, or does not take what is written.
+        """
+        since, connection = self._awake_since, self._connection
+        if since is None or connection is None:
+            return
+        if time.monotonic() - since > 2 * self._address.heartbeat_s:
+            log.warning("%s: the connection hangs and is ended", self._where)
+            self.cut()
+
+    def cut(self) -> None:
+        """End the connection, as a network does; the thread notices and connects again."""
+        try:
+            self._connection.transport.sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+        except (AttributeError, OSError):
+            return  # it is gone
+
+    def abandon(self) -> None:
+        """End the connection without a word, and the thread."""
+        self._closing = True
+        self.cut()
+        self._wake()
+
+    def close(self) -> None:
+        """End the connection and the thread."""
+        self._closing = True
+        self._wake()
+        if self._thread.ident is not None and threading.current_thread() is not self._thread:
+            self._thread.join(10)
+        self._fail_calls()
+
+    # --- the thread
+
+    def _run(self) -> None:
+        pause_s = _BACKOFF_S[0]
+        while not self._closing:
+            connection = None
+            try:
+                connection = self._connect()
+                self.blocked = None
+                self._connection = connection
+                self._awake_since = time.monotonic()
+                self._on_up(connection)
+                self._awake_since = None
+                if not self._first.done():
+                    self._first.set_result(None)
+                pause_s = _BACKOFF_S[0]
+                self._serve(connection)
+            except LOST as error:
+                self._lost(connection, error)
+            except Exception as error:
+                log.exception("%s: unexpected; connecting again", self._where)
+                self._lost(connection, error)
+            if not self._closing:
+                self._rest(pause_s * random.uniform(0.5, 1.0))
+                pause_s = min(2 * pause_s, _BACKOFF_S[1])
+        self._end()
+
+    def _connect(self) -> Connection:
+        last: Exception | None = None
+        hosts = list(self._address.hosts)
+        for host, port in hosts:
+            try:
+                return self._connect_to(host, port)
+            except amqp.exceptions.AccessRefused as error:
+                last = error
+            except LOST as error:
+                last = error
+        assert last is not None
+        raise last
+
+    def _connect_to(self, host: str, port: int) -> Connection:
+        address = self._address
+        connection = amqp.Connection(
+            host=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            userid=address.user,
+            password=address.password,
+            login_method="PLAIN",
+            virtual_host=address.vhost,
+            ssl=address.tls_for(host),
+            connect_timeout=address.connect_s,
+            heartbeat=address.heartbeat_s,
+            client_properties={"connection_name": f"duly {self._name}", "product": "duly"},
+            on_blocked=self._on_blocked,
+            on_unblocked=self._on_unblocked,
+        )
+        try:
+            connection.connect()
+        except BaseException:
+            connection.collect()
+            raise
+        return connection
+
+    def _on_blocked(self, reason: Any = "") -> None:
+        self.blocked = str(reason) or "an alarm"
+        log.warning("%s takes no messages for now: %s", self._where, self.blocked)
+
+    def _on_unblocked(self, *_: object) -> None:
+        self.blocked = None
+        log.info("%s takes messages again", self._where)
+        self._on_freed(self._connection)
+
+    def _serve(self, connection: Connection) -> None:
+        sock = connection.transport.sock
+        poller = select.poll()
+        poller.register(sock, select.POLLIN)
+        poller.register(self._wake_out, select.POLLIN)
+        next_tick = 0.0
+        while not self._closing:
+            ready = {fd for fd, _ in poller.poll(1000)}
+            self._awake_since = time.monotonic()
+            # In this order: a call reads as well, and then there may be nothing left.
+            if sock.fileno() in ready:
+                self._read(connection, sock)
+            if self._wake_out in ready:
+                self._take_calls(connection)
+            if self._awake_since > next_tick:
+                connection.heartbeat_tick(rate=2)
+                self._expire_calls()
+                next_tick = self._awake_since + 1.0
+            self._awake_since = None
+
+    def _read(self, connection: Connection, sock: socket.socket) -> None:
+        poller = select.poll()
+        poller.register(sock, select.POLLIN)
+        pending = getattr(sock, "pending", lambda: 0)
+        for _ in range(_READS_AT_ONCE):
+            # One frame. `drain_events` waits for what a heartbeat does not bring.
+            connection.blocking_read()
+            if not pending() and not poller.poll(0):
+                return
+
+    def _take_calls(self, connection: Connection) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_out, 65536)
+        while self._calls:
+            run, future, _ = self._calls.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(run(connection))
+            except LOST as error:
+                # Also what closed a channel: it may be another call's, so all begins anew.
+                future.set_exception(
+                    BrokerError(f"{self._where}: the connection was lost: {error}")
+                )
+                raise
+            except Exception as error:  # noqa: BLE001 - its caller's
+                future.set_exception(error)
+
+    def _expire_calls(self) -> None:
+        """Calls that waited too long for a connection. One that its caller gave up on is told, and
+        out of the queue, once.
+        """
+        now = time.monotonic()
+        for _ in range(len(self._calls)):
+            call = self._calls.popleft()
+            _, future, until = call
+            if until > now and not future.cancelled():
+                self._calls.append(call)
+            elif future.set_running_or_notify_cancel():
+                future.set_exception(
+                    BrokerUnavailable(f"{self._where}: not connected; nothing was sent")
+                )
+
+    def _lost(self, connection: Connection | None, error: Exception) -> None:
+        self._connection, self._awake_since = None, None
+        if not self._first.done():
+            self._first.set_exception(self._first_failure(error))
+            self._closing = True
+        if connection is not None:
+            if not self._closing:
+                log.warning("%s: the connection was lost: %s", self._where, error)
+            connection.collect()
+            self._on_down()
+
+    def _first_failure(self, error: Exception) -> BrokerError:
+        if isinstance(error, amqp.exceptions.AccessRefused | amqp.exceptions.NotAllowed):
+            return BrokerUnusable(
+                f"{self._where} refuses user {self._address.user!r} on virtual host "
+                f"{self._address.vhost!r}: check its password, and its permissions there"
+            )
+        return BrokerUnavailable(f"{self._where}: cannot connect: {error}; nothing was changed")
+
+    def _rest(self, seconds: float) -> None:
+        """Wait before connecting again; what waits too long is told."""
+        until = time.monotonic() + seconds
+        while not self._closing and time.monotonic() < until:
+            self._expire_calls()
+            select.select([], [], [], min(0.05, seconds))
+
+    def _end(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.close()
+            except LOST:
+                connection.collect()
+            self._on_down()
+        self._fail_calls()
+
+    def _fail_calls(self) -> None:
+        while self._calls:
+            _, future, _ = self._calls.popleft()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(BrokerUnavailable(f"{self._where} was closed"))

@@ -1,0 +1,141 @@
+"""A message as RabbitMQ carries it, and back: properties, and the CloudEvents binding for AMQP.
+
+====================  ===========================================================================
+``message-id``        the id; one of over 255 bytes is in the header ``cloudEvents:id``
+``app-id``            the source
+``type``              the topic
+``cloudEvents:...``   headers: further attributes, and the key as ``cloudEvents:partitionkey``
+``duly-time-ms``      when it was made; ``timestamp`` has the same in whole seconds
+====================  ===========================================================================
+
+What others publish needs an id and nothing else: ``message-id``, or ``cloudEvents:id``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from duly.errors import InvalidMessage
+from duly.message import Message, now_ms
+from duly.message.limits import check_headers, check_id, check_key
+
+# One of the two prefixes of the binding; the other is for clients that cannot write a colon.
+_PREFIX, _OTHER_PREFIX = "cloudEvents:", "cloudEvents_"
+_SHORT = 255  # bytes of a property
+
+CHARGED, REPEATED = "duly-charged", "duly-repeated"
+ERROR, ATTEMPTS, DEAD_MS = "duly-error", "duly-attempts", "duly-dead-ms"
+_TIME_MS = "duly-time-ms"
+_DELIVERIES = "x-delivery-count"
+
+
+class History(msgspec.Struct, frozen=True, gc=False):
+    """What travels with a message that was moved: how many starts are charged to it, and whether
+    it may have been started before.
+    """
+
+    charged: int = 0
+    repeated: bool = False
+
+
+def properties_of(message: Message[Any], history: History | None = None) -> dict[str, Any]:
+    """The AMQP properties of a message."""
+    headers: dict[str, Any] = {_TIME_MS: message.time_ms}
+    for name, value in message.headers.items():
+        headers[_PREFIX + name] = value
+    if message.key is not None:
+        headers[f"{_PREFIX}partitionkey"] = message.key
+    properties = {
+        "app_id": message.source,
+        "type": message.topic,
+        "timestamp": message.time_ms // 1000,
+        "application_headers": headers,
+    }
+    if len(message.id.encode()) <= _SHORT:
+        properties["message_id"] = message.id
+    else:
+        headers[f"{_PREFIX}id"] = message.id
+    if history is not None:
+        headers |= {CHARGED: history.charged, REPEATED: history.repeated}
+    return properties
+
+
+def moved(
+    properties: Mapping[str, Any], history: History, more: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The properties of a message that is moved as it is, whoever published it."""
+    headers = {
+        name: value
+        for name, value in (properties.get("application_headers") or {}).items()
+        if name not in (_DELIVERIES, "x-death") and not name.startswith("x-first-death-")
+    }
+    headers |= {CHARGED: history.charged, REPEATED: history.repeated, **more}
+    kept = {name: value for name, value in properties.items() if name != "delivery_mode"}
+    return kept | {"application_headers": headers}
+
+
+def history_in(properties: Mapping[str, Any]) -> History:
+    """What travels with a message; nothing, where a stranger wrote something else there."""
+    headers = properties.get("application_headers") or {}
+    charged = headers.get(CHARGED, 0)
+    return History(
+        charged if isinstance(charged, int) and charged >= 0 else 0,
+        headers.get(REPEATED) is True,
+    )
+
+
+def deliveries_in(properties: Mapping[str, Any]) -> int:
+    """How often the server took it back from somebody who was gone."""
+    return int((properties.get("application_headers") or {}).get(_DELIVERIES, 0))
+
+
+def message_in(topic: str, body: Any, properties: Mapping[str, Any]) -> Message[Any]:
+    """The message that was delivered. Raises `InvalidMessage` for one that has no identity, or
+    whose parts are none that duly would carry.
+    """
+    headers = dict(properties.get("application_headers") or {})
+    attributes = _attributes(headers)
+    id = attributes.pop("id", None) or properties.get("message_id")
+    if not id:
+        raise InvalidMessage(
+            f"topic {topic!r}: a message without identity: its producer gives it a message-id, or "
+            "the header cloudEvents:id"
+        )
+    check_id(topic, id)
+    source = attributes.pop("source", None) or properties.get("app_id") or "amqp"
+    key = attributes.pop("partitionkey", None)
+    if key is not None:
+        check_key(topic, id, key)
+    time_ms = _time_ms(headers, attributes.pop("time", None), properties.get("timestamp"))
+    for own in ("specversion", "data"):
+        attributes.pop(own, None)
+    if attributes.get("type") == topic:
+        del attributes["type"]
+    raw = body if isinstance(body, bytes) else str(body).encode()
+    return Message(topic, source, id, raw, time_ms, key, check_headers(topic, id, attributes))
+
+
+def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
+    found = {}
+    for name, value in headers.items():
+        if name.startswith((_PREFIX, _OTHER_PREFIX)):
+            found[name[len(_PREFIX) :].lower()] = value
+    return found
+
+
+def _time_ms(headers: Mapping[str, Any], said: Any, seconds: Any) -> int:
+    if isinstance(headers.get(_TIME_MS), int):
+        return int(headers[_TIME_MS])
+    if isinstance(said, str):
+        try:
+            return int(datetime.fromisoformat(said).timestamp() * 1000)
+        except ValueError:
+            pass
+    if isinstance(seconds, datetime):
+        return int(seconds.timestamp() * 1000)
+    return int(seconds) * 1000 if isinstance(seconds, int) else now_ms()

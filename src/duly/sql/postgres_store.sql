@@ -1,0 +1,308 @@
+-- Every statement of duly's store on PostgreSQL: inbox, cursors, outbox, dead letters of logs.
+-- A statement for many rows takes them as columns behind the parameters that all share.
+
+
+-- ===== tables =================================================================================
+
+-- name: create_inbox_flows
+-- Whose inbox, and of which events: the part of an identity that many messages share. The topic
+-- belongs to it, as it does where an event is published.
+create table if not exists duly.inbox_flows (
+    flow_no bigint generated always as identity primary key,
+    consumer text not null,
+    topic text not null,
+    source text not null,
+    unique (consumer, topic, source)
+);
+
+-- name: create_inbox
+-- What has taken effect. mark: the transaction that admitted it; below 0: given up on instead,
+-- so often. Ids by their bytes: a collation costs more and may change under an index.
+create table if not exists duly.inbox (
+    flow_no bigint not null,
+    id text collate "C" not null,
+    hash bigint not null,
+    time_ms bigint not null,
+    mark bigint not null,
+    primary key (flow_no, id)
+);
+
+-- name: create_log_cursors
+-- Everything of the log before next_offset has taken effect; epoch is that of the last of it.
+-- Half empty pages: each move then stays on its page and adds nothing to the index.
+create table if not exists duly.log_cursors (
+    consumer text not null,
+    log text not null,
+    next_offset bigint not null,
+    epoch bigint not null,
+    primary key (consumer, log)
+) with (fillfactor = 50);
+
+-- name: create_outbox
+-- The columns that a relay looks at come before the body, which may be stored apart.
+create table if not exists duly.outbox (
+    position bigint generated always as identity primary key,
+    topic text not null,
+    source text not null,
+    id text not null,
+    key text,
+    time_ms bigint not null,
+    headers text,
+    due_ms bigint,
+    body bytea not null
+);
+
+-- name: create_outbox_refused
+-- What the broker refused of the outbox. due_ms null: given up on, for a person to look at.
+create table if not exists duly.outbox_refused (
+    position bigint primary key,
+    attempts integer not null,
+    error text not null,
+    due_ms bigint
+);
+
+-- name: create_outbox_relay
+-- The one relay that works the outbox, until its lease ends.
+create table if not exists duly.outbox_relay (
+    one boolean primary key check (one),
+    relay text not null,
+    until_ms bigint not null
+) with (fillfactor = 50);
+
+-- name: create_log_dead
+-- Messages of logs that a consumer gave up on: a log itself keeps no dead letters.
+create table if not exists duly.log_dead (
+    dead_id bigint generated always as identity primary key,
+    consumer text not null,
+    log text not null,
+    "offset" bigint not null,
+    epoch bigint not null,
+    topic text not null,
+    source text not null,
+    id text not null,
+    key text,
+    time_ms bigint not null,
+    headers text,
+    due_ms bigint,
+    body bytea not null,
+    error text not null,
+    attempts integer not null,
+    dead_ms bigint not null
+);
+
+-- name: create_log_dead_by_offset
+-- A delivery below the cursor may be of one that was given up on.
+create index if not exists log_dead_by_offset on duly.log_dead (consumer, log, "offset");
+
+
+-- ===== inbox ==================================================================================
+
+-- name: inbox_flow
+select flow_no from duly.inbox_flows where consumer = $1 and topic = $2 and source = $3;
+
+-- name: add_inbox_flow
+-- Another transaction may be adding it: this waits for that one, and gives its number.
+insert into duly.inbox_flows (consumer, topic, source) values ($1, $2, $3)
+on conflict (consumer, topic, source) do update set source = excluded.source
+returning flow_no;
+
+-- name: inbox_flow_after
+select min(flow_no) from duly.inbox_flows where consumer = $1 and flow_no > $2;
+
+-- name: inbox_remember
+-- What another transaction is just adding is waited for: a second copy does not run beside it.
+insert into duly.inbox (flow_no, id, hash, time_ms, mark)
+select $1, e.id, e.hash, $2, $3 from unnest($4::text[], $5::bigint[]) as e(id, hash)
+on conflict do nothing;
+
+-- name: inbox_known
+-- A row for each, in order; of nulls where nothing is remembered.
+select i.hash, i.mark
+from unnest($1::bigint[], $2::text[]) with ordinality as k(flow_no, id, n)
+left join duly.inbox i on i.flow_no = k.flow_no and i.id = k.id
+order by k.n;
+
+-- name: inbox_forget
+delete from duly.inbox i using unnest($1::bigint[], $2::text[], $3::bigint[]) as k(flow_no, id, mark)
+where i.flow_no = k.flow_no and i.id = k.id and i.mark = k.mark;
+
+-- name: inbox_mark
+update duly.inbox i set mark = k.new_mark
+from unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[]) as k(new_mark, flow_no, id, mark)
+where i.flow_no = k.flow_no and i.id = k.id and i.mark = k.mark;
+
+-- name: inbox_stretch
+-- The next so many: the last of them, the oldest, and how many there are.
+select max(id), min(time_ms), count(*) from (
+    select id, time_ms from duly.inbox where flow_no = $1 and id > $2 order by id limit $3
+) s;
+
+-- name: inbox_forget_old
+delete from duly.inbox where flow_no = $1 and id > $2 and id <= $3 and time_ms < $4;
+
+
+-- ===== cursors ================================================================================
+
+-- name: log_cursor
+-- Locked: a second copy waits here for the first.
+select next_offset, epoch from duly.log_cursors where consumer = $1 and log = $2 for update;
+
+-- name: open_log_cursor
+-- Another transaction may be opening it: this waits for that one.
+insert into duly.log_cursors (consumer, log, next_offset, epoch) values ($1, $2, $3, $4)
+on conflict (consumer, log) do update set log = excluded.log returning next_offset, epoch;
+
+-- name: move_log_cursor
+-- Compare and set: somebody who moved it since it was read makes this change nothing.
+update duly.log_cursors set next_offset = $1, epoch = $2
+where consumer = $3 and log = $4 and next_offset = $5 and epoch = $6 returning 1;
+
+-- name: bury_of_log
+insert into duly.log_dead (
+    consumer, log, "offset", epoch, topic, source, id, key, time_ms, headers, due_ms, body,
+    error, attempts, dead_ms
+)
+select * from unnest(
+    $1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::text[], $7::text[],
+    $8::text[], $9::bigint[], $10::text[], $11::bigint[], $12::bytea[],
+    $13::text[], $14::integer[], $15::bigint[]
+);
+
+-- name: is_dead_of_log
+select 1 from duly.log_dead where consumer = $1 and log = $2 and "offset" = $3 limit 1;
+
+-- name: dead_of_logs
+select dead_id, consumer, topic, source, id, key, time_ms, headers, due_ms, body,
+    error, attempts, dead_ms
+from duly.log_dead where $1::text is null or consumer = $1 order by dead_id desc limit $2;
+
+
+-- ===== outbox =================================================================================
+
+-- name: outbox_put
+-- In their order: positions are given out as rows come.
+insert into duly.outbox (topic, source, id, key, time_ms, headers, due_ms, body)
+select m.topic, m.source, m.id, m.key, m.time_ms, m.headers, m.due_ms, m.body
+from unnest(
+    $1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::bigint[],
+    $8::bytea[]
+) with ordinality as m(topic, source, id, key, time_ms, headers, due_ms, body, n)
+order by m.n;
+
+-- name: outbox_first
+select position, topic, source, id, key, time_ms, headers, due_ms, body
+from duly.outbox order by position limit $1;
+
+-- name: outbox_sent
+delete from duly.outbox o using unnest($1::bigint[]) as s(position) where o.position = s.position;
+
+-- name: outbox_unsent
+-- The oldest that are to be sent now ($1), as many as fit ($2 messages, $3 bytes) and at least
+-- one. What is behind a waiting one with its topic and key waits too.
+with waiting as materialized (
+    select e.position, e.topic, e.key
+    from duly.outbox_refused w join duly.outbox e on e.position = w.position
+    where w.due_ms > $1 and e.key is not null
+), ready as (
+    select o.position, octet_length(o.body) as size, coalesce(r.attempts, 0) as attempts,
+        o.topic, o.source, o.id, o.key, o.time_ms, o.headers, o.due_ms, o.body
+    from duly.outbox o left join duly.outbox_refused r on r.position = o.position
+    where (r.position is null or r.due_ms <= $1)
+    and (o.key is null or not exists (
+        select 1 from waiting w
+        where w.position < o.position and w.topic = o.topic and w.key = o.key
+    ))
+    order by o.position limit $2
+), measured as (
+    select *, sum(size) over (order by position) as total from ready
+)
+select position, attempts, topic, source, id, key, time_ms, headers, due_ms, body
+from measured
+where total <= $3 or position = (select min(position) from ready)
+order by position;
+
+-- name: outbox_next_due
+select min(due_ms) from duly.outbox_refused;
+
+-- name: outbox_sent_refused
+delete from duly.outbox_refused r using unnest($1::bigint[]) as s(position)
+where r.position = s.position;
+
+-- name: outbox_refused
+insert into duly.outbox_refused (position, attempts, error, due_ms)
+select o.position, w.attempts, w.error, w.due_ms
+from unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[])
+    as w(position, attempts, error, due_ms)
+join duly.outbox o on o.position = w.position
+on conflict (position) do update set
+    attempts = outbox_refused.attempts + excluded.attempts,
+    error = excluded.error, due_ms = excluded.due_ms;
+
+-- name: outbox_given_up
+select o.position, r.attempts, r.error,
+    o.topic, o.source, o.id, o.key, o.time_ms, o.headers, o.due_ms, o.body
+from duly.outbox_refused r join duly.outbox o on o.position = r.position
+where r.due_ms is null order by o.position limit $1;
+
+-- name: outbox_try_again
+delete from duly.outbox_refused r using unnest($1::bigint[]) as s(position)
+where r.position = s.position and r.due_ms is null;
+
+-- name: outbox_backlog
+select
+    (select count(*) from duly.outbox) - (
+        select count(*) from duly.outbox_refused where due_ms is null
+    ),
+    (select count(*) from duly.outbox_refused where due_ms is null),
+    (
+        select o.time_ms from duly.outbox o
+        left join duly.outbox_refused r on r.position = o.position
+        where r.position is null or r.due_ms is not null order by o.position limit 1
+    );
+
+-- name: outbox_hold
+-- Be the relay for $2 more milliseconds, if it is already or the other's lease is over. By the
+-- database's clock, which all relays share; $3 is another clock's time.
+insert into duly.outbox_relay as held (one, relay, until_ms)
+select true, $1, now_ms + $2
+from (
+    select coalesce($3::bigint, (extract(epoch from clock_timestamp()) * 1000)::bigint) as now_ms
+) as clock
+on conflict (one) do update set relay = excluded.relay, until_ms = excluded.until_ms
+where held.relay = excluded.relay or held.until_ms <= excluded.until_ms - $2
+returning relay;
+
+-- name: outbox_let_go
+delete from duly.outbox_relay where relay = $1;
+
+
+-- ===== what people ask ========================================================================
+
+-- name: inbox_forget_some
+delete from duly.inbox where (flow_no, id) in (
+    select i.flow_no, i.id from duly.inbox_flows f join duly.inbox i on i.flow_no = f.flow_no
+    where f.consumer = ($1::text[])[1] limit ($2::bigint[])[1]
+);
+
+-- name: inbox_effect
+select i.time_ms from duly.inbox_flows f join duly.inbox i on i.flow_no = f.flow_no
+where f.consumer = $1::text and f.topic = $2::text and f.source = $3::text and i.id = $4::text
+and i.mark >= 0;
+
+-- name: outbox_of_person
+select o.position, octet_length(o.body) from duly.outbox o
+where ($1::text is null or o.key = $1::text) and ($2::text is null or o.id = $2::text)
+and ($3::text is null or o.source = $3::text) and ($4::text is null or o.topic = $4::text)
+limit nullif($5::bigint, -1);
+
+-- name: outbox_erase
+delete from duly.outbox where position = any ($1::bigint[]);
+
+-- name: log_dead_of_person
+select d.dead_id, octet_length(d.body) from duly.log_dead d
+where ($1::text is null or d.key = $1::text) and ($2::text is null or d.id = $2::text)
+and ($3::text is null or d.source = $3::text) and ($4::text is null or d.topic = $4::text)
+limit nullif($5::bigint, -1);
+
+-- name: log_dead_erase
+delete from duly.log_dead where dead_id = any ($1::bigint[]);

@@ -1,0 +1,17 @@
+-- How a database of an older schema becomes one of this: one block a version, in order, all that
+-- are missing in one transaction. A new database is not made by these: sqlite.sql and
+-- sqlite_store.sql say how the tables are now, and a test compares the two.
+--
+-- `-- oldest: N` names the oldest schema of code that may go on using the database afterwards.
+-- What only adds (a table, an index, a column that has a default) keeps the version before it
+-- running; what takes away or changes a meaning names its own number. Released blocks are never
+-- edited.
+
+
+-- name: migration_2
+-- oldest: 1
+-- Schedules remember up to which tick they have published.
+create table duly_schedules (
+    name text primary key,
+    tick_ms integer not null
+) without rowid;

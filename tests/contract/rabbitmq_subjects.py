@@ -1,0 +1,111 @@
+"""How RabbitMQ is opened, aged and restarted: what an author of a broker writes."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from duly.broker import Broker
+from duly.brokers.rabbitmq import RabbitMQBroker
+from duly.brokers.rabbitmq.delays import Delays
+from duly.brokers.rabbitmq.link import Link
+from duly.brokers.rabbitmq.topology import declare_queue
+from duly.testing.conformance import BrokerSubject, Site
+from duly.testing.conformance.subject import Clock
+from tests.servers.rabbitmq import channel, in_namespace
+from tests.waiting import eventually
+
+
+class TickingClock(Clock):
+    """The server's timers cannot be told the time, so what waits goes on when this clock passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.due: dict[str, float] = {}
+        self.broker: RabbitMQBroker | None = None
+
+    def advance(self, seconds: float) -> None:
+        super().advance(seconds)
+        for queue in [queue for queue, due in self.due.items() if due <= self()]:
+            del self.due[queue]
+            release(queue)
+
+
+@functools.cache
+def _operator() -> Any:
+    """A channel on which every publish is confirmed, for the length of the run."""
+    opened = channel()
+    waiting = opened.__enter__()
+    atexit.register(opened.__exit__, None, None, None)
+    waiting.confirm_select()
+    return waiting
+
+
+def release(queue: str) -> None:
+    """What the server does with all of a queue whose time has come."""
+    waiting, confirmed = _operator(), []
+    waiting.events["basic_ack"] = {lambda *told: confirmed.append(told)}
+    while (message := waiting.basic_get(queue)) is not None:
+        tag, key = message.delivery_tag, message.delivery_info["routing_key"]
+        waiting.basic_publish(message, "", key, mandatory=True)
+        while not confirmed:
+            waiting.connection.drain_events(timeout=30)
+        confirmed.clear()
+        waiting.basic_ack(tag)
+    waiting.queue_delete(queue)
+
+
+def bury(broker: RabbitMQBroker) -> None:
+    """The process of a broker dies, and takes its sockets along; returns when the server has
+    noticed.
+    """
+    queues = [queue for intake in broker._intakes.values() for queue in intake.queues]
+    broker.abandon()
+    eventually(
+        lambda: not any(consumers for _, consumers in _told(queues)), "the server has noticed"
+    )
+
+
+def _told(queues: Sequence[str]) -> Iterator[tuple[int, int]]:
+    for queue in queues:
+        told = _operator().queue_declare(queue, passive=True)
+        yield told.message_count, told.consumer_count
+
+
+class ClockedDelays(Delays):
+    """Queues in which messages wait for the clock of a test."""
+
+    clock: TickingClock
+
+    def exchange_for(self, delay_s: float, link: Link) -> str:
+        due = self.clock() + delay_s
+        name = f"{self._names.namespace}/waits/{due:.3f}"
+        self.clock.due[name] = due
+
+        def declare(connection: Any) -> None:
+            declare_queue(connection, name, {})
+            made = connection.channel()
+            made.exchange_declare(name, "fanout", durable=True, auto_delete=False)
+            made.queue_bind(name, name)
+            made.close()
+
+        link.call(declare)
+        return name
+
+
+def open_broker(site: Site) -> Broker:
+    url = in_namespace(site.name)
+    clock = site.clock
+    if clock is None:
+        return RabbitMQBroker(url)
+    assert isinstance(clock, TickingClock)
+    if clock.broker is not None:
+        bury(clock.broker)  # or it was closed
+    kind: Callable[..., Any] = type("Delays", (ClockedDelays,), {"clock": clock})
+    clock.broker = RabbitMQBroker(url, clock=clock, delays=kind)
+    return clock.broker
+
+
+RABBITMQ = BrokerSubject(name="rabbitmq", open=open_broker, clock=TickingClock)

@@ -1,0 +1,1 @@
+"""What only RabbitMQ can get wrong, on nodes that the tests start."""
