@@ -100,14 +100,17 @@ class Records:
         return {key: list(numbers) for key, numbers in found.items()}
 
     def check(self, expected: dict[str, int], gone: set[int]) -> None:
-        """Each key was handled completely and in order, and by one at a time; those that are gone
-        may have begun something.
+        """Each key was handled completely and in order, and by one at a time. Those that are gone
+        may have begun something; and who was told that its claim is lost may have gone on.
         """
         handled = self.handled()
         for key, count in expected.items():
             assert handled.get(key, []) == list(range(count)), f"key {key}"
+        lost = {(lane, key, number) for what, lane, key, number in self.read() if what == "lost"}
         at_work: dict[str, str] = {}
         for what, lane, key, number in self.read():
+            if (lane, key, number) in lost:
+                continue
             if what == "start":
                 other = at_work.get(key, lane)
                 assert other == lane or pid_of(other) in gone, f"two at once with {key}:{number}"
@@ -191,11 +194,16 @@ def work(url: str, records: Records, handler_s: float) -> None:
 
 def work_lane(lane: OrderedLane, number: int, records: Records, handler_s: float) -> None:
     while True:
+        deliveries: Sequence[Delivery] = ()
         try:
             deliveries = lane.claim(10, A_LOT, 0.2)
-            lane.settle(settlements_of(deliveries, number, records, handler_s))
+            lost = set(lane.settle(settlements_of(deliveries, number, records, handler_s)))
         except (BrokerError, CommitUnknown):
+            lost = {delivery.receipt for delivery in deliveries}
             _never.wait(0.05)
+        for delivery in deliveries:
+            if delivery.receipt in lost:
+                records.write("lost", number, delivery.message.body.decode())
 
 
 def settlements_of(
