@@ -23,12 +23,14 @@ from typing import Any
 
 from duly.brokers.rabbitmq.link import DENIED, NOT_FOUND, REFUSED, Connection
 from duly.errors import ConfigurationError
+from duly.message import Topic
 
 _MAX_NAME_BYTES = 255
 # Back from the dead so often is a fault of its own: the server then moves it to the dead letters.
 # Without the argument 4.x drops a message after 20, and an older server never gives up.
 _DELIVERY_LIMIT = 1000
 _ALONE_LIMIT = 1_000_000
+_TOPIC = re.compile(r"guarantee ([\w-]+)(?:, partitions (\d+))?")
 _CURRENT = re.compile(r"but current is (?:the value )?'(.*?)'(?: of type .*)?$")
 
 
@@ -88,6 +90,23 @@ def record(connection: Connection, name: str, text: str) -> str:
         return found[1]
     finally:
         channel.close()
+
+
+def recorded_topic(connection: Connection, names: Names, topic: str) -> Topic[Any] | None:
+    """A topic as it was declared, by whichever process; None: nobody has."""
+    name = names.record("topic", topic)
+    channel = connection.channel()
+    try:
+        channel.exchange_declare(name, "direct", passive=True)
+    except NOT_FOUND:
+        return None
+    finally:
+        channel.close()
+    told = _TOPIC.fullmatch(record(connection, name, ""))
+    if told is None:
+        return None
+    guarantee: Any = told[1]
+    return Topic(topic, bytes, guarantee=guarantee, partitions=int(told[2] or 0))
 
 
 def declare_topic(connection: Connection, names: Names, topic: str) -> None:
