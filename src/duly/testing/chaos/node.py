@@ -39,7 +39,7 @@ ALARMS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("set_vm_memory_high_watermark", "absolute", "1"),
         ("set_vm_memory_high_watermark", "0.4"),
     ),
-    "disk alarm": (("set_disk_free_limit", "1000TB"), ("set_disk_free_limit", "1MB")),
+    "disk alarm": (("set_disk_free_limit", "900000GB"), ("set_disk_free_limit", "1MB")),
 }
 
 
@@ -58,8 +58,10 @@ class Node:
             ) from missing
         self.tell: Tell = nothing
         self._told = 0
+        self._over: list[str] = []
         self._up_s = 0.0
         self._busy: threading.Thread | None = None
+        self._failed: BaseException | None = None
         counts = f"-rabbit quorum_tick_interval {_COUNTS_MS}"
         self._node: PrivateNode = PrivateNode("disk_free_limit.absolute = 1MB", arguments=counts)
         self._node.start()
@@ -86,23 +88,34 @@ class Node:
                 raise AssertionError(f"the queues do not get to disk:\n{self._node.log()[-2000:]}")
             time.sleep(0.1)
 
-    def tell_of(self, namespace: str, folder: Path) -> None:
-        """Write down how many messages are in each queue, claimed or not. Counted twice, since
-        counts are late.
+    def tell_of(self, namespace: str, folder: Path, *, at_rest: bool) -> None:
+        """Write down how many messages are in each queue, claimed or not. While somebody is at work
+        they are counted twice, since counts are late: what moves would be seen nowhere.
         """
-        early, late = self._node.messages(), self._node.messages()
+        if at_rest:
+            time.sleep(2 * _COUNTS_MS / 1000)
+        early = {} if at_rest else self._node.messages()
         counts = {
             name: max(count, early.get(name, 0))
-            for name, count in late.items()
+            for name, count in self._node.messages().items()
             if name.startswith(f"{namespace}/")
         }
         (folder / COUNTS).write_bytes(msgspec.json.encode(counts))
 
     def drop(self, namespace: str) -> None:
-        """Delete the queues of a namespace; its exchanges cost nothing and go with the node."""
+        """Delete the queues of a namespace before another is worked; its exchanges cost nothing and
+        go with the node.
+        """
+        self._over.append(namespace)
+
+    def sweep(self) -> None:
+        """Delete what was dropped."""
+        over, self._over = self._over, []
+        if not over:
+            return
         with self._node.connected() as link:
             for name in self._node.messages():
-                if name.startswith(f"{namespace}/"):
+                if name.partition("/")[0] in over:
                     link.call(partial(_delete, queue=name))
 
     # --- what befalls it
@@ -135,9 +148,15 @@ class Node:
     def _be_busy(self, act: Callable[[], None]) -> bool:
         if self._busy is not None and self._busy.is_alive():
             return False
-        self._busy = threading.Thread(target=act)
+        self._busy = threading.Thread(target=self._do, args=(act,))
         self._busy.start()
         return True
+
+    def _do(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except BaseException as error:  # noqa: BLE001 - raised where somebody waits for it
+            self._failed = error
 
     def _take_down(self, kind: str, pause_s: float) -> bool:
         """False as well where nobody has had the time to do anything since it was."""
@@ -161,14 +180,18 @@ class Node:
         self._node.control(*raised)
         self.tell("alarm", kind)
         threading.Event().wait(pause_s)
-        self._node.control(*ended)
+        # Before it is: publishers go on while the control program has not returned yet.
         self.tell("alarm over", kind)
+        self._node.control(*ended)
 
     def heal(self) -> None:
         """Wait until it is up, and cut nothing any more. Who is silent stays so."""
         self._link.heal()
         if self._busy is not None:
             self._busy.join()
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
 
     def said(self) -> str:
         """What it has written to its log since it was asked last."""

@@ -103,9 +103,7 @@ class Round:
             self._files.mkdir(exist_ok=True)
             home, apart = self._setup.sites_at_rest(self._files, self._name)
             self._home, self._apart = site_of(home), database_of(apart)
-            prepare(self._home, self._apart, self._folder)
-            if self._setup.node is not None:
-                self._setup.node.settle()
+            self._prepare()
             recorder = stack.enter_context(Recorder(self._folder / "histories", "world"))
             crowd = Crowd(
                 self._nursery, self._folder, self._members(), recorder, self._sites_of_process
@@ -121,6 +119,14 @@ class Round:
                 # The disk goes, its files stay to be looked at.
                 shutil.copytree(self._files, self._folder / "files", ignore=_fillers)
         return Played(self._folder, time.monotonic() - began, dict(crowd.counts), crowd.complaints)
+
+    def _prepare(self) -> None:
+        node = self._setup.node
+        if node is not None:
+            node.sweep()
+        prepare(self._home, self._apart, self._folder)
+        if node is not None:
+            node.settle()
 
     def drop(self) -> None:
         """Remove what does not go with the folder."""
@@ -338,16 +344,16 @@ class Round:
             self._do_what_is_due(all_of_it=True)
 
     def _is_drained(self) -> bool:
-        self._count()
+        self._count(at_rest=False)
         return is_drained(self._home, self._apart, self._folder)
 
-    def _count(self) -> None:
+    def _count(self, *, at_rest: bool) -> None:
         """Let whoever looks know what only the node tells."""
         if self._setup.node is not None:
-            self._setup.node.tell_of(self._name, self._folder)
+            self._setup.node.tell_of(self._name, self._folder, at_rest=at_rest)
 
     def _read(self, crowd: Crowd) -> None:
-        self._count()
+        self._count(at_rest=True)
         for log, each in ((SERVER_LOG, self._setup.server), (NODE_LOG, self._setup.node)):
             if each is not None:
                 (self._folder / log).write_text(each.said())
