@@ -23,6 +23,8 @@ from duly.inspection import DeadLetter, SubscriptionState
 from duly.testing.chaos.node import COUNTS
 
 _DEAD = "/dead"
+# What was given up on, and what is known of messages; both stay.
+_NO_WORK = (_DEAD, "/notes")
 
 
 @dataclass
@@ -58,7 +60,7 @@ class _Queues:
         """See `Looked`. What is on its way between queues is nobody's: without a name."""
         waiting: dict[tuple[str, str], int] = {}
         for queue, count in self.counts.items():
-            if not queue.endswith(_DEAD):
+            if not queue.endswith(_NO_WORK):
                 topic, consumer = _parts(queue)
                 waiting[topic, consumer] = waiting.get((topic, consumer), 0) + count
         return [

@@ -35,7 +35,7 @@ def prepare(home: Site, apart: Database, folder: Path) -> Workload:
         _observe(broker, workload).close()
         if isinstance(broker, Prepares):
             for spec in workload.specs:
-                broker.prepare([spec.topic], spec.name)
+                broker.prepare([spec.topic], spec.name, order_by_key=spec.ordered)
     for spec in workload.specs:
         if spec.exactly:
             _effects(spec, home, apart).create(spec.tables)
