@@ -9,7 +9,7 @@ import pytest
 
 from duly.broker import Published
 from duly.brokers.rabbitmq.topology import Names
-from duly.errors import PublishFailed, PublishUnknown
+from duly.errors import BrokerError, PublishFailed, PublishUnknown
 from duly.guarantees import Done
 from tests.postgres.proxy import Proxy
 from tests.rabbitmq.work import (
@@ -143,6 +143,31 @@ def test_a_queue_whose_process_is_killed_goes_on(node: RabbitMQNode, url: str, n
         refused = lane.settle([Done(each.receipt) for each in held])
         seen = set(work_off(lane, {"d"}.issubset))
         assert seen >= {each.message.body.decode() for each in held if each.receipt in refused}
+
+
+@pytest.mark.slow
+def test_a_queue_whose_name_did_not_reach_the_disk_is_told_and_can_be_mended():
+    """The server has answered that it is declared, and forgets it. It comes back as a queue that
+    takes and gives nothing, which duly cannot tell from one that has lost its majority for a while.
+    """
+    with RabbitMQNode() as node:
+        url = in_namespace("early", node.url)
+        with broker_at(url) as broker:
+            publish(broker, "a")
+            broker.abandon()
+        node.kill()
+        node.start()
+        with broker_at(url, deadline_s=2.0) as broker:
+            assert isinstance(broker.publish([message("b", id="b")])[0], PublishUnknown)
+            lane = lane_of(broker)
+            with pytest.raises(BrokerError, match="list_unresponsive_queues names the queue"):
+                lane.claim(10, A_LOT, 1.0)
+            broker.abandon()
+        for dead in node.control("list_unresponsive_queues").split()[1:]:
+            node.control("delete_queue", dead)
+        with broker_at(url) as broker:
+            publish(broker, "c")
+            assert work_off(lane_of(broker), {"c"}.issubset) == ["c"]
 
 
 # --- the server takes back what is held for too long

@@ -39,6 +39,12 @@ REFUSED = amqp.exceptions.PreconditionFailed
 NOT_FOUND = amqp.exceptions.NotFound
 DENIED = amqp.exceptions.AccessRefused
 
+# A queue of a single node that was killed within seconds of its declaration, or of a cluster
+# without its majority. It looks like any other, so nothing here deletes it.
+_UNRESPONSIVE = (
+    "Where that goes on, rabbitmqctl list_unresponsive_queues names the queue that answers nothing; "
+    "on a single node, delete it (rabbitmqctl delete_queue) and start again: it is made anew"
+)
 _BACKOFF_S = (0.05, 5.0)
 _READS_AT_ONCE = 500
 
@@ -139,7 +145,9 @@ class Link:
         except FutureTimeout:
             if future.cancel():
                 raise BrokerUnavailable(f"{self.where}: not connected; nothing was sent") from None
-            raise BrokerError(f"{self.where}: no answer within {timeout_s:g} s") from None
+            raise BrokerError(
+                f"{self.where}: no answer within {timeout_s:g} s. {_UNRESPONSIVE}"
+            ) from None
 
     def post(self, run: Callable[[Connection], T], timeout_s: float = 30.0) -> Future[T]:
         """The same without waiting for its end."""
