@@ -6,24 +6,28 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from duly.broker import Capabilities, Outcome, Published, SubscribeOptions
 from duly.brokers.rabbitmq.address import Address, address_of
+from duly.brokers.rabbitmq.burial import Burial
 from duly.brokers.rabbitmq.delays import Delays
+from duly.brokers.rabbitmq.health import examine, queued
 from duly.brokers.rabbitmq.intake import Intake, Item
 from duly.brokers.rabbitmq.lane import Lane, Move
+from duly.brokers.rabbitmq.letters import letter_of
 from duly.brokers.rabbitmq.link import Connection, Link, content
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
 from duly.brokers.rabbitmq.topology import (
     Names,
+    count,
     declare_subscription,
     declare_topic,
     record,
 )
-from duly.brokers.rabbitmq.wire import ATTEMPTS, DEAD_MS, ERROR, History, moved, properties_of
+from duly.brokers.rabbitmq.wire import History, moved, properties_of
 from duly.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -34,13 +38,16 @@ from duly.errors import (
     PublishUnknown,
 )
 from duly.guarantees import Guarantee
-from duly.message import Message, Topic, now_ms
+from duly.inspection import DeadLetter
+from duly.inspection.counting import Queued
+from duly.inspection.graves import Graveyard
+from duly.inspection.health import Finding
+from duly.message import Message, Topic
 
 log = logging.getLogger("duly.rabbitmq")
 
 # What a server takes unless it is configured otherwise.
 MAX_MESSAGE_BYTES = 128 * 1024 * 1024
-_MAX_ERROR_CHARS = 4000
 _WATCH_S = 1.0
 _ASK_S = 10.0
 
@@ -83,6 +90,9 @@ class RabbitMQBroker:
         self._closed = threading.Event()
         self._publisher = Publisher(address, deadline_s)
         self.link = Link(address, "consumers", self._up, self._down)
+        self._burial = Burial(self.link, self._names, self._send)
+        # Of each subscription made known here: its topic and its name.
+        self._known: set[tuple[str, str]] = set()
         try:
             self.link.start()
             self._publisher.link.start()
@@ -93,6 +103,7 @@ class RabbitMQBroker:
             target=self._watching, name="duly-rabbitmq-watch", daemon=True
         )
         self._watch.start()
+        self._burial.start(self._closed, self._worked)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -103,7 +114,9 @@ class RabbitMQBroker:
 
     def declare(self, topics: Iterable[Topic[Any]]) -> None:
         """As `Broker.declare`; ``partitions`` and ``guarantee`` of a topic are fixed."""
-        topics = list(topics)
+        # What is known asks no server: a transaction that publishes by an outbox declares, too,
+        # and has to go on while there is none.
+        topics = [topic for topic in topics if self._topics.get(topic.name) is not topic]
         for topic in topics:
             self._check_fixed(topic)
         for topic in topics:
@@ -137,6 +150,7 @@ class RabbitMQBroker:
                     subscription=subscription,
                 )
             )
+            self._known.add((topic.name, subscription))
 
     def _check_declared(self, topic: Topic[Any]) -> None:
         if topic.name not in self._topics:
@@ -224,7 +238,9 @@ class RabbitMQBroker:
         for topic in topics:
             self._check_declared(topic)
         self._check_guarantee(subscription, options)
+        self._burial.prepare()
         names = tuple(sorted(topic.name for topic in topics))
+        self._known.update((name, subscription) for name in names)
         with self._lock:
             intake = self._intakes.get((subscription, names))
             if intake is None:
@@ -266,34 +282,30 @@ class RabbitMQBroker:
 
     def move(self, moves: Sequence[Move]) -> None:
         """As `Surroundings.move`."""
-        sendings = [self._sending_of(move) for move in moves]
+        self._burial.bury([_letter(move, move.error) for move in moves if move.error is not None])
+        self._send([self._sending_of(move) for move in moves if move.error is None])
+
+    def _send(self, sendings: Sequence[Sending]) -> None:
+        """Returns when the server has them. Raises `BrokerError`: some may be there."""
         self._publisher.send(sendings)
         failed = [sending for sending in sendings if sending.state is not State.CONFIRMED]
         if failed:
             if failed[0].state is State.UNROUTABLE:
                 self._delays.forget()
             raise BrokerError(
-                f"{len(failed)} of {len(moves)} messages could not be moved: the first, to "
+                f"{len(failed)} of {len(sendings)} messages could not be moved: the first, to "
                 f"{failed[0].key!r}, was {failed[0].state.value}"
             )
 
     def _sending_of(self, move: Move) -> Sending:
         topic, subscription = move.item.topic, move.intake.subscription
         target = self._names.queue(topic, subscription)
-        more: Mapping[str, Any] = {}
-        if move.error is not None:
-            target = self._names.dead(topic, subscription)
-            more = {
-                ERROR: move.error[:_MAX_ERROR_CHARS],
-                ATTEMPTS: move.history.charged,
-                DEAD_MS: now_ms(),
-            }
-        elif move.alone:
+        if move.alone:
             target = self._names.alone(topic, subscription)
         exchange = ""
         if move.delay_s > 0:
             exchange = self._delays.exchange_for(move.delay_s, self.link)
-        properties = moved(move.item.properties, move.history, more)
+        properties = moved(move.item.properties, move.history)
         return Sending(content(move.item.body, properties), exchange, target)
 
     def leave(self, lane: Lane, generation: int, alone: Sequence[Item]) -> None:
@@ -332,6 +344,46 @@ class RabbitMQBroker:
             self.move(moves)
             tags = [move.item.tag for move in moves]
             self.link.call(lambda _: intake.acknowledge(generation, tags))
+
+    # --- dead letters: `duly.inspection.graves.Buries`
+
+    @property
+    def graveyard(self) -> Graveyard:
+        """Where what is given up on goes: a stream on the server, or what `bury_in` named."""
+        return self._burial.graveyard
+
+    def bury_in(self, graveyard: Graveyard) -> None:
+        """As `Buries.bury_in`."""
+        self._burial.graveyard = graveyard
+
+    def carry(self) -> int:
+        """As `Buries.carry`."""
+        return self._burial.carry(sorted(self._known))
+
+    def redeliver(self, letters: Sequence[DeadLetter]) -> None:
+        """As `Buries.redeliver`."""
+        self._burial.redeliver(letters)
+
+    def _worked(self) -> set[tuple[str, str]]:
+        """What this process works on: (topic, subscription)."""
+        intakes = list(self._intakes.values())
+        return {(topic, intake.subscription) for intake in intakes for topic in intake.topics}
+
+    # --- what people see: `Queueing` and `Examining` of `duly.inspection`
+
+    def queued(self) -> Sequence[Queued]:
+        """As `Queueing.queued`."""
+        known = sorted(self._known)
+        return self.link.call(lambda connection: queued(connection, self._names, known))
+
+    def delayed(self) -> int:
+        """As `Queueing.delayed`."""
+        waiting = self._call(lambda connection: count(connection, self._delays.queues()))
+        return sum(messages for messages, _ in waiting.values())
+
+    def examine(self) -> Sequence[Finding]:
+        """As `Examining.examine`."""
+        return examine(self.link, self._publisher, self._names, self.queued)
 
     # --- the connection
 
@@ -392,6 +444,14 @@ class RabbitMQBroker:
         self._closed.set()
         self.link.close()
         self._publisher.close()
+
+
+def _letter(move: Move, error: str) -> DeadLetter:
+    item = move.item
+    return letter_of(
+        item.topic, move.intake.subscription, item.body, item.properties, error,
+        move.history.charged,
+    )  # fmt: skip
 
 
 def _uncounted(item: Item) -> History:
