@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+import duly
+from duly.broker import SubscribeOptions
 from duly.brokers.rabbitmq import RabbitMQBroker, burial
 from duly.brokers.rabbitmq.link import content
 from duly.brokers.rabbitmq.topology import Names, count, declare_queue
 from duly.errors import BrokerError, BrokerUnavailable, CommitUnknown, ConfigurationError
-from duly.guarantees import Dead
+from duly.guarantees import Dead, Done, Guarantee
 from duly.inspection import DeadLetter, Selection
 from duly.mending import Buried
 from duly.stores.memory.graveyard import MemoryGraveyard
@@ -282,7 +284,7 @@ def test_a_connection_that_is_lost_while_it_carries(rabbit_url: str):
 
 def test_a_subscription_that_nobody_made_has_none(rabbit_url: str):
     with broker_at(rabbit_url) as broker:
-        broker._known.add((ORDERS.name, "nobody"))
+        broker._known[ORDERS.name, "nobody"] = 0
         assert broker.carry() == 0
         publish(broker, "a")
         assert bodies(awaited(lane_of(broker))) == ["a"], "the connection is as before"
@@ -351,3 +353,40 @@ def test_the_stream_survives_the_server(rabbit_node: RabbitMQNode, node_url: str
 
         eventually(back, "the stream is back", timeout_s=60.0)
         assert found == before[1:]
+
+
+# --- in order by key
+
+
+def test_a_replay_goes_to_the_partition_of_its_key(rabbit_url: str):
+    topic = duly.Topic("rides", str, guarantee="at-least-once", partitions=4)
+    options = SubscribeOptions(Guarantee.AT_LEAST_ONCE, order_by_key=True)
+    with broker_at(rabbit_url) as broker:
+        broker.declare([topic])
+        broker.prepare([topic], "board", order_by_key=True)
+        keys = [f"ride-{n}" for n in range(8)]
+        broker.publish([topic.message(key, source="tests", id=key, key=key) for key in keys])
+        assert [(each.backlog, each.workers) for each in broker.queued()] == [(8, 0), (0, 0)]
+        lane = broker.subscribe([topic], "board", options)
+        died: set[str] = set()
+
+        def all_die() -> bool:
+            held = lane.claim(10, A_LOT, 1.0)
+            lane.settle([Dead(each.receipt, "no") for each in held])
+            died.update(bodies(held))
+            return len(died) == len(keys)
+
+        eventually(all_die, "all are given up on")
+        assert broker.queued()[0].workers == 1
+        assert list(Buried(broker).replay(letters(broker))) == []
+        again: dict[str, tuple[int, int]] = {}
+
+        def all_come() -> bool:
+            held = lane.claim(10, A_LOT, 1.0)
+            again.update({each.message.id: (each.attempt, each.replays) for each in held})
+            lane.settle([Done(each.receipt) for each in held])
+            return len(again) == len(keys)
+
+        eventually(all_come, "all come again")
+        assert set(again.values()) == {(1, 1)}
+        lane.close()

@@ -14,15 +14,17 @@ from duly.broker import Capabilities, Outcome, Published, SubscribeOptions
 from duly.brokers.rabbitmq.address import Address, address_of
 from duly.brokers.rabbitmq.burial import Burial
 from duly.brokers.rabbitmq.delays import Delays
-from duly.brokers.rabbitmq.health import examine, queued
+from duly.brokers.rabbitmq.fixed import check_order
 from duly.brokers.rabbitmq.intake import Intake, Item
 from duly.brokers.rabbitmq.lane import Lane, Move
 from duly.brokers.rabbitmq.letters import letter_of
 from duly.brokers.rabbitmq.link import Connection, Link, content
+from duly.brokers.rabbitmq.operated import Operated
+from duly.brokers.rabbitmq.ordered import OrderedIntake
+from duly.brokers.rabbitmq.ordered_lane import OrderedLane
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
 from duly.brokers.rabbitmq.topology import (
     Names,
-    count,
     declare_subscription,
     declare_topic,
     record,
@@ -39,10 +41,7 @@ from duly.errors import (
 )
 from duly.guarantees import Guarantee
 from duly.inspection import DeadLetter
-from duly.inspection.counting import Queued
-from duly.inspection.graves import Graveyard
-from duly.inspection.health import Finding
-from duly.message import Message, Topic
+from duly.message import Message, Topic, partition_of
 
 log = logging.getLogger("duly.rabbitmq")
 
@@ -52,7 +51,7 @@ _WATCH_S = 1.0
 _ASK_S = 10.0
 
 
-class RabbitMQBroker:
+class RabbitMQBroker(Operated):
     """A broker on RabbitMQ. Safe to use from any thread; not across fork().
 
     ``url`` is an AMQP URI. ``deadline_s`` bounds how long a publish waits for the server's word.
@@ -74,7 +73,7 @@ class RabbitMQBroker:
             name="RabbitMQ",
             confirms_settlement=False,
             identity_retention=False,
-            orders_by_key=False,
+            holds_keys=False,
             delays=False,
             replays=False,
             max_message_bytes=MAX_MESSAGE_BYTES,
@@ -83,16 +82,15 @@ class RabbitMQBroker:
         self._names = Names(address.namespace)
         self._delays = delays(self._names)
         self._topics: dict[str, Topic[Any]] = {}
-        self._intakes: dict[tuple[str, tuple[str, ...]], Intake] = {}
-        self._lanes: dict[int, Lane] = {}
+        self._intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake] = {}
+        self._lanes: dict[int, Lane | OrderedLane] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._closed = threading.Event()
         self._publisher = Publisher(address, deadline_s)
         self.link = Link(address, "consumers", self._up, self._down)
         self._burial = Burial(self.link, self._names, self._send)
-        # Of each subscription made known here: its topic and its name.
-        self._known: set[tuple[str, str]] = set()
+        self._known: dict[tuple[str, str], int] = {}
         try:
             self.link.start()
             self._publisher.link.start()
@@ -120,37 +118,60 @@ class RabbitMQBroker:
         for topic in topics:
             self._check_fixed(topic)
         for topic in topics:
-            self._call(partial(declare_topic, names=self._names, topic=topic.name))
+            self._call(
+                partial(
+                    declare_topic,
+                    names=self._names,
+                    topic=topic.name,
+                    partitions=topic.partitions,
+                )
+            )
         self._topics.update((topic.name, topic) for topic in topics)
 
     def _check_fixed(self, topic: Topic[Any]) -> None:
-        if topic.partitions:
-            raise ConfigurationError(
-                f"topic {topic.name!r}: partitions={topic.partitions}, and RabbitMQ keeps no order "
-                "by key here: declare it without partitions, or use a broker that does"
-            )
-        text = f"guarantee {topic.guarantee}"
-        name = self._names.record("topic", topic.name)
-        found = self._call(lambda connection: record(connection, name, text))
-        if found != text:
-            raise ConfigurationError(
-                f"topic {topic.name!r} is there with {found}, and declared with {text}. Give it "
-                "another name, or declare it as it is there."
-            )
+        fixed = {
+            "topic": f"guarantee {topic.guarantee}",
+            "partitions": f"partitions={topic.partitions}",
+        }
+        for kind, text in fixed.items():
+            found = self._recorded(kind, topic.name, text)
+            if found != text:
+                raise ConfigurationError(
+                    f"topic {topic.name!r} is there with {found}, and declared with {text}. Give "
+                    "it another name, or declare it as it is there."
+                )
 
-    def prepare(self, topics: Iterable[Topic[Any]], subscription: str) -> None:
+    def _recorded(self, kind: str, of: str, text: str) -> str:
+        """What is recorded: this, unless there was something before."""
+        name = self._names.record(kind, of)
+        found: str = self._call(lambda connection: record(connection, name, text))
+        return found
+
+    def prepare(
+        self, topics: Iterable[Topic[Any]], subscription: str, *, order_by_key: bool = False
+    ) -> None:
         """As `Prepares.prepare`."""
+        topics = list(topics)
+        self._check_order(topics, subscription, order_by_key)
         for topic in topics:
-            self._check_declared(topic)
+            partitions = topic.partitions if order_by_key else 0
             self._call(
                 partial(
                     declare_subscription,
                     names=self._names,
                     topic=topic.name,
                     subscription=subscription,
+                    partitions=partitions,
                 )
             )
-            self._known.add((topic.name, subscription))
+            self._known[topic.name, subscription] = partitions
+
+    def _check_order(
+        self, topics: Sequence[Topic[Any]], subscription: str, order_by_key: bool
+    ) -> None:
+        for topic in topics:
+            self._check_declared(topic)
+        check_order(self._recorded, topics, subscription, order_by_key=order_by_key)
 
     def _check_declared(self, topic: Topic[Any]) -> None:
         if topic.name not in self._topics:
@@ -198,10 +219,11 @@ class RabbitMQBroker:
 
     def _sending(self, message: Message[Any]) -> Sending:
         surely = self._topics[message.topic].promise is not Guarantee.AT_MOST_ONCE
+        partitions = self._topics[message.topic].partitions
         return Sending(
             content(message.body, properties_of(message)),
             self._names.topic(message.topic),
-            "",
+            str(partition_of(message, partitions)) if partitions else "",
             confirm=surely,
             mandatory=surely,
         )
@@ -232,30 +254,47 @@ class RabbitMQBroker:
 
     def subscribe(
         self, topics: Sequence[Topic[Any]], subscription: str, options: SubscribeOptions
-    ) -> Lane:
-        """As `Broker.subscribe`; refuses order by key, and a start in the past."""
+    ) -> Lane | OrderedLane:
+        """As `Broker.subscribe`; refuses a start in the past, and a key that is held by a dead
+        letter.
+        """
         self._check_options(subscription, options)
-        for topic in topics:
-            self._check_declared(topic)
+        self._check_order(topics, subscription, options.order_by_key)
         self._check_guarantee(subscription, options)
         self._burial.prepare()
-        names = tuple(sorted(topic.name for topic in topics))
-        self._known.update((name, subscription) for name in names)
+        for topic in topics:
+            self._known[topic.name, subscription] = topic.partitions if options.order_by_key else 0
         with self._lock:
-            intake = self._intakes.get((subscription, names))
-            if intake is None:
-                intake = Intake(self._names, names, subscription)
-                self._call(intake.open)
-                self._intakes[subscription, names] = intake
-            lane = Lane(self, intake, options, next(self._numbers))
+            intake = self._intake_of(topics, subscription, options.order_by_key)
+            lane: Lane | OrderedLane
+            if isinstance(intake, OrderedIntake):
+                lane = OrderedLane(self, intake, options, next(self._numbers))
+            else:
+                lane = Lane(self, intake, options, next(self._numbers))
             self._lanes[lane.number] = lane
             return lane
 
+    def _intake_of(
+        self, topics: Sequence[Topic[Any]], subscription: str, ordered: bool
+    ) -> Intake | OrderedIntake:
+        names = tuple(sorted(topic.name for topic in topics))
+        intake = self._intakes.get((subscription, names))
+        if intake is None:
+            if ordered:
+                there = [self._topics[name] for name in names]
+                intake = OrderedIntake(self._names, there, subscription, self.clock)
+            else:
+                intake = Intake(self._names, names, subscription)
+            self._call(intake.open)
+            self._intakes[subscription, names] = intake
+        return intake
+
     def _check_options(self, subscription: str, options: SubscribeOptions) -> None:
-        if options.order_by_key:
+        if options.hold_key_on_dead:
             raise ConfigurationError(
-                f"subscription {subscription!r} asks for order by key, and RabbitMQ has none: "
-                "declare order_by_key=False, or use a broker that orders by key"
+                f"subscription {subscription!r} asks for hold_key_on_dead=True, and RabbitMQ keeps "
+                "dead letters apart from what waits behind them: leave it out, or use a broker "
+                "that holds keys"
             )
         if not isinstance(options.start, str):
             raise ConfigurationError(
@@ -264,9 +303,8 @@ class RabbitMQBroker:
             )
 
     def _check_guarantee(self, subscription: str, options: SubscribeOptions) -> None:
-        name = self._names.record("subscription", subscription)
         wanted = str(options.guarantee)
-        found = self._call(lambda connection: record(connection, name, wanted))
+        found = self._recorded("subscription", subscription, wanted)
         if found != wanted:
             raise ConfigurationError(
                 f"subscription {subscription!r} is recorded as {found!r}, and this consumer "
@@ -284,6 +322,10 @@ class RabbitMQBroker:
         """As `Surroundings.move`."""
         self._burial.bury([_letter(move, move.error) for move in moves if move.error is not None])
         self._send([self._sending_of(move) for move in moves if move.error is None])
+
+    def keep(self, notes: Sequence[tuple[str, bytes]]) -> None:
+        """As `Writing.keep`."""
+        self._send([Sending(content(body, {}), "", queue) for queue, body in notes])
 
     def _send(self, sendings: Sequence[Sending]) -> None:
         """Returns when the server has them. Raises `BrokerError`: some may be there."""
@@ -311,11 +353,7 @@ class RabbitMQBroker:
     def leave(self, lane: Lane, generation: int, alone: Sequence[Item]) -> None:
         """As `Surroundings.leave`; the last lane gives back what was delivered to this process."""
         intake = lane.intake
-        with self._lock:
-            self._lanes.pop(lane.number, None)
-            last = not any(other.intake is intake for other in self._lanes.values())
-            if last:
-                self._intakes = {k: each for k, each in self._intakes.items() if each is not intake}
+        last = self.retire(lane)
         if not self.link.is_up:
             return  # the server has taken all of it back
         try:
@@ -327,6 +365,16 @@ class RabbitMQBroker:
         except BrokerError as error:
             # Then the server does it, when the connection is gone.
             log.warning("subscription %r: not given back in order: %s", intake.subscription, error)
+
+    def retire(self, lane: Lane | OrderedLane) -> bool:
+        """This lane is closed; whether it was the last of its intake."""
+        intake = lane.intake
+        with self._lock:
+            self._lanes.pop(lane.number, None)
+            last = not any(other.intake is intake for other in self._lanes.values())
+            if last:
+                self._intakes = {k: each for k, each in self._intakes.items() if each is not intake}
+            return last
 
     def _give_back(
         self, intake: Intake, generation: int, alone: Sequence[Item], *, everything: bool
@@ -345,50 +393,17 @@ class RabbitMQBroker:
             tags = [move.item.tag for move in moves]
             self.link.call(lambda _: intake.acknowledge(generation, tags))
 
-    # --- dead letters: `duly.inspection.graves.Buries`
-
-    @property
-    def graveyard(self) -> Graveyard:
-        """Where what is given up on goes: a stream on the server, or what `bury_in` named."""
-        return self._burial.graveyard
-
-    def bury_in(self, graveyard: Graveyard) -> None:
-        """As `Buries.bury_in`."""
-        self._burial.graveyard = graveyard
-
-    def carry(self) -> int:
-        """As `Buries.carry`."""
-        return self._burial.carry(sorted(self._known))
-
-    def redeliver(self, letters: Sequence[DeadLetter]) -> None:
-        """As `Buries.redeliver`."""
-        self._burial.redeliver(letters)
-
     def _worked(self) -> set[tuple[str, str]]:
         """What this process works on: (topic, subscription)."""
-        intakes = list(self._intakes.values())
-        return {(topic, intake.subscription) for intake in intakes for topic in intake.topics}
-
-    # --- what people see: `Queueing` and `Examining` of `duly.inspection`
-
-    def queued(self) -> Sequence[Queued]:
-        """As `Queueing.queued`."""
-        known = sorted(self._known)
-        return self.link.call(lambda connection: queued(connection, self._names, known))
-
-    def delayed(self) -> int:
-        """As `Queueing.delayed`."""
-        waiting = self._call(lambda connection: count(connection, self._delays.queues()))
-        return sum(messages for messages, _ in waiting.values())
-
-    def examine(self) -> Sequence[Finding]:
-        """As `Examining.examine`."""
-        return examine(self.link, self._publisher, self._names, self.queued)
+        subscriptions = {intake.subscription for intake in list(self._intakes.values())}
+        return {known for known in list(self._known) if known[1] in subscriptions}
 
     # --- the connection
 
     def _up(self, connection: Connection) -> None:
         self._delays.forget()
+        for topic in list(self._topics.values()):
+            declare_topic(connection, self._names, topic.name, topic.partitions)
         for intake in list(self._intakes.values()):
             intake.open(connection)
 
@@ -407,6 +422,8 @@ class RabbitMQBroker:
             try:
                 if self.clock is time.monotonic:
                     self._reap()
+                for intake in self._ordered():
+                    intake.hand_over(self)
                 if time.monotonic() > asked + _ASK_S:
                     asked = time.monotonic()
                     self.look()
@@ -429,6 +446,11 @@ class RabbitMQBroker:
                     intake.subscription,
                 )
                 self._call(intake.open)
+        for ordered in self._ordered():
+            ordered.balance(self)
+
+    def _ordered(self) -> Sequence[OrderedIntake]:
+        return [each for each in list(self._intakes.values()) if isinstance(each, OrderedIntake)]
 
     def abandon(self) -> None:
         """End the connections without a word, as the death of the process does."""

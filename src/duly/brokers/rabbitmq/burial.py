@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from duly.brokers.rabbitmq.letters import letter_in, replayed
@@ -20,6 +20,7 @@ from duly.brokers.rabbitmq.topology import Names, check_absent
 from duly.errors import BrokerError, CommitUnknown, ConfigurationError
 from duly.inspection import DeadLetter
 from duly.inspection.graves import Graveyard
+from duly.message import partition_of
 
 log = logging.getLogger("duly.rabbitmq")
 
@@ -84,18 +85,25 @@ class Burial:
             self._link.post(hearse.close)
         return total
 
-    def redeliver(self, letters: Sequence[DeadLetter]) -> None:
-        """Into the queues of their subscriptions, as new but for how often they were replayed."""
+    def redeliver(
+        self, letters: Sequence[DeadLetter], partitions: Mapping[tuple[str, str], int]
+    ) -> None:
+        """Into the queues of their subscriptions, as new but for how often they were replayed.
+        ``partitions``: see `duly.brokers.rabbitmq.health.Known`.
+        """
         self._send(
             [
-                Sending(
-                    content(letter.message.body, replayed(letter)),
-                    "",
-                    self._names.queue(letter.message.topic, letter.subscription),
-                )
+                Sending(content(letter.message.body, replayed(letter)), "", self._queue(letter, n))
                 for letter in letters
+                for n in (partitions.get((letter.message.topic, letter.subscription), 0),)
             ]
         )
+
+    def _queue(self, letter: DeadLetter, partitions: int) -> str:
+        message, of = letter.message, (letter.message.topic, letter.subscription)
+        if not partitions:
+            return self._names.queue(*of)
+        return self._names.partition(*of, partition_of(message, partitions))
 
 
 class _Hearse:

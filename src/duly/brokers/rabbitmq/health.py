@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from duly.brokers.rabbitmq.link import Connection, Link, content
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
@@ -11,6 +11,9 @@ from duly.errors import BrokerError
 from duly.inspection.counting import Queued
 from duly.inspection.health import Finding
 
+Known = Mapping[tuple[str, str], int]
+"""Of each (topic, subscription) how many partitions it works in order by key; 0: without order."""
+
 _OLDEST = (3, 10)
 # The first series that was not run.
 _UNSEEN = (4, 0)
@@ -18,16 +21,21 @@ _UNSEEN = (4, 0)
 _CONFIRM_S = 5.0
 
 
-def queued(
-    connection: Connection, names: Names, known: Sequence[tuple[str, str]]
-) -> Sequence[Queued]:
+def queued(connection: Connection, names: Names, known: Known) -> Sequence[Queued]:
     """What waits for each (topic, subscription), by subscription."""
     found = []
-    for topic, subscription in sorted(known, key=lambda each: each[::-1]):
-        main = names.queue(topic, subscription)
-        told = count(connection, [main, names.alone(topic, subscription)])
-        backlog = sum(messages for messages, _ in told.values())
-        found.append(Queued(subscription, topic, backlog, told.get(main, (0, 0))[1]))
+    for (topic, subscription), partitions in sorted(known.items(), key=lambda each: each[0][::-1]):
+        of = (topic, subscription)
+        if partitions:
+            queues = [names.partition(*of, number) for number in range(partitions)]
+            counts_workers = names.here(*of)
+        else:
+            queues = [names.queue(*of), names.alone(*of)]
+            counts_workers = names.queue(*of)
+        told = count(connection, {*queues, counts_workers})
+        backlog = sum(told[queue][0] for queue in queues if queue in told)
+        workers = told.get(counts_workers, (0, 0))[1]
+        found.append(Queued(subscription, topic, backlog, workers))
     return found
 
 
