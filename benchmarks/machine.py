@@ -11,25 +11,33 @@ from pathlib import Path
 _PACKAGES = {
     "sqlite": ("duly", "msgspec", "huey", "persist-queue"),
     "postgres": ("duly", "psycopg", "msgspec", "pgqueuer", "procrastinate"),
+    "rabbitmq": ("duly", "amqp", "psycopg", "msgspec", "faststream", "dramatiq", "celery"),
 }
 
 
 def machine(on: str, file_system: str) -> list[tuple[str, str]]:
-    """The lines that head the results on ``sqlite`` or ``postgres``."""
+    """The lines that head the results on ``sqlite``, ``postgres`` or ``rabbitmq``."""
     return [
         ("processor", f"{cpu_model()}, {os.cpu_count()} cores"),
         ("memory", memory()),
         ("system", f"{platform.system()} {platform.release()}, {file_system}"),
         ("Python", f"{platform.python_implementation()} {platform.python_version()}"),
-        _server() if on == "postgres" else ("SQLite", sqlite3.sqlite_version),
+        *_servers(on),
         *((name, installed(name)) for name in _PACKAGES[on]),
     ]
 
 
-def _server() -> tuple[str, str]:
-    from postgres_place import server_version
+def _servers(on: str) -> list[tuple[str, str]]:
+    if on == "sqlite":
+        return [("SQLite", sqlite3.sqlite_version)]
+    import postgres_place
 
-    return "PostgreSQL", f"{server_version()}, its defaults, over TCP on this machine"
+    servers = [("PostgreSQL", postgres_place.server_version())]
+    if on == "rabbitmq":
+        import rabbitmq_place
+
+        servers.append(("RabbitMQ", rabbitmq_place.server_version()))
+    return [(name, f"{it}, its defaults, over TCP on this machine") for name, it in servers]
 
 
 def cpu_model() -> str:

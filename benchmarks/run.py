@@ -1,9 +1,10 @@
-"""Measures duly beside raw loops and peers, and writes RESULTS.md, or RESULTS_POSTGRES.md.
+"""Measures duly beside raw loops and peers, and writes RESULTS.md, or that of a server.
 
 ::
 
     python benchmarks/run.py                          everything on SQLite, about ten minutes
     python benchmarks/run.py --on postgres            everything on a private PostgreSQL server
+    python benchmarks/run.py --on rabbitmq            everything on a private RabbitMQ node
     python benchmarks/run.py --on postgres --only backlog --backlog 10000000
     python benchmarks/run.py --quick --only publish   some rows, fewer messages, printed only
 """
@@ -29,6 +30,7 @@ from rows import ROWS, Row
 RESULTS = {
     "sqlite": Path(__file__).with_name("RESULTS.md"),
     "postgres": Path(__file__).with_name("RESULTS_POSTGRES.md"),
+    "rabbitmq": Path(__file__).with_name("RESULTS_RABBITMQ.md"),
 }
 ROUNDS = 5
 QUICK_ROUNDS = 3
@@ -60,9 +62,13 @@ def main() -> int:
 
 
 def rows_on(database: str) -> list[Row]:
-    """Every row; those of PostgreSQL need what is not needed for SQLite."""
+    """Every row; those of a server need what is not needed for SQLite."""
     if database == "sqlite":
         return ROWS
+    if database == "rabbitmq":
+        import rabbitmq_rows
+
+        return rabbitmq_rows.ROWS
     import postgres_rows
 
     return postgres_rows.ROWS
@@ -73,6 +79,12 @@ def places_on(options: argparse.Namespace) -> Iterator[Places]:
     """Where rows run."""
     if options.on == "sqlite":
         yield Directories(options.dir)
+        return
+    if options.on == "rabbitmq":
+        from rabbitmq_place import VirtualHosts
+
+        with VirtualHosts(options.dir) as hosts:
+            yield hosts
         return
     from postgres_place import Databases
 
@@ -87,7 +99,7 @@ def one(options: argparse.Namespace) -> None:
         place = Path(options.place)
         if options.count:
             counting.count_commits()
-    elif options.count:
+    elif options.on == "postgres" and options.count:
         from postgres_place import counted
 
         place = counted(options.place)
@@ -135,7 +147,7 @@ def measure_all(results: dict[str, Result], options: argparse.Namespace, places:
                 if n < (result.row.rounds or rounds):
                     measure_once(result, options, places, count=False)
         for result in members:
-            if result.row.count and not options.no_count:
+            if result.row.count and places.counted and not options.no_count:
                 measure_once(result, options, places, count=True)
 
 

@@ -110,7 +110,11 @@ class Backends:
             return
         for consumer in self._consumers():
             names = {topic.name for topic in consumer.topics}
-            broker.prepare([topic for topic in topics if topic.name in names], consumer.name)
+            broker.prepare(
+                [topic for topic in topics if topic.name in names],
+                consumer.name,
+                order_by_key=consumer.options.order_by_key,
+            )
 
     def broker_for(self, topic: Topic[Any]) -> Broker:
         """The broker, ready for messages of this topic."""

@@ -149,6 +149,7 @@ class Capabilities:
     - ``identity_retention``: repeated publishes on exactly-once topics are dropped.
     - ``retries_in_place``: a retried message holds up those behind it in its partition.
     - ``orders_by_key``: consumers may ask for order by key.
+    - ``holds_keys``: and also for a key to wait behind its dead letter.
     - ``delays``: messages may have a due time.
     - ``replays``: a new subscription may begin with messages from before it was made. Where it
       cannot, the broker is `Prepares`, and a message that no subscription takes is refused.
@@ -166,6 +167,7 @@ class Capabilities:
     identity_retention: bool = True
     retries_in_place: bool = False
     orders_by_key: bool = True
+    holds_keys: bool = True
     delays: bool = True
     replays: bool = True
     one_writer: bool = False
@@ -293,9 +295,12 @@ class Prepares(Protocol):
     (`Capabilities.replays`).
     """
 
-    def prepare(self, topics: Iterable[Topic[Any]], subscription: str) -> None:
+    def prepare(
+        self, topics: Iterable[Topic[Any]], subscription: str, *, order_by_key: bool = False
+    ) -> None:
         """Make the subscription of these declared topics, so that it is given what is published
         from now on; again is harmless. Its guarantee is recorded when it is first worked.
+        ``order_by_key`` is what `SubscribeOptions` will say.
 
         Raises `ConfigurationError` where it cannot be made, `BrokerError`.
         """

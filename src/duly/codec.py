@@ -74,7 +74,10 @@ class Codec(Generic[T]):
 
 def not_of_type(codec: Codec[Any], payload: Any, error: Exception) -> str:
     """What was wrong with a payload, in words."""
-    return f"this payload ({type(payload).__name__}) is not a {codec.type_name}: {_reason(error)}"
+    reason = _reason(error)
+    if "got `null`" in reason:
+        reason += " (a NaN and an infinity have no form in JSON)"
+    return f"this payload ({type(payload).__name__}) is not a {codec.type_name}: {reason}"
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Generator
 from typing import Any
 
@@ -11,7 +11,7 @@ from duly.store import Transaction, flush
 from duly.worker import lane, rounds, undone
 
 # So long that a worker killed or stopped at any time is most likely in between.
-_BETWEEN_S = 0.2
+_BETWEEN_S, _NEVER = 0.2, threading.Event()
 
 
 def settled_in_the_wrong_order() -> None:
@@ -37,5 +37,5 @@ def _in_two_commits(self: lane.Lane) -> Generator[Any, None, None]:
         session.rollback()
         yield from undone.rolled_back(self, work, error)
         return
-    time.sleep(_BETWEEN_S)
+    _NEVER.wait(_BETWEEN_S)
     self.subscription.settle(ended)

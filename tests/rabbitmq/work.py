@@ -41,7 +41,9 @@ def publish(broker: RabbitMQBroker, *bodies: str) -> None:
 
 
 def lane_of(broker: RabbitMQBroker) -> Lane:
-    return broker.subscribe([ORDERS], "sub", OPTIONS)
+    lane = broker.subscribe([ORDERS], "sub", OPTIONS)
+    assert isinstance(lane, Lane)
+    return lane
 
 
 def bodies(deliveries: Sequence[Delivery]) -> list[str]:

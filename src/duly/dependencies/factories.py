@@ -63,8 +63,9 @@ def use(factory: Factory, *, per: Per = "message") -> Any:
     `contextlib.contextmanager`, or the async form of each, for ``async def`` handlers only. Its
     own parameters, if any, are dependencies too. ``per="message"``: made for each run of the
     handler (each batch of a batch consumer) and shared by all that use it there.
-    ``per="worker"``: made once in a worker process, when first needed, and torn down when the
-    worker stops. Sync factories of ``async def`` handlers run on the event loop: they may not
+    ``per="worker"``: made once in a worker process, before the consumer's first claim, and torn
+    down when the worker stops; while it cannot be made the consumer claims nothing, and no message
+    is charged with it. Sync factories of ``async def`` handlers run on the event loop: they may not
     block. Raises `ConfigurationError`.
     """
     if not callable(factory):

@@ -29,6 +29,7 @@ class Resolver:
 
     def __init__(self, overrides: Mapping[Factory, Factory] | None = None) -> None:
         self._overrides = dict(overrides or {})
+        self._plans: dict[Callable[..., Any], Plan] = {}
         self._values: dict[Factory, Any] = {}
         self._teardowns: list[Teardown] = []
         self._lock = threading.Lock()
@@ -42,7 +43,7 @@ class Resolver:
         """
         if not handler.uses:
             return handler.function
-        plan = Plan(handler.uses, self._overrides)
+        plan = self._plans[handler.function] = Plan(handler.uses, self._overrides)
         if handler.is_async:
             import asyncio
 
@@ -55,6 +56,26 @@ class Resolver:
                     "which is async"
                 )
         return self._bound(handler.function, plan)
+
+    def uses_worker_values(self, handler: Handler) -> bool:
+        """Whether a handler that is bound uses something that is made once for the worker."""
+        plan = self._plans.get(handler.function)
+        return plan is not None and any(step.per_worker for step in plan.steps)
+
+    def make(self, handler: Handler) -> None:
+        """Make now what a ``def`` handler uses of the worker's; raises what a factory raises."""
+        plan = self._plans[handler.function]
+        values: list[Any] = []
+        for step in plan.steps:
+            values.append(self._worker_value(step, values) if step.per_worker else None)
+
+    async def amake(self, handler: Handler) -> None:
+        """The same for an ``async def`` handler, on the loop that it runs on."""
+        plan = self._plans[handler.function]
+        values: list[Any] = []
+        for step in plan.steps:
+            # What is made for a message is no part of what is made for the worker.
+            values.append(await self._make_async(step, values, None) if step.per_worker else None)
 
     def close(self) -> None:
         """Tear down the worker's values, last made first; async ones are left to `aclose`."""

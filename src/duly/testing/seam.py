@@ -123,10 +123,12 @@ class WrappedBroker:
         """As `Broker.declare`."""
         self.inner.declare(topics)
 
-    def prepare(self, topics: Iterable[Topic[Any]], subscription: str) -> None:
+    def prepare(
+        self, topics: Iterable[Topic[Any]], subscription: str, *, order_by_key: bool = False
+    ) -> None:
         """As `Prepares.prepare`; a broker that keeps messages for later needs none."""
         if isinstance(self.inner, Prepares):
-            self.inner.prepare(topics, subscription)
+            self.inner.prepare(topics, subscription, order_by_key=order_by_key)
 
     def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
         """As `Broker.publish`."""

@@ -23,7 +23,7 @@ from duly.schedules import Scheduler, ticking
 from duly.store import Store, outbox_of
 from duly.worker.concurrent import ConcurrentLane
 from duly.worker.keeper import Keeper
-from duly.worker.lane import Lane
+from duly.worker.lane import FIRST_PAUSE_S, LONGEST_PAUSE_S, Lane
 from duly.worker.loop import LoopThread
 from duly.worker.permits import Permits
 from duly.worker.steps import Counts, Surroundings
@@ -254,6 +254,7 @@ class Worker:
     def _drive(self, driven: Driven) -> None:
         lane = _lane(driven)
         try:
+            self._make_dependencies(lane)
             while not (lane.stopping and driven.idle()):
                 pause_s = driven.step()
                 if pause_s:
@@ -265,6 +266,27 @@ class Worker:
             log.critical("a lane of %s ended: %r", lane.consumer.name, error)
             self._broken = error
             self._ended.set()
+
+    def _make_dependencies(self, lane: Lane) -> None:
+        """Before the first claim: what cannot be made just now is no message's failure."""
+        handler = lane.consumer.handler
+        if not self._resolver.uses_worker_values(handler):
+            return
+        pause_s = FIRST_PAUSE_S
+        while not lane.stopping:
+            try:
+                if handler.is_async:
+                    self._own_loop().run(self._resolver.amake(handler))
+                else:
+                    self._resolver.make(handler)
+                return
+            except Exception:
+                log.exception(
+                    "consumer %s claims nothing: what it uses cannot be made; again in %.1f s",
+                    lane.consumer.name, pause_s,
+                )  # fmt: skip
+            self._stopping.wait(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _overrun(self, consumer: str, seconds: float) -> None:
         if self._run.supervised:

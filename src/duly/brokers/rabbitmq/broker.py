@@ -13,9 +13,12 @@ from typing import Any
 from duly.broker import Capabilities, Outcome, Published, SubscribeOptions
 from duly.brokers.rabbitmq.address import Address, address_of
 from duly.brokers.rabbitmq.delays import Delays
+from duly.brokers.rabbitmq.fixed import check_order
 from duly.brokers.rabbitmq.intake import Intake, Item
 from duly.brokers.rabbitmq.lane import Lane, Move
 from duly.brokers.rabbitmq.link import Connection, Link, content
+from duly.brokers.rabbitmq.ordered import OrderedIntake
+from duly.brokers.rabbitmq.ordered_lane import OrderedLane
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
 from duly.brokers.rabbitmq.survey import examined, survey_of, version_of
 from duly.brokers.rabbitmq.topology import (
@@ -37,7 +40,7 @@ from duly.errors import (
 from duly.guarantees import Guarantee
 from duly.inspection.health import Finding
 from duly.inspection.survey import Survey
-from duly.message import Message, Topic, now_ms
+from duly.message import Message, Topic, now_ms, partition_of
 
 log = logging.getLogger("duly.rabbitmq")
 
@@ -70,7 +73,7 @@ class RabbitMQBroker:
             name="RabbitMQ",
             confirms_settlement=False,
             identity_retention=False,
-            orders_by_key=False,
+            holds_keys=False,
             delays=False,
             replays=False,
             max_message_bytes=MAX_MESSAGE_BYTES,
@@ -79,9 +82,9 @@ class RabbitMQBroker:
         self._names = Names(self._address.namespace)
         self._delays = delays(self._names)
         self._topics: dict[str, Topic[Any]] = {}
-        self._prepared: set[tuple[str, str]] = set()
-        self._intakes: dict[tuple[str, tuple[str, ...]], Intake] = {}
-        self._lanes: dict[int, Lane] = {}
+        self._prepared: set[tuple[str, str, int]] = set()
+        self._intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake] = {}
+        self._lanes: dict[int, Lane | OrderedLane] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._closed = threading.Event()
@@ -126,46 +129,69 @@ class RabbitMQBroker:
         for topic in topics:
             self._check_fixed(topic)
         for topic in topics:
-            self._call(partial(declare_topic, names=self._names, topic=topic.name))
+            self._call(
+                partial(
+                    declare_topic,
+                    names=self._names,
+                    topic=topic.name,
+                    partitions=topic.partitions,
+                )
+            )
         self._topics.update((topic.name, topic) for topic in topics)
 
     def _check_fixed(self, topic: Topic[Any]) -> None:
-        if topic.partitions:
-            raise ConfigurationError(
-                f"topic {topic.name!r}: partitions={topic.partitions}, and RabbitMQ keeps no order "
-                "by key here: declare it without partitions, or use a broker that does"
-            )
-        text = f"guarantee {topic.guarantee}"
-        name = self._names.record("topic", topic.name)
-        found = self._call(lambda connection: record(connection, name, text))
-        if found != text:
-            raise ConfigurationError(
-                f"topic {topic.name!r} is there with {found}, and declared with {text}. Give it "
-                "another name, or declare it as it is there."
-            )
+        fixed = {
+            "topic": f"guarantee {topic.guarantee}",
+            "partitions": f"partitions={topic.partitions}",
+        }
+        for kind, text in fixed.items():
+            found = self._recorded(kind, topic.name, text)
+            if found != text:
+                raise ConfigurationError(
+                    f"topic {topic.name!r} is there with {found}, and declared with {text}. Give "
+                    "it another name, or declare it as it is there."
+                )
 
-    def prepare(self, topics: Iterable[Topic[Any]], subscription: str) -> None:
+    def _recorded(self, kind: str, of: str, text: str) -> str:
+        """What is recorded: this, unless there was something before."""
+        name = self._names.record(kind, of)
+        found: str = self._call(lambda connection: record(connection, name, text))
+        return found
+
+    def prepare(
+        self, topics: Iterable[Topic[Any]], subscription: str, *, order_by_key: bool = False
+    ) -> None:
         """As `Prepares.prepare`."""
+        topics = list(topics)
+        self._check_order(topics, subscription, order_by_key)
         for topic in topics:
-            self._check_declared(topic)
+            partitions = topic.partitions if order_by_key else 0
             self._call(
                 partial(
                     declare_subscription,
                     names=self._names,
                     topic=topic.name,
                     subscription=subscription,
+                    partitions=partitions,
                 )
             )
-            self._prepared.add((topic.name, subscription))
+            self._prepared.add((topic.name, subscription, partitions))
 
     def _declare_again(self, connection: Connection) -> None:
         """A connection to publish was lost: perhaps because an exchange is gone, and with it who
         listened.
         """
-        for topic in list(self._topics):
-            declare_topic(connection, self._names, topic)
-        for topic, subscription in list(self._prepared):
-            declare_subscription(connection, self._names, topic, subscription)
+        for topic in list(self._topics.values()):
+            declare_topic(connection, self._names, topic.name, topic.partitions)
+        for name, subscription, partitions in list(self._prepared):
+            declare_subscription(connection, self._names, name, subscription, partitions)
+
+    def _check_order(
+        self, topics: Sequence[Topic[Any]], subscription: str, order_by_key: bool
+    ) -> None:
+        for topic in topics:
+            self._check_declared(topic)
+        check_order(self._recorded, topics, subscription, order_by_key=order_by_key)
 
     def _check_declared(self, topic: Topic[Any]) -> None:
         if topic.name not in self._topics:
@@ -213,10 +239,11 @@ class RabbitMQBroker:
 
     def _sending(self, message: Message[Any]) -> Sending:
         surely = self._topics[message.topic].promise is not Guarantee.AT_MOST_ONCE
+        partitions = self._topics[message.topic].partitions
         return Sending(
             content(message.body, properties_of(message)),
             self._names.topic(message.topic),
-            "",
+            str(partition_of(message, partitions)) if partitions else "",
             confirm=surely,
             mandatory=surely,
         )
@@ -247,28 +274,44 @@ class RabbitMQBroker:
 
     def subscribe(
         self, topics: Sequence[Topic[Any]], subscription: str, options: SubscribeOptions
-    ) -> Lane:
-        """As `Broker.subscribe`; refuses order by key, and a start in the past."""
+    ) -> Lane | OrderedLane:
+        """As `Broker.subscribe`; refuses a start in the past, and a key that is held by a dead
+        letter.
+        """
         self._check_options(subscription, options)
-        for topic in topics:
-            self._check_declared(topic)
+        self._check_order(topics, subscription, options.order_by_key)
         self._check_guarantee(subscription, options)
-        names = tuple(sorted(topic.name for topic in topics))
         with self._lock:
-            intake = self._intakes.get((subscription, names))
-            if intake is None:
-                intake = Intake(self._names, names, subscription)
-                self._call(intake.open)
-                self._intakes[subscription, names] = intake
-            lane = Lane(self, intake, options, next(self._numbers))
+            intake = self._intake_of(topics, subscription, options.order_by_key)
+            lane: Lane | OrderedLane
+            if isinstance(intake, OrderedIntake):
+                lane = OrderedLane(self, intake, options, next(self._numbers))
+            else:
+                lane = Lane(self, intake, options, next(self._numbers))
             self._lanes[lane.number] = lane
             return lane
 
+    def _intake_of(
+        self, topics: Sequence[Topic[Any]], subscription: str, ordered: bool
+    ) -> Intake | OrderedIntake:
+        names = tuple(sorted(topic.name for topic in topics))
+        intake = self._intakes.get((subscription, names))
+        if intake is None:
+            if ordered:
+                there = [self._topics[name] for name in names]
+                intake = OrderedIntake(self._names, there, subscription, self.clock)
+            else:
+                intake = Intake(self._names, names, subscription)
+            self._call(intake.open)
+            self._intakes[subscription, names] = intake
+        return intake
+
     def _check_options(self, subscription: str, options: SubscribeOptions) -> None:
-        if options.order_by_key:
+        if options.hold_key_on_dead:
             raise ConfigurationError(
-                f"subscription {subscription!r} asks for order by key, and RabbitMQ has none: "
-                "declare order_by_key=False, or use a broker that orders by key"
+                f"subscription {subscription!r} asks for hold_key_on_dead=True, and RabbitMQ keeps "
+                "dead letters apart from what waits behind them: leave it out, or use a broker "
+                "that holds keys"
             )
         if not isinstance(options.start, str):
             raise ConfigurationError(
@@ -277,9 +320,8 @@ class RabbitMQBroker:
             )
 
     def _check_guarantee(self, subscription: str, options: SubscribeOptions) -> None:
-        name = self._names.record("subscription", subscription)
         wanted = str(options.guarantee)
-        found = self._call(lambda connection: record(connection, name, wanted))
+        found = self._recorded("subscription", subscription, wanted)
         if found != wanted:
             raise ConfigurationError(
                 f"subscription {subscription!r} is recorded as {found!r}, and this consumer "
@@ -295,14 +337,20 @@ class RabbitMQBroker:
 
     def move(self, moves: Sequence[Move]) -> None:
         """As `Surroundings.move`."""
-        sendings = [self._sending_of(move) for move in moves]
+        self._send([self._sending_of(move) for move in moves])
+
+    def keep(self, notes: Sequence[tuple[str, bytes]]) -> None:
+        """As `Writing.keep`."""
+        self._send([Sending(content(body, {}), "", queue) for queue, body in notes])
+
+    def _send(self, sendings: Sequence[Sending]) -> None:
         self._publisher.send(sendings)
         failed = [sending for sending in sendings if sending.state is not State.CONFIRMED]
         if failed:
             if failed[0].state is State.UNROUTABLE:
                 self._delays.forget()
             raise BrokerError(
-                f"{len(failed)} of {len(moves)} messages could not be moved: the first, to "
+                f"{len(failed)} of {len(sendings)} messages could not be moved: the first, to "
                 f"{failed[0].key!r}, was {failed[0].state.value}"
             )
 
@@ -328,11 +376,7 @@ class RabbitMQBroker:
     def leave(self, lane: Lane, generation: int, alone: Sequence[Item]) -> None:
         """As `Surroundings.leave`; the last lane gives back what was delivered to this process."""
         intake = lane.intake
-        with self._lock:
-            self._lanes.pop(lane.number, None)
-            last = not any(other.intake is intake for other in self._lanes.values())
-            if last:
-                self._intakes = {k: each for k, each in self._intakes.items() if each is not intake}
+        last = self.retire(lane)
         if not self.link.is_up:
             return  # the server has taken all of it back
         try:
@@ -344,6 +388,16 @@ class RabbitMQBroker:
         except BrokerError as error:
             # Then the server does it, when the connection is gone.
             log.warning("subscription %r: not given back in order: %s", intake.subscription, error)
+
+    def retire(self, lane: Lane | OrderedLane) -> bool:
+        """This lane is closed; whether it was the last of its intake."""
+        intake = lane.intake
+        with self._lock:
+            self._lanes.pop(lane.number, None)
+            last = not any(other.intake is intake for other in self._lanes.values())
+            if last:
+                self._intakes = {k: each for k, each in self._intakes.items() if each is not intake}
+            return last
 
     def _give_back(
         self, intake: Intake, generation: int, alone: Sequence[Item], *, everything: bool
@@ -366,6 +420,8 @@ class RabbitMQBroker:
 
     def _up(self, connection: Connection) -> None:
         self._delays.forget()
+        for topic in list(self._topics.values()):
+            declare_topic(connection, self._names, topic.name, topic.partitions)
         for intake in list(self._intakes.values()):
             intake.open(connection)
 
@@ -384,6 +440,8 @@ class RabbitMQBroker:
             try:
                 if self.clock is time.monotonic:
                     self._reap()
+                for intake in self._ordered():
+                    intake.hand_over(self)
                 if time.monotonic() > asked + _ASK_S:
                     asked = time.monotonic()
                     self.look()
@@ -406,6 +464,11 @@ class RabbitMQBroker:
                     intake.subscription,
                 )
                 self._call(intake.open)
+        for ordered in self._ordered():
+            ordered.balance(self)
+
+    def _ordered(self) -> Sequence[OrderedIntake]:
+        return [each for each in list(self._intakes.values()) if isinstance(each, OrderedIntake)]
 
     def abandon(self) -> None:
         """End the connections without a word, as the death of the process does."""

@@ -41,6 +41,12 @@ class Surroundings(Protocol):
         ...
 
 
+class Subscribed(Protocol):
+    """Whose messages they are."""
+
+    subscription: str
+
+
 class Move:
     """An item to be published again, with another history: to the queue of its subscription, after
     a delay, to the suspects, or (with an error) to the dead letters.
@@ -50,7 +56,7 @@ class Move:
 
     def __init__(
         self,
-        intake: Intake,
+        intake: Subscribed,
         item: Item,
         history: History,
         *,

@@ -5,6 +5,13 @@
 ``duly/<topic>/<consumer>``     a quorum queue bound to it: what one subscription has to do
 ``.../<consumer>/alone``        suspects: what somebody died with is worked one at a time
 ``.../<consumer>/dead``         dead letters
+``duly/<topic>/by-key``         of a topic with partitions, a direct exchange bound to its fanout:
+                                the routing key is the partition
+``duly/<topic>/astray``         takes what has another routing key, to the first partition
+``.../<consumer>/<partition>``  in place of the subscription's one queue, where it works in order by
+                                key: one of several, each with a single active consumer
+``.../<partition>/notes``       what is known of messages that stay in it
+``.../<consumer>/here``         who works those: each process consumes it, and nobody publishes
 ``duly/delay/<ms>``             an exchange and a queue from which messages go on after so long
 ``duly/is/...``                 records
 ==============================  ================================================================
@@ -25,10 +32,14 @@ from duly.brokers.rabbitmq.link import DENIED, NOT_FOUND, REFUSED, Connection
 from duly.errors import ConfigurationError
 
 _MAX_NAME_BYTES = 255
+# The error that tells what is recorded has room for 255 bytes, with this name in it.
+_MAX_RECORD_BYTES = 80
 # Back from the dead so often is a fault of its own: the server then moves it to the dead letters.
 # Without the argument 4.x drops a message after 20, and an older server never gives up.
 _DELIVERY_LIMIT = 1000
 _ALONE_LIMIT = 1_000_000
+# Those of the process at work, and of some before it that may not know yet that it is.
+_SNAPSHOTS = 8
 _CURRENT = re.compile(r"but current is (?:the value )?'(.*?)'(?: of type .*)?$")
 
 
@@ -54,20 +65,43 @@ class Names:
         """What it gave up on."""
         return self._fitting("/dead", topic, subscription)
 
+    def by_key(self, topic: str) -> str:
+        """The exchange that divides a topic into partitions."""
+        return self._fitting("/by-key", topic)
+
+    def astray(self, topic: str) -> str:
+        """The exchange for what names no partition."""
+        return self._fitting("/astray", topic)
+
+    def partition(self, topic: str, subscription: str, number: int) -> str:
+        """What a subscription has to do of one partition, in order by key."""
+        return self._fitting(f"/{number}", topic, subscription)
+
+    def notes(self, topic: str, subscription: str, number: int) -> str:
+        """What is known of messages that stay in that."""
+        return self._fitting(f"/{number}/notes", topic, subscription)
+
+    def here(self, topic: str, subscription: str) -> str:
+        """Where the processes that share the partitions count each other."""
+        return self._fitting("/here", topic, subscription)
+
     def delay(self, delay_ms: int) -> str:
         """The exchange and the queue of one length of time."""
         return f"{self.namespace}/delay/{delay_ms}"
 
     def record(self, kind: str, name: str) -> str:
         """The record of something."""
-        return f"{self.namespace}/is/{kind}/{name}"
+        return _cut(f"{self.namespace}/is/{kind}/{name}", _MAX_RECORD_BYTES)
 
     def _fitting(self, end: str, *parts: str) -> str:
-        name = "/".join((self.namespace, *parts))
-        if len(name) + len(end) > _MAX_NAME_BYTES:
-            digest = hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
-            name = f"{name[: _MAX_NAME_BYTES - len(end) - 25]}~{digest}"
-        return name + end
+        return _cut("/".join((self.namespace, *parts)), _MAX_NAME_BYTES - len(end)) + end
+
+
+def _cut(name: str, most: int) -> str:
+    if len(name) <= most:
+        return name
+    digest = hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
+    return f"{name[: most - 25]}~{digest}"
 
 
 def record(connection: Connection, name: str, text: str) -> str:
@@ -90,29 +124,69 @@ def record(connection: Connection, name: str, text: str) -> str:
         channel.close()
 
 
-def declare_topic(connection: Connection, names: Names, topic: str) -> None:
-    """The exchange of a topic. Raises `ConfigurationError` where it is there as another."""
+def declare_topic(connection: Connection, names: Names, topic: str, partitions: int) -> None:
+    """The exchanges of a topic. Raises `ConfigurationError` where one is there as another."""
+    _declare_exchange(connection, names.topic(topic), "fanout")
+    if partitions:
+        by_key, astray = names.by_key(topic), names.astray(topic)
+        _declare_exchange(connection, astray, "fanout")
+        _declare_exchange(connection, by_key, "direct", {"alternate-exchange": astray})
+        channel = connection.channel()
+        channel.exchange_bind(by_key, names.topic(topic))
+        channel.close()
+
+
+def _declare_exchange(
+    connection: Connection, name: str, kind: str, arguments: Mapping[str, Any] | None = None
+) -> None:
     channel = connection.channel()
     try:
-        channel.exchange_declare(names.topic(topic), "fanout", durable=True, auto_delete=False)
+        channel.exchange_declare(name, kind, durable=True, auto_delete=False, arguments=arguments)
     except (REFUSED, DENIED) as error:
-        raise _differs("exchange", names.topic(topic), error) from None
+        raise _differs("exchange", name, error) from None
     finally:
         channel.close()
 
 
 def declare_subscription(
-    connection: Connection, names: Names, topic: str, subscription: str
+    connection: Connection, names: Names, topic: str, subscription: str, partitions: int = 0
 ) -> None:
-    """The queues of a subscription, bound to the topic. Raises `ConfigurationError`."""
-    main, dead = names.queue(topic, subscription), names.dead(topic, subscription)
-    alone = names.alone(topic, subscription)
+    """The queues of a subscription, bound to the topic; in order by key, one for each partition.
+    Raises `ConfigurationError`.
+    """
+    dead = names.dead(topic, subscription)
     declare_queue(connection, dead, {"x-delivery-limit": _ALONE_LIMIT})
+    if partitions:
+        _declare_partitions(connection, names, topic, subscription, partitions)
+        return
+    main, alone = names.queue(topic, subscription), names.alone(topic, subscription)
     declare_queue(connection, alone, {"x-delivery-limit": _ALONE_LIMIT, **_to_queue(dead)})
     declare_queue(connection, main, {"x-delivery-limit": _DELIVERY_LIMIT, **_to_queue(dead)})
     channel = connection.channel()
     channel.queue_bind(main, names.topic(topic))
     channel.close()
+
+
+def _declare_partitions(
+    connection: Connection, names: Names, topic: str, subscription: str, partitions: int
+) -> None:
+    declare_queue(connection, names.here(topic, subscription), {})
+    # Whoever works these counts by itself, and the server counts what nobody has looked at too.
+    to_dead = _to_queue(names.dead(topic, subscription))
+    one = {"x-single-active-consumer": True, "x-delivery-limit": _ALONE_LIMIT, **to_dead}
+    queues = [names.partition(topic, subscription, number) for number in range(partitions)]
+    for queue in queues:
+        declare_queue(connection, queue, one)
+    channel = connection.channel()
+    for number, queue in enumerate(queues):
+        channel.queue_bind(queue, names.by_key(topic), str(number))
+    channel.queue_bind(queues[0], names.astray(topic))
+    channel.close()
+
+
+def declare_notes(connection: Connection, queue: str) -> None:
+    """The queue of the notes on a partition. Raises `ConfigurationError`."""
+    declare_queue(connection, queue, {"x-max-length": _SNAPSHOTS, "x-delivery-limit": _ALONE_LIMIT})
 
 
 def _to_queue(queue: str) -> Mapping[str, Any]:

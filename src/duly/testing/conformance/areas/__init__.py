@@ -41,11 +41,18 @@ from duly.testing.conformance.areas.limits import Limits
 from duly.testing.conformance.areas.mending import (
     DurableMending,
     Mending,
+    MendingHeldKeys,
     MendingInOrder,
     NoMending,
 )
 from duly.testing.conformance.areas.observing import NoObserving, Observing, States
-from duly.testing.conformance.areas.order import NoOrder, Order, OrderWithDelays
+from duly.testing.conformance.areas.order import (
+    HeldKeys,
+    NoHeldKeys,
+    NoOrder,
+    Order,
+    OrderWithDelays,
+)
 from duly.testing.conformance.areas.outbox import Outboxes
 from duly.testing.conformance.areas.positions import NoPositions, Positions
 from duly.testing.conformance.areas.publishing import Publishing
@@ -105,6 +112,7 @@ BY_CAPABILITY: dict[str, tuple[tuple[Area, ...], tuple[Area, ...]]] = {
     "delays": ((Delays,), (NoDelays,)),
     "replays": ((Replays,), (NoReplays,)),
     "orders_by_key": ((Order,), (NoOrder,)),
+    "holds_keys": ((HeldKeys,), (NoHeldKeys,)),
     "durable": ((Durable,), (Forgetful,)),
     "confirms_settlement": ((Confirmed,), (Unconfirmed, DoubtInTransactions)),
     "is_log": ((Positions,), (NoPositions,)),
@@ -117,6 +125,7 @@ BY_CAPABILITIES: dict[tuple[str, str], tuple[Area, ...]] = {
     ("orders_by_key", "delays"): (OrderWithDelays,),
     ("durable", "inspection"): (DurableInside,),
     ("orders_by_key", "mending"): (MendingInOrder,),
+    ("holds_keys", "mending"): (MendingHeldKeys,),
     ("durable", "mending"): (DurableMending,),
 }
 

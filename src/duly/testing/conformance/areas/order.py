@@ -87,7 +87,7 @@ class Order:
 
     @pytest.fixture
     def topic(self, backend: Backend) -> Topic[Any]:
-        return backend.topic(partitions=4)
+        return backend.topic(partitions=4, in_order=True)
 
     def test_a_topic_without_partitions_has_no_order(self, backend: Backend) -> None:
         plain = backend.topic("plain")
@@ -194,19 +194,6 @@ class Order:
         backend.publish(topic, "3", key="k")
         assert drain(lane) == ["3"]
 
-    def test_a_key_waits_behind_a_dead_letter_where_declared(
-        self, backend: Backend, topic: Topic[Any]
-    ) -> None:
-        lane = ordered(backend, topic, hold_key_on_dead=True)
-        backend.publish(topic, "1", "2", key="k")
-        first, second = claim(lane)
-        lane.settle([Dead(first.receipt, "no"), Release(second.receipt)])
-        backend.publish(topic, "3", key="k")
-        assert drain(lane) == []
-        backend.clock.advance(3600)
-        assert drain(lane) == []
-        assert [d.message.body for d in backend.inside.dead_letters("sub")] == [b"1"]
-
     def test_messages_without_a_key_have_no_order(
         self, backend: Backend, topic: Topic[Any]
     ) -> None:
@@ -253,12 +240,37 @@ class Order:
         assert workers.done == sent, f"seed {seed}"
 
 
+class HeldKeys:
+    """A key waits behind its dead letter, where that is declared."""
+
+    def test_a_key_waits_behind_a_dead_letter(self, backend: Backend) -> None:
+        topic = backend.topic(partitions=4, in_order=True)
+        lane = ordered(backend, topic, hold_key_on_dead=True)
+        backend.publish(topic, "1", "2", key="k")
+        first, second = claim(lane)
+        lane.settle([Dead(first.receipt, "no"), Release(second.receipt)])
+        backend.publish(topic, "3", key="k")
+        assert drain(lane) == []
+        backend.clock.advance(3600)
+        assert drain(lane) == []
+        assert [d.message.body for d in backend.inside.dead_letters("sub")] == [b"1"]
+
+
+class NoHeldKeys:
+    """No key waits behind its dead letter: asking for it is refused, never ignored."""
+
+    def test_holding_a_key_is_refused(self, backend: Backend) -> None:
+        topic = backend.topic(partitions=4, in_order=True)
+        with pytest.raises(ConfigurationError, match=r"hold_key_on_dead|order by key"):
+            backend.lane(topic, order_by_key=True, hold_key_on_dead=True)
+
+
 class OrderWithDelays:
     """Order by key and due times."""
 
     @pytest.fixture
     def topic(self, backend: Backend) -> Topic[Any]:
-        return backend.topic(partitions=4)
+        return backend.topic(partitions=4, in_order=True)
 
     def test_a_due_time_holds_nothing_but_itself_before_it_is_reached(
         self, backend: Backend, topic: Topic[Any]
