@@ -43,7 +43,8 @@ DENIED = amqp.exceptions.AccessRefused
 # without its majority. It looks like any other, so nothing here deletes it.
 _UNRESPONSIVE = (
     "Where that goes on, rabbitmqctl list_unresponsive_queues names the queue that answers "
-    "nothing; on a single node, delete it (rabbitmqctl delete_queue) and start again: it is made anew"
+    "nothing; on a single node, delete it (rabbitmqctl delete_queue) and start again: then it is "
+    "made anew"
 )
 _BACKOFF_S = (0.05, 5.0)
 _READS_AT_ONCE = 500
