@@ -66,7 +66,7 @@ bench: $(VENV)/.dev ## measure the speed, into benchmarks/RESULTS.md (ARGS="--on
 	@$(VENV)/bin/python benchmarks/run.py $(ARGS)
 
 # A driver is needed for a server only; the development environment has it.
-chaos: $(VENV)/$(if $(filter postgres%,$(broker) $(store)),.dev,.runtime) ## kill, stop and starve real processes and judge what they did (minutes=10 seed=3 broker=postgres store=sqlite)
+chaos: $(VENV)/$(if $(filter postgres% rabbitmq,$(broker) $(store)),.dev,.runtime) ## kill, stop and starve real processes and judge what they did (minutes=10 seed=3 broker=postgres store=sqlite)
 	@$(VENV)/bin/python -m duly.testing.chaos --minutes $(or $(minutes),1) $(if $(seed),--seed $(seed)) \
 		$(if $(broker),--broker $(broker)) $(if $(store),--store $(store)) $(ARGS)
 

@@ -26,6 +26,7 @@ from duly.brokers.rabbitmq.topology import (
     declare_subscription,
     declare_topic,
     record,
+    recorded_topic,
 )
 from duly.brokers.rabbitmq.wire import ATTEMPTS, DEAD_MS, ERROR, History, moved, properties_of
 from duly.errors import (
@@ -82,6 +83,7 @@ class RabbitMQBroker:
         self._names = Names(self._address.namespace)
         self._delays = delays(self._names)
         self._topics: dict[str, Topic[Any]] = {}
+        # What was declared: topic, subscription, and by how many partitions it is divided.
         self._prepared: set[tuple[str, str, int]] = set()
         self._intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake] = {}
         self._lanes: dict[int, Lane | OrderedLane] = {}
@@ -223,8 +225,8 @@ class RabbitMQBroker:
 
     def _refusal(self, message: Message[Any]) -> PublishFailed | None:
         where = f"topic {message.topic!r}, message {message.id!r}"
-        if message.topic not in self._topics:
-            return PublishFailed(f"{where}: not declared here", message_id=message.id)
+        if not self._is_known(message.topic):
+            return PublishFailed(f"{where}: nobody has declared it", message_id=message.id)
         if message.size > MAX_MESSAGE_BYTES:
             return MessageTooLarge(
                 f"{where}: the body has {message.size:,} bytes, RabbitMQ carries at most "
@@ -236,6 +238,17 @@ class RabbitMQBroker:
                 f"{where}: it has a due time, and RabbitMQ delivers at once", message_id=message.id
             )
         return None
+
+    def _is_known(self, topic: str) -> bool:
+        """Whether a topic was declared, be it by another process: what that one put into an outbox
+        is brought here by whoever relays.
+        """
+        if topic not in self._topics:
+            found = self._call(partial(recorded_topic, names=self._names, topic=topic))
+            if found is None:
+                return False
+            self._topics.setdefault(topic, found)
+        return True
 
     def _sending(self, message: Message[Any]) -> Sending:
         surely = self._topics[message.topic].promise is not Guarantee.AT_MOST_ONCE

@@ -1,4 +1,5 @@
-"""`Link`: a connection to the server, on a thread of its own. Only this file knows the driver.
+"""`Link`: a connection to the server, on a thread of its own. Only this file and `transport` know
+the driver.
 
 The driver is used by this thread alone. Others hand it calls; it answers heartbeats whatever
 handlers do, reads what the server says, and connects again where the connection is lost.
@@ -25,6 +26,7 @@ import amqp
 from amqp import spec
 
 from duly.brokers.rabbitmq.address import Address
+from duly.brokers.rabbitmq.transport import BufferedConnection
 from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 
 T = TypeVar("T")
@@ -42,12 +44,10 @@ DENIED = amqp.exceptions.AccessRefused
 # A queue of a single node that was killed within seconds of its declaration, or of a cluster
 # without its majority. It looks like any other, so nothing here deletes it.
 _UNRESPONSIVE = (
-    "Where that goes on, rabbitmqctl list_unresponsive_queues names the queue that answers "
-    "nothing; on a single node, delete it (rabbitmqctl delete_queue) and start again: then it is "
-    "made anew"
+    "Where that goes on, rabbitmqctl list_unresponsive_queues names the queue that is stuck; "
+    "on a single node, delete it (rabbitmqctl delete_queue) and start again: it is made anew"
 )
 _BACKOFF_S = (0.05, 5.0)
-_READS_AT_ONCE = 500
 
 
 def content(body: bytes, properties: Mapping[str, Any]) -> Any:
@@ -61,11 +61,6 @@ def publish(channel: Any, message: Any, exchange: str, key: str, *, mandatory: b
     time, which costs as much as sending.
     """
     channel.send_method(spec.Basic.Publish, "Bssbb", (0, exchange, key, mandatory, False), message)
-
-
-def _pending(sock: Any) -> int:
-    """How much has been decrypted and not read yet."""
-    return sock.pending() if isinstance(sock, ssl.SSLSocket) else 0
 
 
 def _end(connection: Connection | None) -> None:
@@ -237,7 +232,7 @@ class Link:
 
     def _connect_to(self, host: str, port: int) -> Connection:
         address = self._address
-        connection = amqp.Connection(
+        connection = BufferedConnection(
             host=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
             userid=address.user,
             password=address.password,
@@ -268,34 +263,43 @@ class Link:
         self._on_freed(self._connection)
 
     def _serve(self, connection: Connection) -> None:
-        sock = connection.transport.sock
+        transport = connection.transport
+        sock = transport.sock
         poller = select.poll()
         poller.register(sock, select.POLLIN)
         poller.register(self._wake_out, select.POLLIN)
         next_tick = 0.0
         while not self._closing:
             # What TLS has decrypted beyond what was read is not seen on the socket.
-            ready = {fd for fd, _ in poller.poll(0 if _pending(sock) else 1000)}
+            ready = {fd for fd, _ in poller.poll(0 if transport.has_more else 1000)}
             self._awake_since = time.monotonic()
             # In this order: a call reads as well, and then there may be nothing left.
-            if sock.fileno() in ready or _pending(sock):
-                self._read(connection, sock)
+            if sock.fileno() in ready or transport.has_more:
+                self._read(connection)
             if self._wake_out in ready:
                 self._take_calls(connection)
+                # What a call waited for may have come with more.
+                self._handle_frames(connection)
             if self._awake_since > next_tick:
                 connection.heartbeat_tick(rate=2)
                 self._expire_calls()
                 next_tick = self._awake_since + 1.0
             self._awake_since = None
 
-    def _read(self, connection: Connection, sock: socket.socket) -> None:
-        poller = select.poll()
-        poller.register(sock, select.POLLIN)
-        for _ in range(_READS_AT_ONCE):
-            # One frame. `drain_events` waits for what a heartbeat does not bring.
-            connection.blocking_read()
-            if not _pending(sock) and not poller.poll(0):
-                return
+    def _read(self, connection: Connection) -> None:
+        transport = connection.transport
+        # Not `drain_events`, which waits for what a heartbeat does not bring.
+        transport.fill()
+        self._handle_frames(connection)
+        while transport.has_more:
+            transport.fill()
+            self._handle_frames(connection)
+
+    @staticmethod
+    def _handle_frames(connection: Connection) -> None:
+        transport = connection.transport
+        while (frame := transport.frame_at_hand()) is not None:
+            connection.on_inbound_frame(frame)
 
     def _take_calls(self, connection: Connection) -> None:
         with contextlib.suppress(BlockingIOError):
