@@ -1,4 +1,5 @@
-"""`Link`: a connection to the server, on a thread of its own. Only this file knows the driver.
+"""`Link`: a connection to the server, on a thread of its own. Only this file and `transport` know
+the driver.
 
 The driver is used by this thread alone. Others hand it calls; it answers heartbeats whatever
 handlers do, reads what the server says, and connects again where the connection is lost.
@@ -24,6 +25,7 @@ import amqp
 from amqp import spec
 
 from duly.brokers.rabbitmq.address import Address
+from duly.brokers.rabbitmq.transport import BufferedConnection
 from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 
 T = TypeVar("T")
@@ -39,7 +41,6 @@ NOT_FOUND = amqp.exceptions.NotFound
 DENIED = amqp.exceptions.AccessRefused
 
 _BACKOFF_S = (0.05, 5.0)
-_READS_AT_ONCE = 500
 
 
 def content(body: bytes, properties: Mapping[str, Any]) -> Any:
@@ -215,7 +216,7 @@ class Link:
 
     def _connect_to(self, host: str, port: int) -> Connection:
         address = self._address
-        connection = amqp.Connection(
+        connection = BufferedConnection(
             host=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
             userid=address.user,
             password=address.password,
@@ -255,24 +256,31 @@ class Link:
             self._awake_since = time.monotonic()
             # In this order: a call reads as well, and then there may be nothing left.
             if sock.fileno() in ready:
-                self._read(connection, sock)
+                self._read(connection)
             if self._wake_out in ready:
                 self._take_calls(connection)
+                # What a call waited for may have come with more.
+                self._handle_frames(connection)
             if self._awake_since > next_tick:
                 connection.heartbeat_tick(rate=2)
                 self._expire_calls()
                 next_tick = self._awake_since + 1.0
             self._awake_since = None
 
-    def _read(self, connection: Connection, sock: socket.socket) -> None:
-        poller = select.poll()
-        poller.register(sock, select.POLLIN)
-        pending = getattr(sock, "pending", lambda: 0)
-        for _ in range(_READS_AT_ONCE):
-            # One frame. `drain_events` waits for what a heartbeat does not bring.
-            connection.blocking_read()
-            if not pending() and not poller.poll(0):
-                return
+    def _read(self, connection: Connection) -> None:
+        transport = connection.transport
+        # Not `drain_events`, which waits for what a heartbeat does not bring.
+        transport.fill()
+        self._handle_frames(connection)
+        while transport.has_more:
+            transport.fill()
+            self._handle_frames(connection)
+
+    @staticmethod
+    def _handle_frames(connection: Connection) -> None:
+        transport = connection.transport
+        while (frame := transport.frame_at_hand()) is not None:
+            connection.on_inbound_frame(frame)
 
     def _take_calls(self, connection: Connection) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -115,8 +115,12 @@ class Publisher:
             self._unconfirmed.clear()
             self._end(lost, State.DOUBTFUL)
 
-    def _pump(self, _: Connection) -> None:
+    def _pump(self, connection: Connection) -> None:
         """Send what waits, as far as the window is open."""
+        with connection.transport.corked():
+            self._send_waiting()
+
+    def _send_waiting(self) -> None:
         while self.link.blocked is None and len(self._unconfirmed) < _WINDOW:
             with self._lock:
                 sending = self._waiting.popleft() if self._waiting else None
@@ -172,8 +176,8 @@ class Publisher:
                 tags = list(takewhile(lambda each: each <= tag, self._unconfirmed))
             ended = [self._unconfirmed.pop(each) for each in tags if each in self._unconfirmed]
             self._end(ended, state)
-        if self._waiting:
-            self._pump(None)
+        if self._waiting and self._confirmed is not None:
+            self._pump(self._confirmed.connection)
 
     def _end(self, sendings: Sequence[Sending], state: State) -> None:
         """These are over. Call it with the lock held."""
