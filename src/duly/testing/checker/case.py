@@ -42,8 +42,7 @@ class Terms:
 
     - ``topics``: those the subscription reads; messages of others are its outputs.
     - ``drops_repeats``: a repeated publish is dropped by the broker.
-    - ``confirms_publishing``: a publish that ended ok is stored. Of at-most-once topics a broker may
-      take it as sent.
+    - ``confirms_publishing``: a publish that ended ok is stored, and not only sent.
     - ``keeps_send_order``: messages of one publisher and key are read in the order published.
     - ``confirms_settlement``: a message that was settled is not delivered again.
     - ``may_duplicate``: the broker may deliver a message twice by itself.
