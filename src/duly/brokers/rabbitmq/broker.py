@@ -20,6 +20,7 @@ from duly.brokers.rabbitmq.link import Connection, Link, content
 from duly.brokers.rabbitmq.ordered import OrderedIntake
 from duly.brokers.rabbitmq.ordered_lane import OrderedLane
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
+from duly.brokers.rabbitmq.survey import examined, survey_of, version_of
 from duly.brokers.rabbitmq.topology import (
     Names,
     declare_subscription,
@@ -38,6 +39,8 @@ from duly.errors import (
     PublishUnknown,
 )
 from duly.guarantees import Guarantee
+from duly.inspection.health import Finding
+from duly.inspection.survey import Survey
 from duly.message import Message, Topic, now_ms, partition_of
 
 log = logging.getLogger("duly.rabbitmq")
@@ -66,7 +69,7 @@ class RabbitMQBroker:
         clock: Callable[[], float] = time.monotonic,
         delays: Callable[[Names], Delays] = Delays,
     ) -> None:
-        address: Address = address_of(url, shown)
+        self._address: Address = address_of(url, shown)
         self._capabilities = Capabilities(
             name="RabbitMQ",
             confirms_settlement=False,
@@ -77,18 +80,21 @@ class RabbitMQBroker:
             max_message_bytes=MAX_MESSAGE_BYTES,
         )
         self.clock = clock
-        self._names = Names(address.namespace)
+        self._names = Names(self._address.namespace)
         self._delays = delays(self._names)
         self._topics: dict[str, Topic[Any]] = {}
+        # What was declared: topic, subscription, and by how many partitions it is divided.
+        self._prepared: set[tuple[str, str, int]] = set()
         self._intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake] = {}
         self._lanes: dict[int, Lane | OrderedLane] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._closed = threading.Event()
-        self._publisher = Publisher(address, deadline_s)
-        self.link = Link(address, "consumers", self._up, self._down)
+        self._publisher = Publisher(self._address, deadline_s, self._declare_again)
+        self.link = Link(self._address, "consumers", self._up, self._down)
         try:
             self.link.start()
+            version_of(self.link.server, self.link.where)
             self._publisher.link.start()
         except BaseException:
             self.close()
@@ -102,6 +108,20 @@ class RabbitMQBroker:
     def capabilities(self) -> Capabilities:
         """What this broker provides."""
         return self._capabilities
+
+    # --- the server
+
+    def survey(
+        self, topics: Sequence[Topic[Any]], subscriptions: Mapping[str, Sequence[str]]
+    ) -> Survey:
+        """As `Surveys.survey`: version, policies, and how long a message may be held."""
+        version = version_of(self.link.server, self.link.where)
+        wanted = [topic.name for topic in topics]
+        return survey_of(self._address, self._names, version, subscriptions, wanted)
+
+    def examine(self) -> Sequence[Finding]:
+        """As `Examining.examine`: whether the server takes messages."""
+        return examined(self._publisher.link.blocked)
 
     # --- declaring
 
@@ -157,6 +177,16 @@ class RabbitMQBroker:
                     partitions=partitions,
                 )
             )
+            self._prepared.add((topic.name, subscription, partitions))
+
+    def _declare_again(self, connection: Connection) -> None:
+        """A connection to publish was lost: perhaps because an exchange is gone, and with it who
+        listened.
+        """
+        for topic in list(self._topics.values()):
+            declare_topic(connection, self._names, topic.name, topic.partitions)
+        for name, subscription, partitions in list(self._prepared):
+            declare_subscription(connection, self._names, name, subscription, partitions)
 
     def _check_order(
         self, topics: Sequence[Topic[Any]], subscription: str, order_by_key: bool

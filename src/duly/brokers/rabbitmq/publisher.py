@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from itertools import takewhile
 from typing import Any
@@ -59,10 +59,15 @@ class Portion:
 
 
 class Publisher:
-    """Sends what any thread hands over. ``deadline_s`` bounds every call."""
+    """Sends what any thread hands over. ``deadline_s`` bounds every call; ``prepare`` is called
+    with each new connection, before anything is sent.
+    """
 
-    def __init__(self, address: Address, deadline_s: float) -> None:
+    def __init__(
+        self, address: Address, deadline_s: float, prepare: Callable[[Connection], None]
+    ) -> None:
         self._deadline_s = deadline_s
+        self._prepare = prepare
         self._lock = threading.Lock()
         self._waiting: deque[Sending] = deque()
         self._unconfirmed: dict[int, Sending] = {}
@@ -100,6 +105,7 @@ class Publisher:
     # --- on the link's thread
 
     def _up(self, connection: Connection) -> None:
+        self._prepare(connection)
         self._confirmed, self._loose = connection.channel(), connection.channel()
         self._confirmed.confirm_select()
         self._confirmed.events["basic_ack"].add(self._on_ack)
