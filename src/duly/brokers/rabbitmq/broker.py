@@ -17,17 +17,18 @@ from duly.brokers.rabbitmq.delays import Delays
 from duly.brokers.rabbitmq.fixed import check_order
 from duly.brokers.rabbitmq.intake import Intake, Item
 from duly.brokers.rabbitmq.lane import Lane, Move
-from duly.brokers.rabbitmq.letters import letter_of
 from duly.brokers.rabbitmq.link import Connection, Link, content
 from duly.brokers.rabbitmq.operated import Operated
 from duly.brokers.rabbitmq.ordered import OrderedIntake
 from duly.brokers.rabbitmq.ordered_lane import OrderedLane
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
+from duly.brokers.rabbitmq.survey import version_of
 from duly.brokers.rabbitmq.topology import (
     Names,
     declare_subscription,
     declare_topic,
     record,
+    recorded_topic,
 )
 from duly.brokers.rabbitmq.wire import History, moved, properties_of
 from duly.errors import (
@@ -40,7 +41,6 @@ from duly.errors import (
     PublishUnknown,
 )
 from duly.guarantees import Guarantee
-from duly.inspection import DeadLetter
 from duly.message import Message, Topic, partition_of
 
 log = logging.getLogger("duly.rabbitmq")
@@ -68,7 +68,7 @@ class RabbitMQBroker(Operated):
         clock: Callable[[], float] = time.monotonic,
         delays: Callable[[Names], Delays] = Delays,
     ) -> None:
-        address: Address = address_of(url, shown)
+        self._address: Address = address_of(url, shown)
         self._capabilities = Capabilities(
             name="RabbitMQ",
             confirms_settlement=False,
@@ -79,20 +79,22 @@ class RabbitMQBroker(Operated):
             max_message_bytes=MAX_MESSAGE_BYTES,
         )
         self.clock = clock
-        self._names = Names(address.namespace)
+        self._names = Names(self._address.namespace)
         self._delays = delays(self._names)
         self._topics: dict[str, Topic[Any]] = {}
+        # What was declared: topic, subscription, and by how many partitions it is divided.
         self._intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake] = {}
         self._lanes: dict[int, Lane | OrderedLane] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._closed = threading.Event()
-        self._publisher = Publisher(address, deadline_s)
-        self.link = Link(address, "consumers", self._up, self._down)
+        self._publisher = Publisher(self._address, deadline_s, self._declare_again)
+        self.link = Link(self._address, "consumers", self._up, self._down)
         self._burial = Burial(self.link, self._names, self._send)
         self._known: dict[tuple[str, str], int] = {}
         try:
             self.link.start()
+            version_of(self.link.server, self.link.where)
             self._publisher.link.start()
         except BaseException:
             self.close()
@@ -101,12 +103,14 @@ class RabbitMQBroker(Operated):
             target=self._watching, name="duly-rabbitmq-watch", daemon=True
         )
         self._watch.start()
-        self._burial.start(self._closed, self._worked)
+        self._burial.start(self._closed, self.worked)
 
     @property
     def capabilities(self) -> Capabilities:
         """What this broker provides."""
         return self._capabilities
+
+    # --- the server
 
     # --- declaring
 
@@ -166,6 +170,15 @@ class RabbitMQBroker(Operated):
             )
             self._known[topic.name, subscription] = partitions
 
+    def _declare_again(self, connection: Connection) -> None:
+        """A connection to publish was lost: perhaps because an exchange is gone, and with it who
+        listened.
+        """
+        for topic in list(self._topics.values()):
+            declare_topic(connection, self._names, topic.name, topic.partitions)
+        for (name, subscription), partitions in list(self._known.items()):
+            declare_subscription(connection, self._names, name, subscription, partitions)
+
     def _check_order(
         self, topics: Sequence[Topic[Any]], subscription: str, order_by_key: bool
     ) -> None:
@@ -203,8 +216,8 @@ class RabbitMQBroker(Operated):
 
     def _refusal(self, message: Message[Any]) -> PublishFailed | None:
         where = f"topic {message.topic!r}, message {message.id!r}"
-        if message.topic not in self._topics:
-            return PublishFailed(f"{where}: not declared here", message_id=message.id)
+        if not self._is_known(message.topic):
+            return PublishFailed(f"{where}: nobody has declared it", message_id=message.id)
         if message.size > MAX_MESSAGE_BYTES:
             return MessageTooLarge(
                 f"{where}: the body has {message.size:,} bytes, RabbitMQ carries at most "
@@ -216,6 +229,17 @@ class RabbitMQBroker(Operated):
                 f"{where}: it has a due time, and RabbitMQ delivers at once", message_id=message.id
             )
         return None
+
+    def _is_known(self, topic: str) -> bool:
+        """Whether a topic was declared, be it by another process: what that one put into an outbox
+        is brought here by whoever relays.
+        """
+        if topic not in self._topics:
+            found = self._call(partial(recorded_topic, names=self._names, topic=topic))
+            if found is None:
+                return False
+            self._topics.setdefault(topic, found)
+        return True
 
     def _sending(self, message: Message[Any]) -> Sending:
         surely = self._topics[message.topic].promise is not Guarantee.AT_MOST_ONCE
@@ -320,8 +344,7 @@ class RabbitMQBroker(Operated):
 
     def move(self, moves: Sequence[Move]) -> None:
         """As `Surroundings.move`."""
-        self._burial.bury([_letter(move, move.error) for move in moves if move.error is not None])
-        self._send([self._sending_of(move) for move in moves if move.error is None])
+        self._send([self._sending_of(move) for move in self._burial.bury_those(moves)])
 
     def keep(self, notes: Sequence[tuple[str, bytes]]) -> None:
         """As `Writing.keep`."""
@@ -393,11 +416,6 @@ class RabbitMQBroker(Operated):
             tags = [move.item.tag for move in moves]
             self.link.call(lambda _: intake.acknowledge(generation, tags))
 
-    def _worked(self) -> set[tuple[str, str]]:
-        """What this process works on: (topic, subscription)."""
-        subscriptions = {intake.subscription for intake in list(self._intakes.values())}
-        return {known for known in list(self._known) if known[1] in subscriptions}
-
     # --- the connection
 
     def _up(self, connection: Connection) -> None:
@@ -466,14 +484,6 @@ class RabbitMQBroker(Operated):
         self._closed.set()
         self.link.close()
         self._publisher.close()
-
-
-def _letter(move: Move, error: str) -> DeadLetter:
-    item = move.item
-    return letter_of(
-        item.topic, move.intake.subscription, item.body, item.properties, error,
-        move.history.charged,
-    )  # fmt: skip
 
 
 def _uncounted(item: Item) -> History:
