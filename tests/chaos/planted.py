@@ -53,10 +53,10 @@ def what_a_queue_leaves_open_is_taken_for_done() -> None:
     """
     _send = Publisher.send
 
-    def send(self: Publisher, sendings: Sequence[Sending]) -> None:
+    def send(self: Publisher, sendings: Sequence[Sending], deadline_s: float | None = None) -> None:
         for sending in sendings:
             sending.confirm = False
-        _send(self, sendings)
+        _send(self, sendings, deadline_s)
 
     Publisher.send = send  # type: ignore[method-assign]
     lane.ROUNDS[Guarantee.AT_LEAST_ONCE] = rounds.at_most_once
