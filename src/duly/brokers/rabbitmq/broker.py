@@ -82,7 +82,6 @@ class RabbitMQBroker(Operated):
         self._names = Names(self._address.namespace)
         self._delays = delays(self._names)
         self._topics: dict[str, Topic[Any]] = {}
-        # What was declared: topic, subscription, and by how many partitions it is divided.
         self._intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake] = {}
         self._lanes: dict[int, Lane | OrderedLane] = {}
         self._numbers = itertools.count(1)
@@ -91,6 +90,7 @@ class RabbitMQBroker(Operated):
         self._publisher = Publisher(self._address, deadline_s, self._declare_again)
         self.link = Link(self._address, "consumers", self._up, self._down)
         self._burial = Burial(self.link, self._names, self._send)
+        # Subscriptions that were made, and by how many partitions each is divided.
         self._known: dict[tuple[str, str], int] = {}
         try:
             self.link.start()
@@ -109,8 +109,6 @@ class RabbitMQBroker(Operated):
     def capabilities(self) -> Capabilities:
         """What this broker provides."""
         return self._capabilities
-
-    # --- the server
 
     # --- declaring
 
