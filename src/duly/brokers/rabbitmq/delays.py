@@ -8,11 +8,13 @@ key, which names the queue that it goes on to; dead-lettering at least once conf
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from duly.brokers.rabbitmq.link import Connection, Link
 from duly.brokers.rabbitmq.topology import KEPT_UNTIL_TAKEN, Names, declare_queue
 
 _SHORTEST_MS = 64
+_LONGEST_MS = 366 * 86_400_000
 _DELIVERY_LIMIT = 1_000_000
 
 
@@ -38,6 +40,13 @@ class Delays:
             link.call(lambda connection: _declare(connection, name, delay_ms))
             self._made.add(name)
         return name
+
+    def queues(self) -> Iterator[str]:
+        """Every queue that there may be, for delays of up to a year."""
+        delay_ms = _SHORTEST_MS
+        while delay_ms < _LONGEST_MS:
+            yield self._names.delay(delay_ms)
+            delay_ms = rounded_ms((delay_ms + 1) / 1000)
 
     def forget(self) -> None:
         """Declare again what is needed: it may have been deleted while nobody was connected."""
