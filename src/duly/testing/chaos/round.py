@@ -332,12 +332,14 @@ class Round:
                 # What stops its worker may be handled only now.
                 self._look_after_the_stopped(crowd)
                 self._do_what_is_due()
+                # Who stands still may have something to give back that nobody sees.
+                all_move = not any(member.stopped for member in crowd.members)
                 if look is not None and look.done():
-                    if look.result():
+                    if look.result() and all_move:
                         return
                     look = None
                 published = all(m.done for m in crowd.members if m.role == "publisher")
-                if look is None and published:
+                if look is None and published and all_move:
                     look = thread.submit(self._is_drained)
                 self._pause.wait(0.1)
             # The checker says what is stuck; nobody keeps the file from who looks at it.
