@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Generator, Sequence
+from pathlib import Path
 from typing import Any
 
 from duly.brokers.rabbitmq.publisher import Publisher, Sending
@@ -40,7 +41,7 @@ def _in_two_commits(self: lane.Lane) -> Generator[Any, None, None]:
         session.rollback()
         yield from undone.rolled_back(self, work, error)
         return
-    if os.readlink("/proc/self/fd/1").endswith(_FIRST):
+    if str(Path("/proc/self/fd/1").readlink()).endswith(_FIRST):
         os.kill(os.getpid(), signal.SIGKILL)
     self.subscription.settle(ended)
 
@@ -51,10 +52,10 @@ def what_a_queue_leaves_open_is_taken_for_done() -> None:
     """
     _send = Publisher.send
 
-    def send(self: Publisher, sendings: Sequence[Sending]) -> None:
+    def send(self: Publisher, sendings: Sequence[Sending], deadline_s: float | None = None) -> None:
         for sending in sendings:
             sending.confirm = False
-        _send(self, sendings)
+        _send(self, sendings, deadline_s)
 
     Publisher.send = send  # type: ignore[method-assign]
     lane.ROUNDS[Guarantee.AT_LEAST_ONCE] = rounds.at_most_once
