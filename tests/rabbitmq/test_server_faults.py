@@ -99,15 +99,15 @@ def test_a_full_disk_is_back_pressure_with_a_deadline(node: RabbitMQNode, url: s
 
             eventually(blocked, "publishers are blocked", lambda: str(told))
             assert "the server has blocked publishers" in told[-1]
-            [finding] = broker.examine()
-            assert (finding.level, "takes no messages" in finding.found) == ("wrong", True)
+            [finding] = [each for each in broker.examine() if each.level == "wrong"]
+            assert "the server has blocked publishers" in finding.found
         finally:
             node.control("set_disk_free_limit", "50MB")
         eventually(
             lambda: isinstance(broker.publish([message("c", id="c")])[0], Published),
             "publishers go on",
         )
-        assert broker.examine()[0].level == "ok"
+        assert all(each.level != "wrong" for each in broker.examine())
         assert "c" in work_off(lane, {"c"}.issubset)
 
 

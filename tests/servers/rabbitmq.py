@@ -72,6 +72,13 @@ def in_namespace(name: str, url: str = "") -> str:
     return f"{url}{mark}namespace={name}"
 
 
+def with_option(url: str, name: str, value: object) -> str:
+    """A URL with an option that it may have already, with another value."""
+    place, _, query = url.partition("?")
+    others = [pair for pair in query.split("&") if pair and not pair.startswith(f"{name}=")]
+    return f"{place}?{'&'.join([*others, f'{name}={value}'])}"
+
+
 @contextlib.contextmanager
 def channel(url: str = "") -> Iterator[Any]:
     """A channel of a test's own, to look at what duly made and to be a stranger."""
