@@ -12,7 +12,7 @@ from typing import Any
 
 from duly.broker import Capabilities, Outcome, Published, SubscribeOptions
 from duly.brokers.rabbitmq.address import Address, address_of
-from duly.brokers.rabbitmq.delays import Delays
+from duly.brokers.rabbitmq.delays import Delays, way
 from duly.brokers.rabbitmq.intake import Intake, Item
 from duly.brokers.rabbitmq.lane import Lane, Move
 from duly.brokers.rabbitmq.link import Connection, Link, content
@@ -28,7 +28,6 @@ from duly.errors import (
     BrokerError,
     BrokerUnavailable,
     ConfigurationError,
-    InvalidMessage,
     MessageTooLarge,
     PublishFailed,
     PublishUnknown,
@@ -49,8 +48,9 @@ class RabbitMQBroker:
     """A broker on RabbitMQ. Safe to use from any thread; not across fork().
 
     ``url`` is an AMQP URI. ``deadline_s`` bounds how long a publish waits for the server's word.
-    ``clock`` gives the seconds that leases go by; ``delays`` says where retries wait. Raises on
-    opening `ConfigurationError`, `BrokerUnavailable` and `BrokerUnusable`.
+    ``clock`` gives the seconds that leases go by, ``wall_ms`` the time that due times go by;
+    ``delays`` says where messages wait. Raises on opening `ConfigurationError`,
+    `BrokerUnavailable` and `BrokerUnusable`.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class RabbitMQBroker:
         shown: str = "amqp://...",
         deadline_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
+        wall_ms: Callable[[], int] = now_ms,
         delays: Callable[[Names], Delays] = Delays,
     ) -> None:
         address: Address = address_of(url, shown)
@@ -68,11 +69,11 @@ class RabbitMQBroker:
             confirms_settlement=False,
             identity_retention=False,
             orders_by_key=False,
-            delays=False,
             replays=False,
             max_message_bytes=MAX_MESSAGE_BYTES,
         )
         self.clock = clock
+        self._wall_ms = wall_ms
         self._names = Names(address.namespace)
         self._delays = delays(self._names)
         self._topics: dict[str, Topic[Any]] = {}
@@ -151,20 +152,47 @@ class RabbitMQBroker:
         """As `Broker.publish`. Of at-most-once topics nothing is confirmed; of others a message
         that no queue takes is `PublishFailed`.
         """
-        outcomes: list[Outcome | None] = [self._refusal(message) for message in messages]
-        sendings = [
-            self._sending(message)
-            for message, refusal in zip(messages, outcomes, strict=True)
-            if refusal is None
+        waits = [self._levels(message) for message in messages]
+        no_way = self._make_delays(waits)
+        ready = [
+            self._ready(message, levels, no_way if levels else None)
+            for message, levels in zip(messages, waits, strict=True)
         ]
+        sendings = [each for each in ready if isinstance(each, Sending)]
         if sendings and self._closed.is_set():
             raise BrokerUnavailable("RabbitMQ was closed; nothing was sent")
         self._publisher.send(sendings)
-        sent = iter(sendings)
         return [
-            self._outcome(message, next(sent)) if refusal is None else refusal
-            for message, refusal in zip(messages, outcomes, strict=True)
+            self._outcome(message, each) if isinstance(each, Sending) else each
+            for message, each in zip(messages, ready, strict=True)
         ]
+
+    def _levels(self, message: Message[Any]) -> Sequence[int]:
+        """Where a message waits until it is due; nowhere, if it is."""
+        wait_ms = 0 if message.due_ms is None else message.due_ms - self._wall_ms()
+        return self._delays.levels_for(wait_ms / 1000, exactly=True) if wait_ms > 0 else ()
+
+    def _make_delays(self, waits: Sequence[Sequence[int]]) -> BrokerError | None:
+        """Make what messages with a due time need; why that cannot be done."""
+        if levels := set().union(*waits):
+            try:
+                self._delays.make(levels, self.link)
+            except BrokerError as error:
+                return error
+        return None
+
+    def _ready(
+        self, message: Message[Any], levels: Sequence[int], no_way: BrokerError | None
+    ) -> Sending | PublishFailed:
+        """A message as it is sent, or why it is not."""
+        if (refusal := self._refusal(message)) is not None:
+            return refusal
+        if no_way is not None:
+            return PublishFailed(
+                f"topic {message.topic!r}, message {message.id!r}: not sent, {no_way}",
+                message_id=message.id,
+            )
+        return self._sending(message, levels)
 
     def _refusal(self, message: Message[Any]) -> PublishFailed | None:
         where = f"topic {message.topic!r}, message {message.id!r}"
@@ -176,20 +204,16 @@ class RabbitMQBroker:
                 f"{MAX_MESSAGE_BYTES:,}. Nothing was sent.",
                 message_id=message.id,
             )
-        if message.due_ms is not None:
-            return InvalidMessage(
-                f"{where}: it has a due time, and RabbitMQ delivers at once", message_id=message.id
-            )
         return None
 
-    def _sending(self, message: Message[Any]) -> Sending:
+    def _sending(self, message: Message[Any], levels: Sequence[int]) -> Sending:
         surely = self._topics[message.topic].promise is not Guarantee.AT_MOST_ONCE
+        exchange, properties = self._names.topic(message.topic), properties_of(message)
+        if levels:
+            properties["application_headers"] |= way(levels, exchange, keep=surely)
+            exchange = self._names.due(message.topic)
         return Sending(
-            content(message.body, properties_of(message)),
-            self._names.topic(message.topic),
-            "",
-            confirm=surely,
-            mandatory=surely,
+            content(message.body, properties), exchange, "", confirm=surely, mandatory=surely
         )
 
     def _outcome(self, message: Message[Any], sending: Sending) -> Outcome:
@@ -198,6 +222,7 @@ class RabbitMQBroker:
             case State.CONFIRMED:
                 return Published(message.id)
             case State.UNROUTABLE:
+                self._delays.forget()  # or the way to them is gone
                 return PublishFailed(
                     f"{where}: no subscription takes it, so it is stored nowhere. Start a consumer "
                     "of the topic once, or declare the topic at-most-once if nobody need listen.",
@@ -292,7 +317,9 @@ class RabbitMQBroker:
             target = self._names.alone(topic, subscription)
         exchange = ""
         if move.delay_s > 0:
-            exchange = self._delays.exchange_for(move.delay_s, self.link)
+            levels = self._delays.levels_for(move.delay_s)
+            self._delays.make(levels, self.link)
+            exchange, more = self._delays.entry, way(levels, target)
         properties = moved(move.item.properties, move.history, more)
         return Sending(content(move.item.body, properties), exchange, target)
 

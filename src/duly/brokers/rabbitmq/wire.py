@@ -6,6 +6,7 @@
 ``type``              the topic
 ``cloudEvents:...``   headers: further attributes, and the key as ``cloudEvents:partitionkey``
 ``duly-time-ms``      when it was made; ``timestamp`` has the same in whole seconds
+``duly-due-ms``       when it is due, where it has a due time
 ====================  ===========================================================================
 
 What others publish needs an id and nothing else: ``message-id``, or ``cloudEvents:id``.
@@ -30,8 +31,10 @@ _SHORT = 255  # bytes of a property
 
 CHARGED, REPEATED = "duly-charged", "duly-repeated"
 ERROR, ATTEMPTS, DEAD_MS = "duly-error", "duly-attempts", "duly-dead-ms"
-_TIME_MS = "duly-time-ms"
+_TIME_MS, _DUE_MS = "duly-time-ms", "duly-due-ms"
 _DELIVERIES = "x-delivery-count"
+# What told the way of a message until it came here.
+_OF_THE_WAY = ("x-first-death-", "x-last-death-", "duly-wait-", "duly-to", "duly-if-unheard")
 
 
 class History(msgspec.Struct, frozen=True, gc=False):
@@ -48,6 +51,8 @@ def properties_of(message: Message[Any], history: History | None = None) -> dict
     headers: dict[str, Any] = {_TIME_MS: message.time_ms}
     for name, value in message.headers.items():
         headers[_PREFIX + name] = value
+    if message.due_ms is not None:
+        headers[_DUE_MS] = message.due_ms
     if message.key is not None:
         headers[f"{_PREFIX}partitionkey"] = message.key
     properties = {
@@ -72,7 +77,7 @@ def moved(
     headers = {
         name: value
         for name, value in (properties.get("application_headers") or {}).items()
-        if name not in (_DELIVERIES, "x-death") and not name.startswith("x-first-death-")
+        if name not in (_DELIVERIES, "x-death") and not name.startswith(_OF_THE_WAY)
     }
     headers |= {CHARGED: history.charged, REPEATED: history.repeated, **more}
     kept = {name: value for name, value in properties.items() if name != "delivery_mode"}
@@ -117,7 +122,11 @@ def message_in(topic: str, body: Any, properties: Mapping[str, Any]) -> Message[
     if attributes.get("type") == topic:
         del attributes["type"]
     raw = body if isinstance(body, bytes) else str(body).encode()
-    return Message(topic, source, id, raw, time_ms, key, check_headers(topic, id, attributes))
+    due_ms = headers.get(_DUE_MS)
+    if not isinstance(due_ms, int):
+        due_ms = None
+    checked = check_headers(topic, id, attributes)
+    return Message(topic, source, id, raw, time_ms, key, checked, due_ms)
 
 
 def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
