@@ -151,7 +151,8 @@ class Capabilities:
     - ``orders_by_key``: consumers may ask for order by key.
     - ``delays``: messages may have a due time.
     - ``replays``: a new subscription may begin with messages from before it was made. Where it
-      cannot, the broker is `Prepares`, and a message that no subscription takes is refused.
+      cannot, the broker is `Prepares`, and a message that no subscription takes is refused, unless
+      the topic `may_go_unheard`.
     - ``one_writer``: one transaction at a time; more processes do not speed that up.
     - ``redelivery_horizon_s``: the longest after its first delivery that a message can come
       again by itself; None: no bound.

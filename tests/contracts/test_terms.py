@@ -111,6 +111,16 @@ def test_what_drops_repeated_publishes():
     assert terms.drops_repeats is None
 
 
+def test_what_becomes_of_a_message_that_nobody_takes():
+    keeps_none = dataclasses.replace(QUEUE, replays=False)
+    for unheard, said in ((False, "is refused"), (True, "is stored nowhere")):
+        wanted = topic("at-least-once", may_go_unheard=unheard)
+        (terms,) = contract(topics=(wanted,), broker=keeps_none, store=None).topics
+        assert f"no subscription takes {said}" in " ".join(terms.limits)
+        (terms,) = contract(topics=(wanted,), broker=QUEUE, store=None).topics
+        assert "takes" not in " ".join(terms.limits)
+
+
 def test_the_inbox_says_what_it_does_with_what_is_older():
     made = contract(consumer(inbox_retention_s=7200), broker=QUEUE, store=OTHER_FILE)
     assert "more than 2 h after it took effect is dead-lettered, not run" in limits(made)

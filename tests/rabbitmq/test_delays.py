@@ -164,6 +164,21 @@ def test_nobody_need_listen_later_to_what_may_be_lost(rabbit_url: str):
         assert kinds(later(broker, 60.0, "21", topic=READINGS)[1]) == ["Published"]
 
 
+def test_nor_to_what_may_go_unheard(rabbit_url: str):
+    news: Topic[str] = Topic("news", str, guarantee="at-least-once", may_go_unheard=True)
+    with broker_at(rabbit_url) as broker:
+        lane = lane_of(broker)
+        broker.declare([news])
+        assert kinds(later(broker, 0.1, "unheard", topic=news)[1]) == ["Published"]
+        broker.prepare([news], "sub")
+        later(broker, 0.3, "unheard", topic=news)
+        with channel(rabbit_url) as operator:
+            operator.queue_delete(names(rabbit_url).queue("news", "sub"))
+        later(broker, 0.4, "heard")
+        assert bodies(awaited(lane)) == ["heard"]
+        assert is_in(rabbit_url, names(rabbit_url).unheard, 0)
+
+
 def test_what_nobody_takes_when_it_is_due_is_kept_and_holds_nothing_up(rabbit_url: str):
     """More of them than the server moves at once."""
     gone: Topic[str] = Topic("gone", str, guarantee="at-least-once")

@@ -114,9 +114,10 @@ def _topic_limits(setting: Setting, topic: Topic[Any]) -> Iterator[str]:
     if topic.versions is not None:
         yield from _versions(setting, topic.versions)
     if not setting.broker.replays and topic.promise is not Guarantee.AT_MOST_ONCE:
+        becomes = "stored nowhere (may_go_unheard)" if topic.may_go_unheard else "refused"
         yield (
-            "a message that no subscription takes is refused, and a new subscription begins with "
-            "what is published after it was made"
+            f"a message that no subscription takes is {becomes}, and a new subscription begins "
+            "with what is published after it was made"
         )
     if not setting.broker.delays:
         yield f"no delays: {setting.broker.name} delivers at once"

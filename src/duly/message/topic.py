@@ -43,6 +43,8 @@ class Topic(Generic[T]):
     - ``max_body_bytes``: a larger body is refused before it is sent.
     - ``retention_s``: how long a message is kept after every subscription is done with it.
     - ``identity_retention_s``: how long an exactly-once topic remembers ids, to drop repeats.
+    - ``may_go_unheard``: nobody need listen. A message that no subscription takes is published all
+      the same, where a broker keeps nothing for later ones and would refuse it otherwise.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Topic(Generic[T]):
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     retention_s: float = 0.0
     identity_retention_s: float = 7 * 86400.0
+    may_go_unheard: bool = False
     codec: Codec[T] = field(init=False, repr=False)
     promise: Guarantee = field(init=False, repr=False)
     versions: Versions[T] | None = field(init=False, repr=False, default=None)
@@ -71,6 +74,7 @@ class Topic(Generic[T]):
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         retention_s: float = 0.0,
         identity_retention_s: float = 7 * 86400.0,
+        may_go_unheard: bool = False,
     ) -> None: ...
     @overload
     def __init__(
@@ -84,6 +88,7 @@ class Topic(Generic[T]):
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         retention_s: float = 0.0,
         identity_retention_s: float = 7 * 86400.0,
+        may_go_unheard: bool = False,
     ) -> None: ...
     def __init__(
         self,
@@ -96,6 +101,7 @@ class Topic(Generic[T]):
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         retention_s: float = 0.0,
         identity_retention_s: float = 7 * 86400.0,
+        may_go_unheard: bool = False,
     ) -> None:
         check_name("topic", name)
         promise = guarantee_of(guarantee, f"topic {name!r}")
@@ -114,6 +120,10 @@ class Topic(Generic[T]):
             raise ConfigurationError(
                 f"topic {name!r}: key={key!r}; give a function of the payload, or publish(key=...)"
             )
+        if not isinstance(may_go_unheard, bool):
+            raise ConfigurationError(
+                f"topic {name!r}: may_go_unheard={may_go_unheard!r}; True or False"
+            )
         put = object.__setattr__
         put(self, "name", name)
         put(self, "type", type)
@@ -123,6 +133,7 @@ class Topic(Generic[T]):
         put(self, "max_body_bytes", max_body_bytes)
         put(self, "retention_s", retention_s)
         put(self, "identity_retention_s", identity_retention_s)
+        put(self, "may_go_unheard", may_go_unheard)
         put(self, "codec", codec_for(type))
         put(self, "promise", promise)
 

@@ -150,7 +150,7 @@ class RabbitMQBroker:
 
     def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
         """As `Broker.publish`. Of at-most-once topics nothing is confirmed; of others a message
-        that no queue takes is `PublishFailed`.
+        that no queue takes is `PublishFailed`, unless the topic `may_go_unheard`.
         """
         waits = [self._levels(message) for message in messages]
         no_way = self._make_delays(waits)
@@ -207,13 +207,15 @@ class RabbitMQBroker:
         return None
 
     def _sending(self, message: Message[Any], levels: Sequence[int]) -> Sending:
-        surely = self._topics[message.topic].promise is not Guarantee.AT_MOST_ONCE
+        topic = self._topics[message.topic]
+        surely = topic.promise is not Guarantee.AT_MOST_ONCE
+        heard = surely and not topic.may_go_unheard
         exchange, properties = self._names.topic(message.topic), properties_of(message)
         if levels:
-            properties["application_headers"] |= way(levels, exchange, keep=surely)
+            properties["application_headers"] |= way(levels, exchange, keep=heard)
             exchange = self._names.due(message.topic)
         return Sending(
-            content(message.body, properties), exchange, "", confirm=surely, mandatory=surely
+            content(message.body, properties), exchange, "", confirm=surely, mandatory=heard
         )
 
     def _outcome(self, message: Message[Any], sending: Sending) -> Outcome:
@@ -225,7 +227,7 @@ class RabbitMQBroker:
                 self._delays.forget()  # or the way to them is gone
                 return PublishFailed(
                     f"{where}: no subscription takes it, so it is stored nowhere. Start a consumer "
-                    "of the topic once, or declare the topic at-most-once if nobody need listen.",
+                    "of the topic once, or declare Topic(..., may_go_unheard=True).",
                     message_id=message.id,
                 )
             case State.GIVEN_UP | State.WAITING:

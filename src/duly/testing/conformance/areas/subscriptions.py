@@ -128,6 +128,11 @@ class Replays:
         backend.publish(topic, "a", "b")
         assert drain(backend.lane(topic)) == ["a", "b"]
 
+    def test_what_nobody_listened_to_is_kept_though_it_need_not_be(self, backend: Backend) -> None:
+        topic = backend.topic(may_go_unheard=True)
+        backend.publish(topic, "a", "b")
+        assert drain(backend.lane(topic)) == ["a", "b"]
+
     def test_or_after_the_newest(self, backend: Backend) -> None:
         topic = backend.topic()
         backend.publish(topic, "a", "b")
@@ -191,6 +196,13 @@ class NoReplays:
         topic = backend.topic(read_by=())
         [outcome] = backend.broker.publish([backend.message(topic, "unheard")])
         assert isinstance(outcome, PublishFailed)
+        lane = backend.lane(topic)
+        backend.publish(topic, "heard")
+        assert drain(lane) == ["heard"]
+
+    def test_unless_nobody_need_listen(self, backend: Backend) -> None:
+        topic = backend.topic(read_by=(), may_go_unheard=True)
+        backend.publish(topic, "unheard")
         lane = backend.lane(topic)
         backend.publish(topic, "heard")
         assert drain(lane) == ["heard"]
