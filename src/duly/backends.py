@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from duly.broker import Broker, Prepares
+from duly.broker import Broker, Prepares, SubscribeOptions
 from duly.consumer import Consumer
 from duly.errors import ConfigurationError
 from duly.message import Topic
@@ -110,7 +110,14 @@ class Backends:
             return
         for consumer in self._consumers():
             names = {topic.name for topic in consumer.topics}
-            broker.prepare([topic for topic in topics if topic.name in names], consumer.name)
+            options = SubscribeOptions(
+                consumer.guarantee,
+                order_by_key=consumer.options.order_by_key,
+                hold_key_on_dead=consumer.options.hold_key_on_dead,
+                start=consumer.options.start,
+            )
+            wanted = [topic for topic in topics if topic.name in names]
+            broker.prepare(wanted, consumer.name, options)
 
     def broker_for(self, topic: Topic[Any]) -> Broker:
         """The broker, ready for messages of this topic."""

@@ -121,6 +121,18 @@ def test_what_becomes_of_a_message_that_nobody_takes():
         assert "takes" not in " ".join(terms.limits)
 
 
+def test_what_is_handed_out_once_may_be_handled_at_most_once():
+    unconfirmed = dataclasses.replace(QUEUE, confirms_settlement=False, hands_out_once=True)
+    made = contract(
+        consumer("at-most-once", topic("at-most-once"), batch=20, lanes=2), broker=unconfirmed
+    )
+    terms = made.consumer("billing")
+    assert terms.provided_by == "taken out of a queue for good, before the handler starts"
+    assert (terms.crash_loses, terms.crash_repeats) == (40, 0)
+    assert "at risk in one crash: 40 messages" in limits(made)
+    assert "a restart of a queue loses what waits for it there" in limits(made)
+
+
 def test_the_inbox_says_what_it_does_with_what_is_older():
     made = contract(consumer(inbox_retention_s=7200), broker=QUEUE, store=OTHER_FILE)
     assert "more than 2 h after it took effect is dead-lettered, not run" in limits(made)

@@ -148,8 +148,8 @@ def test_what_is_due_later_is_refused_where_nobody_listens_now(rabbit_url: str):
         _, [outcome] = later(broker, 60.0, "a", topic=unheard)
         assert isinstance(outcome, PublishFailed)
         assert "no subscription takes it" in str(outcome)
-        broker.prepare([unheard], "first")
-        broker.prepare([unheard], "second")
+        broker.prepare([unheard], "first", OPTIONS)
+        broker.prepare([unheard], "second", OPTIONS)
         for queue in ("first", "second"):
             assert kinds(later(broker, 60.0, f"before {queue}", topic=unheard)[1]) == ["Published"]
             with channel(rabbit_url) as operator:
@@ -170,7 +170,7 @@ def test_nor_to_what_may_go_unheard(rabbit_url: str):
         lane = lane_of(broker)
         broker.declare([news])
         assert kinds(later(broker, 0.1, "unheard", topic=news)[1]) == ["Published"]
-        broker.prepare([news], "sub")
+        broker.prepare([news], "sub", OPTIONS)
         later(broker, 0.3, "unheard", topic=news)
         with channel(rabbit_url) as operator:
             operator.queue_delete(names(rabbit_url).queue("news", "sub"))
@@ -186,7 +186,7 @@ def test_what_nobody_takes_when_it_is_due_is_kept_and_holds_nothing_up(rabbit_ur
         lane = lane_of(broker)
         broker.declare([gone, READINGS])
         for topic in (gone, READINGS):
-            broker.prepare([topic], "sub")
+            broker.prepare([topic], "sub", OPTIONS)
             later(broker, 0.6, *(f"{topic.name} {n}" for n in range(100)), topic=topic)
         with channel(rabbit_url) as operator:
             for topic in (gone, READINGS):

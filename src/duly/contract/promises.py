@@ -182,6 +182,8 @@ def consumer_terms(setting: Setting, consumer: Consumer) -> ConsumerTerms:
 def _consuming(setting: Setting, consumer: Consumer, admission: Admission | None) -> str:
     match consumer.guarantee:
         case Guarantee.AT_MOST_ONCE:
+            if setting.broker.hands_out_once:
+                return f"taken out of {setting.broker.name} for good, before the handler starts"
             return f"settled in {setting.broker.name}, confirmed, before the handler starts"
         case Guarantee.AT_LEAST_ONCE:
             lease = duration(consumer.options.lease_s)
@@ -209,6 +211,8 @@ def _consumer_limits(
     setting: Setting, consumer: Consumer, admission: Admission | None
 ) -> Iterator[str]:
     yield _a_crash_costs(consumer)
+    if consumer.guarantee is Guarantee.AT_MOST_ONCE and setting.broker.hands_out_once:
+        yield f"a restart of {setting.broker.name} loses what waits for it there"
     if admission is not None:
         yield from _exactly_once_limits(setting, consumer, admission)
     yield from _handler_limits(setting, consumer)

@@ -128,7 +128,7 @@ def _of_consumer(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
             "pipeline=True is about the statements of a transaction, and it has none",
             "leave pipeline out",
         )
-    if consumer.guarantee is Guarantee.AT_MOST_ONCE and not setting.broker.confirms_settlement:
+    if consumer.guarantee is Guarantee.AT_MOST_ONCE and not setting.broker.settles_before_it_runs:
         yield Refusal(
             _named(consumer),
             f"{setting.broker.name} does not confirm that a message is settled and may deliver "

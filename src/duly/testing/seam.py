@@ -123,10 +123,12 @@ class WrappedBroker:
         """As `Broker.declare`."""
         self.inner.declare(topics)
 
-    def prepare(self, topics: Iterable[Topic[Any]], subscription: str) -> None:
+    def prepare(
+        self, topics: Iterable[Topic[Any]], subscription: str, options: SubscribeOptions
+    ) -> None:
         """As `Prepares.prepare`; a broker that keeps messages for later needs none."""
         if isinstance(self.inner, Prepares):
-            self.inner.prepare(topics, subscription)
+            self.inner.prepare(topics, subscription, options)
 
     def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
         """As `Broker.publish`."""

@@ -226,6 +226,12 @@ OTHERS = (
         DeliversAtOnce,
         ("OrderWithDelays::test_a_due_time_holds_nothing_but_itself_before_it_is_reached",),
     ),
+    Mistake(
+        Sound,
+        ("HandedOutOnce::test_what_was_claimed_never_comes_again",),
+        QUEUE,
+        says=("hands_out_once = false", "hands_out_once = true"),
+    ),
     Mistake(IgnoresOrder, ("NoOrder::test_order_by_key_is_refused",), QUEUE),
     Mistake(
         ForgetsWhatIsRepeated,

@@ -16,6 +16,7 @@ from duly.brokers.rabbitmq.delays import Delays, way
 from duly.brokers.rabbitmq.intake import Intake, Item
 from duly.brokers.rabbitmq.lane import Lane, Move
 from duly.brokers.rabbitmq.link import Connection, Link, content
+from duly.brokers.rabbitmq.once import OnceLane
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
 from duly.brokers.rabbitmq.topology import (
     Names,
@@ -67,6 +68,7 @@ class RabbitMQBroker:
         self._capabilities = Capabilities(
             name="RabbitMQ",
             confirms_settlement=False,
+            hands_out_once=True,
             identity_retention=False,
             orders_by_key=False,
             replays=False,
@@ -79,6 +81,7 @@ class RabbitMQBroker:
         self._topics: dict[str, Topic[Any]] = {}
         self._intakes: dict[tuple[str, tuple[str, ...]], Intake] = {}
         self._lanes: dict[int, Lane] = {}
+        self._once: set[OnceLane] = set()
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._closed = threading.Event()
@@ -126,7 +129,9 @@ class RabbitMQBroker:
                 "another name, or declare it as it is there."
             )
 
-    def prepare(self, topics: Iterable[Topic[Any]], subscription: str) -> None:
+    def prepare(
+        self, topics: Iterable[Topic[Any]], subscription: str, options: SubscribeOptions
+    ) -> None:
         """As `Prepares.prepare`."""
         for topic in topics:
             self._check_declared(topic)
@@ -136,6 +141,7 @@ class RabbitMQBroker:
                     names=self._names,
                     topic=topic.name,
                     subscription=subscription,
+                    once=options.guarantee is Guarantee.AT_MOST_ONCE,
                 )
             )
 
@@ -245,13 +251,15 @@ class RabbitMQBroker:
 
     def subscribe(
         self, topics: Sequence[Topic[Any]], subscription: str, options: SubscribeOptions
-    ) -> Lane:
+    ) -> Lane | OnceLane:
         """As `Broker.subscribe`; refuses order by key, and a start in the past."""
         self._check_options(subscription, options)
         for topic in topics:
             self._check_declared(topic)
         self._check_guarantee(subscription, options)
         names = tuple(sorted(topic.name for topic in topics))
+        if options.guarantee is Guarantee.AT_MOST_ONCE:
+            return self._subscribe_once(names, subscription)
         with self._lock:
             intake = self._intakes.get((subscription, names))
             if intake is None:
@@ -261,6 +269,12 @@ class RabbitMQBroker:
             lane = Lane(self, intake, options, next(self._numbers))
             self._lanes[lane.number] = lane
             return lane
+
+    def _subscribe_once(self, topics: Sequence[str], subscription: str) -> OnceLane:
+        lane = OnceLane(self, self._names, topics, subscription, self._once.discard)
+        self._call(lane.open)
+        self._once.add(lane)
+        return lane
 
     def _check_options(self, subscription: str, options: SubscribeOptions) -> None:
         if options.order_by_key:
@@ -368,10 +382,14 @@ class RabbitMQBroker:
         self._delays.forget()
         for intake in list(self._intakes.values()):
             intake.open(connection)
+        for lane in list(self._once):
+            lane.open(connection)
 
     def _down(self) -> None:
         for intake in list(self._intakes.values()):
             intake.lost()
+        for lane in list(self._once):
+            lane.lost()
 
     def _watching(self) -> None:
         """Look now and then for what nobody would notice: connections that hang, leases that are
@@ -418,6 +436,8 @@ class RabbitMQBroker:
         if not self._closed.is_set():
             for lane in list(self._lanes.values()):
                 lane.close()
+            for once in list(self._once):
+                once.close()
         self._closed.set()
         self.link.close()
         self._publisher.close()

@@ -146,7 +146,7 @@ class Intake:
             )
 
     def _deliver(self, topic: str, message: Any) -> None:
-        item = Item(topic, message.delivery_tag, _bytes(message), message.properties, alone=False)
+        item = Item(topic, message.delivery_tag, body_of(message), message.properties, alone=False)
         with self.changed:
             self._unsettled[item.tag] = False
             self.ready.append(item)
@@ -175,7 +175,7 @@ class Intake:
             message = self._channel.basic_get(self._names.alone(topic, self.subscription))
             if message is not None:
                 item = Item(
-                    topic, message.delivery_tag, _bytes(message), message.properties, alone=True
+                    topic, message.delivery_tag, body_of(message), message.properties, alone=True
                 )
                 with self.changed:
                     self._unsettled[item.tag] = False
@@ -283,6 +283,7 @@ def _unreadable(item: Item) -> str | None:
     return None
 
 
-def _bytes(message: Any) -> bytes:
+def body_of(message: Any) -> bytes:
+    """The body as it was sent, whatever the driver made of it."""
     body = message.body
     return body if isinstance(body, bytes) else str(body).encode()

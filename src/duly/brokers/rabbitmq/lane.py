@@ -41,6 +41,15 @@ class Surroundings(Protocol):
         ...
 
 
+class Origin(Protocol):
+    """Where an item came from."""
+
+    @property
+    def subscription(self) -> str:
+        """The subscription that it was delivered to."""
+        ...
+
+
 class Move:
     """An item to be published again, with another history: to the queue of its subscription, after
     a delay, to the suspects, or (with an error) to the dead letters.
@@ -50,7 +59,7 @@ class Move:
 
     def __init__(
         self,
-        intake: Intake,
+        intake: Origin,
         item: Item,
         history: History,
         *,

@@ -55,6 +55,21 @@ def publish(channel: Any, message: Any, exchange: str, key: str, *, mandatory: b
     channel.send_method(spec.Basic.Publish, "Bssbb", (0, exchange, key, mandatory, False), message)
 
 
+def fetch(channel: Any, queue: str, most: int, take: Callable[[Any], None]) -> None:
+    """Take up to so many messages off a queue for good; each is given to ``take`` as it comes."""
+    first = channel.basic_get(queue, no_ack=True)
+    if first is None:
+        return
+    take(first)
+    more = min(most - 1, first.delivery_info["message_count"])
+    for _ in range(more):
+        channel.send_method(spec.Basic.Get, "Bsb", (0, queue, True))
+    for _ in range(more):
+        told = channel.wait([spec.Basic.GetOk, spec.Basic.GetEmpty], returns_tuple=True)
+        if len(told) > 1:
+            take(told[-1])
+
+
 class Link:
     """``on_up`` is called with each new connection, ``on_down`` when it is lost, and
     ``on_unblocked`` when the server takes messages again, all on the link's thread; what ``on_up``

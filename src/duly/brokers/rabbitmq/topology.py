@@ -2,7 +2,8 @@
 
 ==============================  ================================================================
 ``duly/<topic>``                a fanout exchange: where a topic's messages are published
-``duly/<topic>/<consumer>``     a quorum queue bound to it: what one subscription has to do
+``duly/<topic>/<consumer>``     a quorum queue bound to it: what one subscription has to do; of one
+                                that is at-most-once, a transient classic one
 ``.../<consumer>/alone``        suspects: what somebody died with is worked one at a time
 ``.../<consumer>/dead``         dead letters
 ``duly/<topic>/_due``           an exchange: where its messages with a due time are published
@@ -163,17 +164,23 @@ def declare_exchange(
 
 
 def declare_subscription(
-    connection: Connection, names: Names, topic: str, subscription: str
+    connection: Connection, names: Names, topic: str, subscription: str, *, once: bool = False
 ) -> None:
-    """The queues of a subscription, bound to the topic. Raises `ConfigurationError`."""
+    """The queues of a subscription, bound to the topic. ``once``: of one that is at-most-once.
+    Raises `ConfigurationError`.
+    """
     main, dead = names.queue(topic, subscription), names.dead(topic, subscription)
-    alone = names.alone(topic, subscription)
     declare_queue(connection, dead, {"x-delivery-limit": _ALONE_LIMIT})
-    declare_queue(connection, alone, {"x-delivery-limit": _ALONE_LIMIT, **_to_queue(dead)})
-    declare_queue(connection, main, {"x-delivery-limit": _DELIVERY_LIMIT, **_to_queue(dead)})
+    queues = [main]
+    if once:
+        declare_queue(connection, main, {"x-queue-type": "classic"}, durable=False)
+    else:
+        queues.append(names.alone(topic, subscription))
+        declare_queue(connection, queues[1], {"x-delivery-limit": _ALONE_LIMIT, **_to_queue(dead)})
+        declare_queue(connection, main, {"x-delivery-limit": _DELIVERY_LIMIT, **_to_queue(dead)})
     channel = connection.channel()
     channel.queue_bind(main, names.topic(topic))
-    for queue in (main, alone):
+    for queue in queues:
         channel.queue_bind(queue, names.onward, arguments={TO: queue})
     channel.close()
     _declare_gate(connection, names, topic, subscription, main)
@@ -212,13 +219,17 @@ KEPT_UNTIL_TAKEN: Mapping[str, Any] = {
 }
 
 
-def declare_queue(connection: Connection, name: str, arguments: Mapping[str, Any]) -> None:
-    """A quorum queue. Raises `ConfigurationError` where it is there with other arguments."""
+def declare_queue(
+    connection: Connection, name: str, arguments: Mapping[str, Any], *, durable: bool = True
+) -> None:
+    """A quorum queue, or another that ``arguments`` say. Raises `ConfigurationError` where it is
+    there with others.
+    """
     channel = connection.channel()
     try:
         channel.queue_declare(
             name,
-            durable=True,
+            durable=durable,
             auto_delete=False,
             arguments={"x-queue-type": "quorum", **arguments},
         )

@@ -130,6 +130,7 @@ class Backend:
         guarantee: Any = "at-least-once",
         *,
         read_by: Sequence[str] = ("sub",),
+        read_as: Guarantee = Guarantee.AT_LEAST_ONCE,
         **more: Any,
     ) -> Topic[Any]:
         """A declared topic of text messages, and subscriptions that are given them from now on:
@@ -141,7 +142,7 @@ class Backend:
         self.broker.declare([topic])
         self.topics.append(topic)
         for subscription in () if self.can.replays else read_by:
-            self.preparing.prepare([topic], subscription)
+            self.preparing.prepare([topic], subscription, SubscribeOptions(read_as))
         return topic
 
     def message(self, topic: Topic[Any], body: str, **more: Any) -> Message[Any]:

@@ -44,6 +44,7 @@ from duly.testing.conformance.areas.mending import (
     NoMending,
 )
 from duly.testing.conformance.areas.observing import NoObserving, Observing, States
+from duly.testing.conformance.areas.once import HandedOutOnce
 from duly.testing.conformance.areas.order import NoOrder, Order, OrderWithDelays
 from duly.testing.conformance.areas.outbox import Outboxes
 from duly.testing.conformance.areas.positions import NoPositions, Positions
@@ -105,6 +106,7 @@ BY_CAPABILITY: dict[str, tuple[tuple[Area, ...], tuple[Area, ...]]] = {
     "orders_by_key": ((Order,), (NoOrder,)),
     "durable": ((Durable,), (Forgetful,)),
     "confirms_settlement": ((Confirmed,), (Unconfirmed, DoubtInTransactions)),
+    "hands_out_once": ((HandedOutOnce,), ()),
     "is_log": ((Positions,), (NoPositions,)),
     "inspection": ((Inside, States), (NoInside,)),
     "mending": ((Mending,), (NoMending,)),

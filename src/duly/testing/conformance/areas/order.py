@@ -284,6 +284,6 @@ class NoOrder:
         topic = backend.topic()
         with pytest.raises(ConfigurationError, match="order"):
             backend.lane(topic, order_by_key=True)
-        lane = backend.lane(topic, guarantee=Guarantee.AT_MOST_ONCE)
+        lane = backend.lane(topic, guarantee=Guarantee.EXACTLY_ONCE)
         backend.publish(topic, "a")
         assert drain(lane) == ["a"]

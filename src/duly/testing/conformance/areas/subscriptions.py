@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from duly.broker import Delivery, Subscription
+from duly.broker import Delivery, SubscribeOptions, Subscription
 from duly.errors import ConfigurationError, PublishFailed
 from duly.guarantees import Guarantee, Release, Retry
 from duly.message import Topic
@@ -217,14 +217,18 @@ class NoReplays:
     def test_it_can_be_made_before_it_is_worked(self, backend: Backend) -> None:
         topic = backend.topic(read_by=())
         for _ in range(2):
-            backend.preparing.prepare([topic], "sub")
+            backend.preparing.prepare([topic], "sub", SubscribeOptions(Guarantee.EXACTLY_ONCE))
         backend.publish(topic, "a")
         lane = backend.lane(topic, guarantee=Guarantee.EXACTLY_ONCE)
         assert drain(lane) == ["a"]
 
     def test_making_it_needs_a_declared_topic(self, backend: Backend) -> None:
+        nowhere, options = (
+            Topic("nowhere", str, guarantee="at-least-once"),
+            SubscribeOptions(Guarantee.AT_LEAST_ONCE),
+        )
         with pytest.raises(ConfigurationError, match="declare"):
-            backend.preparing.prepare([Topic("nowhere", str, guarantee="at-least-once")], "sub")
+            backend.preparing.prepare([nowhere], "sub", options)
 
     def test_a_time_in_the_past_is_refused(self, backend: Backend) -> None:
         topic = backend.topic()
