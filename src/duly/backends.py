@@ -140,7 +140,15 @@ class Backends:
         known = self._known.setdefault(topic.name, topic)
         if known is topic:
             return
-        for what in ("type", "guarantee", "partitions", "may_go_unheard", "versions"):
+        for what in (
+            "type",
+            "guarantee",
+            "partitions",
+            "may_go_unheard",
+            "dedup_by",
+            "without_identity",
+            "versions",
+        ):
             was, now = getattr(known, what), getattr(topic, what)
             if was != now:
                 raise ConfigurationError(

@@ -59,6 +59,11 @@ CASES: dict[str, tuple[Callable[[], Contract], str, str]] = {
         "does not confirm that a message is settled",
         "exactly-once with a store",
     ),
+    "exactly-once of what nothing names": (
+        lambda: contract(consumer("exactly-once", topic(without_identity="accept"))),
+        "cannot be known again when it is delivered a second time",
+        "Topic(..., dedup_by=...)",
+    ),
     "repeats that nobody drops, at-least-once": (
         lambda: contract(consumer("at-least-once"), broker=LOG, store=OTHER_FILE),
         "drops no repeated publishes, nor does consumer 'billing'",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -131,6 +132,19 @@ def test_what_is_handed_out_once_may_be_handled_at_most_once():
     assert (terms.crash_loses, terms.crash_repeats) == (40, 0)
     assert "at risk in one crash: 40 messages" in limits(made)
     assert "a restart of a queue loses what waits for it there" in limits(made)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dedup_by": "x-order"}, "known by its header 'x-order'"),
+        ({"dedup_by": lambda order: order["id"]}, "what dedup_by makes of its payload"),
+        ({"without_identity": "accept"}, "without identity is another event at each delivery"),
+    ],
+)
+def test_what_names_the_messages_of_other_programs(options: dict[str, Any], said: str):
+    (terms,) = contract(topics=(topic("at-least-once", **options),)).topics
+    assert said in " ".join(terms.limits)
 
 
 def test_the_inbox_says_what_it_does_with_what_is_older():

@@ -109,6 +109,10 @@ def _topic_limits(setting: Setting, topic: Topic[Any]) -> Iterator[str]:
             "repeats are known by (source, id): give publish an id of your own for what may be "
             "published again by another process"
         )
+    if topic.dedup_by is not None:
+        yield f"what other programs publish is known by {_naming(topic)}, not by the id they give"
+    if topic.without_identity == "accept":
+        yield "what other programs publish without identity is another event at each delivery"
     if topic.partitions:
         yield f"order by key: up to {plural(topic.partitions, 'key stream')} side by side"
     if topic.versions is not None:
@@ -121,6 +125,12 @@ def _topic_limits(setting: Setting, topic: Topic[Any]) -> Iterator[str]:
         )
     if not setting.broker.delays:
         yield f"no delays: {setting.broker.name} delivers at once"
+
+
+def _naming(topic: Topic[Any]) -> str:
+    if isinstance(topic.dedup_by, str):
+        return f"its header {topic.dedup_by!r}"
+    return "what dedup_by makes of its payload"
 
 
 def _versions(setting: Setting, versions: Versions[Any]) -> Iterator[str]:

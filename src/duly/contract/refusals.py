@@ -159,6 +159,15 @@ def _of_exactly_once(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
         )
     if setting.admission(consumer) is Admission.BY_INBOX:
         yield from _of_inbox(setting, consumer)
+    for topic in consumer.topics:
+        if topic.without_identity == "accept":
+            yield Refusal(
+                _named(consumer),
+                f'topic {topic.name!r} says without_identity="accept", and what has no identity '
+                "cannot be known again when it is delivered a second time",
+                "declare what names an event, Topic(..., dedup_by=...), and leave "
+                "without_identity out",
+            )
 
 
 def _of_inbox(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:

@@ -24,7 +24,15 @@ from duly.brokers.rabbitmq.topology import (
     declare_topic,
     record,
 )
-from duly.brokers.rabbitmq.wire import ATTEMPTS, DEAD_MS, ERROR, History, moved, properties_of
+from duly.brokers.rabbitmq.wire import (
+    ATTEMPTS,
+    DEAD_MS,
+    ERROR,
+    History,
+    moved,
+    named,
+    properties_of,
+)
 from duly.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -257,20 +265,21 @@ class RabbitMQBroker:
         for topic in topics:
             self._check_declared(topic)
         self._check_guarantee(subscription, options)
-        names = tuple(sorted(topic.name for topic in topics))
+        topics = sorted((self._topics[topic.name] for topic in topics), key=lambda each: each.name)
+        names = tuple(topic.name for topic in topics)
         if options.guarantee is Guarantee.AT_MOST_ONCE:
-            return self._subscribe_once(names, subscription)
+            return self._subscribe_once(topics, subscription)
         with self._lock:
             intake = self._intakes.get((subscription, names))
             if intake is None:
-                intake = Intake(self._names, names, subscription)
+                intake = Intake(self._names, topics, subscription)
                 self._call(intake.open)
                 self._intakes[subscription, names] = intake
             lane = Lane(self, intake, options, next(self._numbers))
             self._lanes[lane.number] = lane
             return lane
 
-    def _subscribe_once(self, topics: Sequence[str], subscription: str) -> OnceLane:
+    def _subscribe_once(self, topics: Sequence[Topic[Any]], subscription: str) -> OnceLane:
         lane = OnceLane(self, self._names, topics, subscription, self._once.discard)
         self._call(lane.open)
         self._once.add(lane)
@@ -319,7 +328,7 @@ class RabbitMQBroker:
             )
 
     def _sending_of(self, move: Move) -> Sending:
-        topic, subscription = move.item.topic, move.intake.subscription
+        topic, subscription = move.item.topic.name, move.intake.subscription
         target = self._names.queue(topic, subscription)
         more: Mapping[str, Any] = {}
         if move.error is not None:
@@ -336,8 +345,10 @@ class RabbitMQBroker:
             levels = self._delays.levels_for(move.delay_s)
             self._delays.make(levels, self.link)
             exchange, more = self._delays.entry, way(levels, target)
-        properties = moved(move.item.properties, move.history, more)
-        return Sending(content(move.item.body, properties), exchange, target)
+        item = move.item
+        more = {**named(item.properties, item.message), **more}
+        properties = moved(item.properties, move.history, more)
+        return Sending(content(item.body, properties), exchange, target)
 
     def leave(self, lane: Lane, generation: int, alone: Sequence[Item]) -> None:
         """As `Surroundings.leave`; the last lane gives back what was delivered to this process."""

@@ -21,7 +21,7 @@ from duly.brokers.rabbitmq.link import Connection
 from duly.brokers.rabbitmq.topology import Names, count, declare_subscription, declare_topic
 from duly.brokers.rabbitmq.wire import History, deliveries_in, history_in, message_in
 from duly.errors import InvalidMessage
-from duly.message import Message
+from duly.message import Message, Topic
 
 log = logging.getLogger("duly.rabbitmq")
 
@@ -45,7 +45,9 @@ class Item:
 
     __slots__ = ("alone", "body", "history", "message", "properties", "tag", "taken_back", "topic")
 
-    def __init__(self, topic: str, tag: int, body: bytes, properties: Any, *, alone: bool) -> None:
+    def __init__(
+        self, topic: Topic[Any], tag: int, body: bytes, properties: Any, *, alone: bool
+    ) -> None:
         self.topic = topic
         self.tag = tag
         self.body = body
@@ -86,7 +88,7 @@ class Intake:
     ``looks_alone`` says that there may be suspects in the queues of those.
     """
 
-    def __init__(self, names: Names, topics: Sequence[str], subscription: str) -> None:
+    def __init__(self, names: Names, topics: Sequence[Topic[Any]], subscription: str) -> None:
         self.number = next(_numbers)
         self.topics = topics
         self.subscription = subscription
@@ -107,7 +109,7 @@ class Intake:
     @property
     def queues(self) -> Sequence[str]:
         """The queues that are consumed."""
-        return [self._names.queue(topic, self.subscription) for topic in self.topics]
+        return [self._names.queue(topic.name, self.subscription) for topic in self.topics]
 
     # --- on the link's thread
 
@@ -115,8 +117,8 @@ class Intake:
         """Consume on a new channel; nothing that was delivered before counts any more."""
         self.lost()
         for topic in self.topics:
-            declare_topic(connection, self._names, topic)
-            declare_subscription(connection, self._names, topic, self.subscription)
+            declare_topic(connection, self._names, topic.name)
+            declare_subscription(connection, self._names, topic.name, self.subscription)
         self._channel = connection.channel()
         if self._wanted:
             self._consume()
@@ -145,7 +147,7 @@ class Intake:
                 on_cancel=self._cancelled,
             )
 
-    def _deliver(self, topic: str, message: Any) -> None:
+    def _deliver(self, topic: Topic[Any], message: Any) -> None:
         item = Item(topic, message.delivery_tag, body_of(message), message.properties, alone=False)
         with self.changed:
             self._unsettled[item.tag] = False
@@ -172,7 +174,7 @@ class Intake:
     def get_alone(self, _: Connection) -> Item | None:
         """The next suspect, now claimed; None: there is none."""
         for topic in self.topics:
-            message = self._channel.basic_get(self._names.alone(topic, self.subscription))
+            message = self._channel.basic_get(self._names.alone(topic.name, self.subscription))
             if message is not None:
                 item = Item(
                     topic, message.delivery_tag, body_of(message), message.properties, alone=True

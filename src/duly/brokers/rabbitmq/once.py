@@ -27,6 +27,7 @@ from duly.brokers.rabbitmq.topology import Names, declare_subscription, declare_
 from duly.brokers.rabbitmq.wire import History
 from duly.errors import BrokerError, BrokerUnavailable, InvalidMessage
 from duly.guarantees import Dead, Release, Retry, Settlement
+from duly.message import Topic
 
 log = logging.getLogger("duly.rabbitmq")
 
@@ -62,7 +63,7 @@ class OnceLane:
         self,
         broker: Surroundings,
         names: Names,
-        topics: Sequence[str],
+        topics: Sequence[Topic[Any]],
         subscription: str,
         closed: Callable[[OnceLane], None],
     ) -> None:
@@ -83,8 +84,8 @@ class OnceLane:
         """Fetch on a new channel. What was fetched before is still this lane's."""
         self._channel = None
         for topic in self._topics:
-            declare_topic(connection, self._names, topic)
-            declare_subscription(connection, self._names, topic, self.subscription, once=True)
+            declare_topic(connection, self._names, topic.name)
+            declare_subscription(connection, self._names, topic.name, self.subscription, once=True)
         self._channel = connection.channel()
 
     def lost(self) -> None:
@@ -101,11 +102,11 @@ class OnceLane:
         for topic in self._topics:
             left = most - len(self._ready)
             if left > 0:
-                queue = self._names.queue(topic, self.subscription)
+                queue = self._names.queue(topic.name, self.subscription)
                 # As each comes: what came before the connection is lost was taken.
                 fetch(self._channel, queue, left, self._keeper(topic))
 
-    def _keeper(self, topic: str) -> Callable[[Any], None]:
+    def _keeper(self, topic: Topic[Any]) -> Callable[[Any], None]:
         def keep(message: Any) -> None:
             self._ready.append(Item(topic, 0, body_of(message), message.properties, alone=False))
 
