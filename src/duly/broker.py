@@ -152,7 +152,10 @@ class Capabilities:
     - ``identity_retention``: repeated publishes on exactly-once topics are dropped.
     - ``retries_in_place``: a retried message holds up those behind it in its partition.
     - ``orders_by_key``: consumers may ask for order by key.
+    - ``holds_keys``: and also for a key to wait behind its dead letter.
     - ``delays``: messages may have a due time.
+    - ``delays_in_order``: also those of a topic with partitions: the later ones of their key wait
+      for them, where order by key is asked for.
     - ``replays``: a new subscription may begin with messages from before it was made. Where it
       cannot, the broker is `Prepares`, and a message that no subscription takes is refused, unless
       the topic `may_go_unheard`.
@@ -171,7 +174,9 @@ class Capabilities:
     identity_retention: bool = True
     retries_in_place: bool = False
     orders_by_key: bool = True
+    holds_keys: bool = True
     delays: bool = True
+    delays_in_order: bool = True
     replays: bool = True
     one_writer: bool = False
     redelivery_horizon_s: float | None = None

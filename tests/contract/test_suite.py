@@ -19,6 +19,7 @@ from duly.testing.conformance.areas.counted import Counted, Suppressed
 from duly.testing.conformance.areas.mending import (
     DurableMending,
     Mending,
+    MendingHeldKeys,
     MendingInOrder,
     NoMending,
 )
@@ -111,6 +112,7 @@ def test_every_test_of_what_people_see_and_ask_for_finds_a_mistake():
         Remembered,
         Forgotten,
         Mending,
+        MendingHeldKeys,
         MendingInOrder,
         DurableMending,
         NoMending,

@@ -13,7 +13,7 @@ from duly.store import StoreCapabilities
 
 SQL = Capabilities("SQL", database="file:1", one_writer=True)
 LOG = Capabilities("a log", is_log=True, identity_retention=False)
-QUEUE = Capabilities("a queue", identity_retention=False, orders_by_key=False)
+QUEUE = Capabilities("a queue", identity_retention=False, orders_by_key=False, holds_keys=False)
 IN_MEMORY = Capabilities("memory", database="memory:1", durable=False)
 
 SAME_FILE = StoreCapabilities("SQL", database="file:1", one_writer=True)

@@ -24,6 +24,7 @@ AT_LEAST = topic("at-least-once")
 ORDERED = topic("at-least-once", partitions=8)
 UNCONFIRMED = dataclasses.replace(SQL, confirms_settlement=False)
 HORIZON = dataclasses.replace(QUEUE, redelivery_horizon_s=14 * 86400.0)
+APART = dataclasses.replace(QUEUE, orders_by_key=True)
 SMALL = dataclasses.replace(SQL, max_message_bytes=262_144)
 
 CASES: dict[str, tuple[Callable[[], Contract], str, str]] = {
@@ -49,6 +50,15 @@ CASES: dict[str, tuple[Callable[[], Contract], str, str]] = {
         "settled before its handler runs",
         "at-least-once",
     ),
+    "a key held where dead letters are apart": (
+        lambda: contract(
+            consumer("at-least-once", ORDERED, order_by_key=True, hold_key_on_dead=True),
+            broker=APART,
+            store=None,
+        ),
+        "keeps dead letters apart",
+        "leave it out",
+    ),
     "partitions where there is no order": (
         lambda: contract(topics=(ORDERED,), broker=QUEUE, store=None),
         "partitions=8",
@@ -58,6 +68,17 @@ CASES: dict[str, tuple[Callable[[], Contract], str, str]] = {
         lambda: contract(consumer("at-most-once"), broker=UNCONFIRMED),
         "does not confirm that a message is settled",
         "exactly-once with a store",
+    ),
+    "order of what nothing names": (
+        lambda: contract(
+            consumer(
+                "at-least-once",
+                topic("at-least-once", partitions=8, without_identity="accept"),
+                order_by_key=True,
+            )
+        ),
+        "what nothing names cannot be told from others of its key",
+        "dedup_by=",
     ),
     "exactly-once of what nothing names": (
         lambda: contract(consumer("exactly-once", topic(without_identity="accept"))),

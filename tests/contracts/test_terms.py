@@ -147,6 +147,14 @@ def test_what_names_the_messages_of_other_programs(options: dict[str, Any], said
     assert said in " ".join(terms.limits)
 
 
+def test_what_cannot_wait_in_order_is_said():
+    unordered = dataclasses.replace(SQL, delays_in_order=False)
+    for partitions, said in ((0, False), (8, True)):
+        wanted = topic("at-least-once", partitions=partitions)
+        (terms,) = contract(topics=(wanted,), broker=unordered).topics
+        assert ("no delays" in " ".join(terms.limits)) == said
+
+
 def test_the_inbox_says_what_it_does_with_what_is_older():
     made = contract(consumer(inbox_retention_s=7200), broker=QUEUE, store=OTHER_FILE)
     assert "more than 2 h after it took effect is dead-lettered, not run" in limits(made)

@@ -16,7 +16,6 @@ from duly.guarantees import Dead, Done, Guarantee, Retry
 from duly.message import Topic
 from tests.rabbitmq.work import (
     A_LOT,
-    OPTIONS,
     ORDERS,
     awaited,
     bodies,
@@ -181,7 +180,7 @@ def test_the_death_of_a_process_is_charged_to_who_was_alone(rabbit_url: str):
     for _ in range(4):
         dying = RabbitMQBroker(rabbit_url)
         dying.declare([ORDERS])
-        lane = dying.subscribe([ORDERS], "sub", OPTIONS)
+        lane = lane_of(dying)
         got = awaited(lane)
         if bodies(got) == ["mate"]:
             assert got[0].attempt == 1, "it was not alone when others died"

@@ -125,6 +125,8 @@ def _topic_limits(setting: Setting, topic: Topic[Any]) -> Iterator[str]:
         )
     if not setting.broker.delays:
         yield f"no delays: {setting.broker.name} delivers at once"
+    elif topic.partitions and not setting.broker.delays_in_order:
+        yield f"no delays: {setting.broker.name} has none in order by key"
 
 
 def _naming(topic: Topic[Any]) -> str:

@@ -203,7 +203,22 @@ def _of_order(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
             "declare it at-least-once, which holds the key until the handler returned, or leave "
             "order_by_key out",
         )
+    if consumer.options.hold_key_on_dead and not setting.broker.holds_keys:
+        yield Refusal(
+            _named(consumer),
+            f"hold_key_on_dead=True, and {setting.broker.name} keeps dead letters apart from what "
+            "waits behind them",
+            "leave it out, so that a key goes on behind its dead letter, or use a broker that "
+            "holds keys (sqlite:///...)",
+        )
     for topic in consumer.topics:
+        if topic.without_identity == "accept":
+            yield Refusal(
+                _named(consumer),
+                f'order_by_key=True, and topic {topic.name!r} says without_identity="accept": what '
+                "nothing names cannot be told from others of its key",
+                "leave one of them out, or declare Topic(..., dedup_by=...)",
+            )
         if topic.partitions == 0:
             yield Refusal(
                 _named(consumer),

@@ -22,7 +22,14 @@ from duly.message.limits import (
     is_number,
     is_whole,
 )
-from duly.message.message import NO_HEADERS, Message, body_hashes, due_ms, now_ms
+from duly.message.message import (
+    NO_HEADERS,
+    Message,
+    body_hashes,
+    due_ms,
+    now_ms,
+    partition_of,
+)
 from duly.message.topic import Topic, checked_topic
 
 __all__ = [
@@ -46,4 +53,5 @@ __all__ = [
     "is_number",
     "is_whole",
     "now_ms",
+    "partition_of",
 ]

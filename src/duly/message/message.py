@@ -6,6 +6,7 @@ import hashlib
 import math
 import struct
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -102,6 +103,15 @@ def body_hashes(bodies: Sequence[bytes]) -> Sequence[int]:
     blake2b = hashlib.blake2b
     joined = b"".join([blake2b(body, digest_size=8).digest() for body in bodies])
     return struct.unpack(f"<{len(bodies)}q", joined)
+
+
+def partition_of(message: Message[Any], partitions: int) -> int:
+    """In which of so many partitions a message belongs: that of its key, or of its id where it
+    has none. On every broker that divides a topic by itself, so that other programs can tell too.
+    """
+    # crc32 because it is the same in every process and version, which hash() is not.
+    name = message.id if message.key is None else message.key
+    return zlib.crc32(name.encode()) % partitions
 
 
 def now_ms() -> int:

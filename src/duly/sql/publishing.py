@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from zlib import crc32
 
 import msgspec
 
 from duly.broker import Outcome, Published, RepeatDropped
 from duly.errors import IdentityConflict, PublishFailed
-from duly.message import Message
+from duly.message import Message, partition_of
 from duly.sql.ranges import at
 from duly.sql.steps import Ask, Many, Steps
 
@@ -101,9 +100,7 @@ def _take_positions(topic: TopicRecord, messages: Messages) -> Steps[Sequence[in
 
 def stream_for(topic: TopicRecord, message: Message[object]) -> int:
     """The stream of the message's key, or of its id where it has none."""
-    # crc32 because it is the same in every process and version, which hash() is not.
-    key = message.id if message.key is None else message.key
-    return topic.streams[crc32(key.encode()) % len(topic.streams)]
+    return topic.streams[partition_of(message, len(topic.streams))]
 
 
 def _next_positions(stream: int, messages: Messages) -> Steps[range]:

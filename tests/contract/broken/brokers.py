@@ -347,6 +347,12 @@ class IgnoresOrder(Broken):
         return self.inner.subscribe(topics, subscription, with_fields(options, order_by_key=False))
 
 
+class LetsKeysGoOn(Broken):
+    def subscribe(self, topics: Any, subscription: str, options: Any) -> Any:
+        options = with_fields(options, hold_key_on_dead=False)
+        return self.inner.subscribe(topics, subscription, options)
+
+
 class IgnoresTheStart(Broken):
     def subscribe(self, topics: Any, subscription: str, options: Any) -> Any:
         return self.inner.subscribe(topics, subscription, with_fields(options, start="earliest"))
@@ -359,7 +365,7 @@ class TakesWhatNobodyReads(Broken):
     def capabilities(self) -> Any:
         return with_fields(self.inner.capabilities, replays=False)
 
-    def prepare(self, topics: Any, subscription: str) -> None:
+    def prepare(self, topics: Any, subscription: str, *, order_by_key: bool = False) -> None:
         """Somebody else's work."""
 
 

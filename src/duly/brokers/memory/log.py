@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-from zlib import crc32
 
 from duly.broker import (
     Capabilities,
@@ -27,7 +26,7 @@ from duly.brokers.memory.schedules import Reached
 from duly.errors import BrokerUnavailable, ConfigurationError
 from duly.guarantees import Settlement
 from duly.inspection import DeadLetter, Incident, Selection, SubscriptionState
-from duly.message import Message, Topic, now_ms
+from duly.message import Message, Topic, now_ms, partition_of
 
 _numbers = itertools.count(1)
 
@@ -119,9 +118,7 @@ class MemoryLog:
         if refusal is not None:
             return refusal
         partitions = self._partitions[message.topic]
-        # crc32 because it is the same in every process and version, which hash() is not.
-        place = crc32((message.id if message.key is None else message.key).encode())
-        partitions[place % len(partitions)].append(message, self.wall_ms())
+        partitions[partition_of(message, len(partitions))].append(message, self.wall_ms())
         return Published(message.id)
 
     # --- subscribing

@@ -31,6 +31,7 @@ class MemoryQueue:
             confirms_settlement=False,
             identity_retention=False,
             orders_by_key=False,
+            holds_keys=False,
         )
         self.claims = Claims(self._capabilities, clock, wall_ms)
         self._schedules = Reached(self.publish, self.claims.registry.refusal)

@@ -10,13 +10,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from duly.broker import Capabilities, Outcome, Published, SubscribeOptions
+from duly.broker import Capabilities, Outcome, SubscribeOptions
 from duly.brokers.rabbitmq.address import Address, address_of
 from duly.brokers.rabbitmq.delays import Delays, way
+from duly.brokers.rabbitmq.fixed import check_order
 from duly.brokers.rabbitmq.intake import Intake, Item
 from duly.brokers.rabbitmq.lane import Lane, Move
 from duly.brokers.rabbitmq.link import Connection, Link, content
 from duly.brokers.rabbitmq.once import OnceLane
+from duly.brokers.rabbitmq.ordered import OrderedIntake
+from duly.brokers.rabbitmq.ordered_lane import OrderedLane
+from duly.brokers.rabbitmq.outgoing import MAX_MESSAGE_BYTES, Outgoing
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
 from duly.brokers.rabbitmq.topology import (
     Names,
@@ -31,23 +35,17 @@ from duly.brokers.rabbitmq.wire import (
     History,
     moved,
     named,
-    properties_of,
 )
 from duly.errors import (
     BrokerError,
     BrokerUnavailable,
     ConfigurationError,
-    MessageTooLarge,
-    PublishFailed,
-    PublishUnknown,
 )
 from duly.guarantees import Guarantee
 from duly.message import Message, Topic, now_ms
 
 log = logging.getLogger("duly.rabbitmq")
 
-# What a server takes unless it is configured otherwise.
-MAX_MESSAGE_BYTES = 128 * 1024 * 1024
 _MAX_ERROR_CHARS = 4000
 _WATCH_S = 1.0
 _ASK_S = 10.0
@@ -78,23 +76,26 @@ class RabbitMQBroker:
             confirms_settlement=False,
             hands_out_once=True,
             identity_retention=False,
-            orders_by_key=False,
+            holds_keys=False,
+            delays_in_order=False,
             replays=False,
             max_message_bytes=MAX_MESSAGE_BYTES,
         )
         self.clock = clock
-        self._wall_ms = wall_ms
         self._names = Names(address.namespace)
         self._delays = delays(self._names)
         self._topics: dict[str, Topic[Any]] = {}
-        self._intakes: dict[tuple[str, tuple[str, ...]], Intake] = {}
-        self._lanes: dict[int, Lane] = {}
+        self._intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake] = {}
+        self._lanes: dict[int, Lane | OrderedLane] = {}
         self._once: set[OnceLane] = set()
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._closed = threading.Event()
         self._publisher = Publisher(address, deadline_s)
         self.link = Link(address, "consumers", self._up, self._down)
+        self._outgoing = Outgoing(
+            self._names, self._topics, self._publisher, self._delays, self.link, wall_ms
+        )
         try:
             self.link.start()
             self._publisher.link.start()
@@ -119,39 +120,60 @@ class RabbitMQBroker:
         for topic in topics:
             self._check_fixed(topic)
         for topic in topics:
-            self._call(partial(declare_topic, names=self._names, topic=topic.name))
+            self._call(
+                partial(
+                    declare_topic,
+                    names=self._names,
+                    topic=topic.name,
+                    partitions=topic.partitions,
+                )
+            )
         self._topics.update((topic.name, topic) for topic in topics)
 
     def _check_fixed(self, topic: Topic[Any]) -> None:
-        if topic.partitions:
-            raise ConfigurationError(
-                f"topic {topic.name!r}: partitions={topic.partitions}, and RabbitMQ keeps no order "
-                "by key here: declare it without partitions, or use a broker that does"
-            )
-        text = f"guarantee {topic.guarantee}"
-        name = self._names.record("topic", topic.name)
-        found = self._call(lambda connection: record(connection, name, text))
-        if found != text:
-            raise ConfigurationError(
-                f"topic {topic.name!r} is there with {found}, and declared with {text}. Give it "
-                "another name, or declare it as it is there."
-            )
+        fixed = {
+            "topic": f"guarantee {topic.guarantee}",
+            "partitions": f"partitions={topic.partitions}",
+        }
+        for kind, text in fixed.items():
+            found = self._recorded(kind, topic.name, text)
+            if found != text:
+                raise ConfigurationError(
+                    f"topic {topic.name!r} is there with {found}, and declared with {text}. Give "
+                    "it another name, or declare it as it is there."
+                )
+
+    def _recorded(self, kind: str, of: str, text: str) -> str:
+        """What is recorded: this, unless there was something before."""
+        name = self._names.record(kind, of)
+        found: str = self._call(lambda connection: record(connection, name, text))
+        return found
 
     def prepare(
         self, topics: Iterable[Topic[Any]], subscription: str, options: SubscribeOptions
     ) -> None:
         """As `Prepares.prepare`."""
+        topics = list(topics)
+        self._check_order(topics, subscription, options.order_by_key)
         for topic in topics:
-            self._check_declared(topic)
+            partitions = topic.partitions if options.order_by_key else 0
             self._call(
                 partial(
                     declare_subscription,
                     names=self._names,
                     topic=topic.name,
                     subscription=subscription,
+                    partitions=partitions,
                     once=options.guarantee is Guarantee.AT_MOST_ONCE,
                 )
             )
+
+    def _check_order(
+        self, topics: Sequence[Topic[Any]], subscription: str, order_by_key: bool
+    ) -> None:
+        for topic in topics:
+            self._check_declared(topic)
+        check_order(self._recorded, topics, subscription, order_by_key=order_by_key)
 
     def _check_declared(self, topic: Topic[Any]) -> None:
         if topic.name not in self._topics:
@@ -166,130 +188,61 @@ class RabbitMQBroker:
         """As `Broker.publish`. Of at-most-once topics nothing is confirmed; of others a message
         that no queue takes is `PublishFailed`, unless the topic `may_go_unheard`.
         """
-        waits = [self._levels(message) for message in messages]
-        no_way = self._make_delays(waits)
-        ready = [
-            self._ready(message, levels, no_way if levels else None)
-            for message, levels in zip(messages, waits, strict=True)
-        ]
-        sendings = [each for each in ready if isinstance(each, Sending)]
-        if sendings and self._closed.is_set():
+        if messages and self._closed.is_set():
             raise BrokerUnavailable("RabbitMQ was closed; nothing was sent")
-        self._publisher.send(sendings)
-        return [
-            self._outcome(message, each) if isinstance(each, Sending) else each
-            for message, each in zip(messages, ready, strict=True)
-        ]
-
-    def _levels(self, message: Message[Any]) -> Sequence[int]:
-        """Where a message waits until it is due; nowhere, if it is."""
-        wait_ms = 0 if message.due_ms is None else message.due_ms - self._wall_ms()
-        return self._delays.levels_for(wait_ms / 1000, exactly=True) if wait_ms > 0 else ()
-
-    def _make_delays(self, waits: Sequence[Sequence[int]]) -> BrokerError | None:
-        """Make what messages with a due time need; why that cannot be done."""
-        if levels := set().union(*waits):
-            try:
-                self._delays.make(levels, self.link)
-            except BrokerError as error:
-                return error
-        return None
-
-    def _ready(
-        self, message: Message[Any], levels: Sequence[int], no_way: BrokerError | None
-    ) -> Sending | PublishFailed:
-        """A message as it is sent, or why it is not."""
-        if (refusal := self._refusal(message)) is not None:
-            return refusal
-        if no_way is not None:
-            return PublishFailed(
-                f"topic {message.topic!r}, message {message.id!r}: not sent, {no_way}",
-                message_id=message.id,
-            )
-        return self._sending(message, levels)
-
-    def _refusal(self, message: Message[Any]) -> PublishFailed | None:
-        where = f"topic {message.topic!r}, message {message.id!r}"
-        if message.topic not in self._topics:
-            return PublishFailed(f"{where}: not declared here", message_id=message.id)
-        if message.size > MAX_MESSAGE_BYTES:
-            return MessageTooLarge(
-                f"{where}: the body has {message.size:,} bytes, RabbitMQ carries at most "
-                f"{MAX_MESSAGE_BYTES:,}. Nothing was sent.",
-                message_id=message.id,
-            )
-        return None
-
-    def _sending(self, message: Message[Any], levels: Sequence[int]) -> Sending:
-        topic = self._topics[message.topic]
-        surely = topic.promise is not Guarantee.AT_MOST_ONCE
-        heard = surely and not topic.may_go_unheard
-        exchange, properties = self._names.topic(message.topic), properties_of(message)
-        if levels:
-            properties["application_headers"] |= way(levels, exchange, keep=heard)
-            exchange = self._names.due(message.topic)
-        return Sending(
-            content(message.body, properties), exchange, "", confirm=surely, mandatory=heard
-        )
-
-    def _outcome(self, message: Message[Any], sending: Sending) -> Outcome:
-        where = f"topic {message.topic!r}, message {message.id!r}"
-        match sending.state:
-            case State.CONFIRMED:
-                return Published(message.id)
-            case State.UNROUTABLE:
-                self._delays.forget()  # or the way to them is gone
-                return PublishFailed(
-                    f"{where}: no subscription takes it, so it is stored nowhere. Start a consumer "
-                    "of the topic once, or declare Topic(..., may_go_unheard=True).",
-                    message_id=message.id,
-                )
-            case State.GIVEN_UP | State.WAITING:
-                return PublishFailed(
-                    f"{where}: not sent, {self._publisher.why_not}", message_id=message.id
-                )
-            case _:
-                return PublishUnknown(
-                    f"{where}: sent, and not confirmed: {self._publisher.why_not}. Publish it "
-                    "again under its id.",
-                    message_id=message.id,
-                )
+        return self._outgoing.publish(messages)
 
     # --- subscribing
 
     def subscribe(
         self, topics: Sequence[Topic[Any]], subscription: str, options: SubscribeOptions
-    ) -> Lane | OnceLane:
-        """As `Broker.subscribe`; refuses order by key, and a start in the past."""
+    ) -> Lane | OrderedLane | OnceLane:
+        """As `Broker.subscribe`; refuses a start in the past, and a key that is held by a dead
+        letter.
+        """
         self._check_options(subscription, options)
-        for topic in topics:
-            self._check_declared(topic)
+        self._check_order(topics, subscription, options.order_by_key)
         self._check_guarantee(subscription, options)
-        topics = sorted((self._topics[topic.name] for topic in topics), key=lambda each: each.name)
-        names = tuple(topic.name for topic in topics)
         if options.guarantee is Guarantee.AT_MOST_ONCE:
             return self._subscribe_once(topics, subscription)
         with self._lock:
-            intake = self._intakes.get((subscription, names))
-            if intake is None:
-                intake = Intake(self._names, topics, subscription)
-                self._call(intake.open)
-                self._intakes[subscription, names] = intake
-            lane = Lane(self, intake, options, next(self._numbers))
+            intake = self._intake_of(topics, subscription, options.order_by_key)
+            lane: Lane | OrderedLane
+            if isinstance(intake, OrderedIntake):
+                lane = OrderedLane(self, intake, options, next(self._numbers))
+            else:
+                lane = Lane(self, intake, options, next(self._numbers))
             self._lanes[lane.number] = lane
             return lane
 
     def _subscribe_once(self, topics: Sequence[Topic[Any]], subscription: str) -> OnceLane:
-        lane = OnceLane(self, self._names, topics, subscription, self._once.discard)
+        there = [self._topics[topic.name] for topic in topics]
+        lane = OnceLane(self, self._names, there, subscription, self._once.discard)
         self._call(lane.open)
         self._once.add(lane)
         return lane
 
+    def _intake_of(
+        self, topics: Sequence[Topic[Any]], subscription: str, ordered: bool
+    ) -> Intake | OrderedIntake:
+        names = tuple(sorted(topic.name for topic in topics))
+        intake = self._intakes.get((subscription, names))
+        if intake is None:
+            there = [self._topics[name] for name in names]
+            if ordered:
+                intake = OrderedIntake(self._names, there, subscription, self.clock)
+            else:
+                intake = Intake(self._names, there, subscription)
+            self._call(intake.open)
+            self._intakes[subscription, names] = intake
+        return intake
+
     def _check_options(self, subscription: str, options: SubscribeOptions) -> None:
-        if options.order_by_key:
+        if options.hold_key_on_dead:
             raise ConfigurationError(
-                f"subscription {subscription!r} asks for order by key, and RabbitMQ has none: "
-                "declare order_by_key=False, or use a broker that orders by key"
+                f"subscription {subscription!r} asks for hold_key_on_dead=True, and RabbitMQ keeps "
+                "dead letters apart from what waits behind them: leave it out, or use a broker "
+                "that holds keys"
             )
         if not isinstance(options.start, str):
             raise ConfigurationError(
@@ -298,9 +251,8 @@ class RabbitMQBroker:
             )
 
     def _check_guarantee(self, subscription: str, options: SubscribeOptions) -> None:
-        name = self._names.record("subscription", subscription)
         wanted = str(options.guarantee)
-        found = self._call(lambda connection: record(connection, name, wanted))
+        found = self._recorded("subscription", subscription, wanted)
         if found != wanted:
             raise ConfigurationError(
                 f"subscription {subscription!r} is recorded as {found!r}, and this consumer "
@@ -316,14 +268,20 @@ class RabbitMQBroker:
 
     def move(self, moves: Sequence[Move]) -> None:
         """As `Surroundings.move`."""
-        sendings = [self._sending_of(move) for move in moves]
+        self._send([self._sending_of(move) for move in moves])
+
+    def keep(self, notes: Sequence[tuple[str, bytes]]) -> None:
+        """As `Writing.keep`."""
+        self._send([Sending(content(body, {}), "", queue) for queue, body in notes])
+
+    def _send(self, sendings: Sequence[Sending]) -> None:
         self._publisher.send(sendings)
         failed = [sending for sending in sendings if sending.state is not State.CONFIRMED]
         if failed:
             if failed[0].state is State.UNROUTABLE:
                 self._delays.forget()
             raise BrokerError(
-                f"{len(failed)} of {len(moves)} messages could not be moved: the first, to "
+                f"{len(failed)} of {len(sendings)} messages could not be moved: the first, to "
                 f"{failed[0].key!r}, was {failed[0].state.value}"
             )
 
@@ -353,11 +311,7 @@ class RabbitMQBroker:
     def leave(self, lane: Lane, generation: int, alone: Sequence[Item]) -> None:
         """As `Surroundings.leave`; the last lane gives back what was delivered to this process."""
         intake = lane.intake
-        with self._lock:
-            self._lanes.pop(lane.number, None)
-            last = not any(other.intake is intake for other in self._lanes.values())
-            if last:
-                self._intakes = {k: each for k, each in self._intakes.items() if each is not intake}
+        last = self.retire(lane)
         if not self.link.is_up:
             return  # the server has taken all of it back
         try:
@@ -369,6 +323,16 @@ class RabbitMQBroker:
         except BrokerError as error:
             # Then the server does it, when the connection is gone.
             log.warning("subscription %r: not given back in order: %s", intake.subscription, error)
+
+    def retire(self, lane: Lane | OrderedLane) -> bool:
+        """This lane is closed; whether it was the last of its intake."""
+        intake = lane.intake
+        with self._lock:
+            self._lanes.pop(lane.number, None)
+            last = not any(other.intake is intake for other in self._lanes.values())
+            if last:
+                self._intakes = {k: each for k, each in self._intakes.items() if each is not intake}
+            return last
 
     def _give_back(
         self, intake: Intake, generation: int, alone: Sequence[Item], *, everything: bool
@@ -391,6 +355,8 @@ class RabbitMQBroker:
 
     def _up(self, connection: Connection) -> None:
         self._delays.forget()
+        for topic in list(self._topics.values()):
+            declare_topic(connection, self._names, topic.name, topic.partitions)
         for intake in list(self._intakes.values()):
             intake.open(connection)
         for lane in list(self._once):
@@ -413,6 +379,8 @@ class RabbitMQBroker:
             try:
                 if self.clock is time.monotonic:
                     self._reap()
+                for intake in self._ordered():
+                    intake.hand_over(self)
                 if time.monotonic() > asked + _ASK_S:
                     asked = time.monotonic()
                     self.look()
@@ -435,6 +403,11 @@ class RabbitMQBroker:
                     intake.subscription,
                 )
                 self._call(intake.open)
+        for ordered in self._ordered():
+            ordered.balance(self)
+
+    def _ordered(self) -> Sequence[OrderedIntake]:
+        return [each for each in list(self._intakes.values()) if isinstance(each, OrderedIntake)]
 
     def abandon(self) -> None:
         """End the connections without a word, as the death of the process does."""

@@ -18,7 +18,8 @@ from typing import Any
 import msgspec
 
 from duly.brokers.rabbitmq.link import Connection
-from duly.brokers.rabbitmq.topology import Names, count, declare_subscription, declare_topic
+from duly.brokers.rabbitmq.tags import Tags, acknowledge
+from duly.brokers.rabbitmq.topology import Names, count, declare_subscription
 from duly.brokers.rabbitmq.wire import History, deliveries_in, history_in, message_in
 from duly.errors import InvalidMessage
 from duly.message import Message, Topic
@@ -79,7 +80,8 @@ class Held:
         self.until = until
 
 
-_numbers = itertools.count(1)
+numbers = itertools.count(1)
+"""What receipts name an intake by."""
 
 
 class Intake:
@@ -89,7 +91,7 @@ class Intake:
     """
 
     def __init__(self, names: Names, topics: Sequence[Topic[Any]], subscription: str) -> None:
-        self.number = next(_numbers)
+        self.number = next(numbers)
         self.topics = topics
         self.subscription = subscription
         self.changed = threading.Condition()
@@ -103,8 +105,7 @@ class Intake:
         self._prefetch = 0
         self._wanted = 0
         self._mean_bytes = 0.0
-        # In the order delivered; True: settled, and the server is not told yet.
-        self._unsettled: dict[int, bool] = {}
+        self._tags = Tags()
 
     @property
     def queues(self) -> Sequence[str]:
@@ -117,7 +118,6 @@ class Intake:
         """Consume on a new channel; nothing that was delivered before counts any more."""
         self.lost()
         for topic in self.topics:
-            declare_topic(connection, self._names, topic.name)
             declare_subscription(connection, self._names, topic.name, self.subscription)
         self._channel = connection.channel()
         if self._wanted:
@@ -131,7 +131,7 @@ class Intake:
             self.generation += 1
             self.ready.clear()
             self.held.clear()
-            self._unsettled.clear()
+            self._tags.clear()
             self.looks_alone = True
             self.changed.notify_all()
 
@@ -150,7 +150,7 @@ class Intake:
     def _deliver(self, topic: Topic[Any], message: Any) -> None:
         item = Item(topic, message.delivery_tag, body_of(message), message.properties, alone=False)
         with self.changed:
-            self._unsettled[item.tag] = False
+            self._tags.add(item.tag)
             self.ready.append(item)
             self._mean_bytes += (len(item.body) - self._mean_bytes) / 100
             if len(self.ready) == 1:
@@ -180,7 +180,7 @@ class Intake:
                     topic, message.delivery_tag, body_of(message), message.properties, alone=True
                 )
                 with self.changed:
-                    self._unsettled[item.tag] = False
+                    self._tags.add(item.tag)
                 return item
         return None
 
@@ -199,23 +199,12 @@ class Intake:
         return len(told) == len(self.topics) and all(consumers for _, consumers in told.values())
 
     def acknowledge(self, generation: int, tags: Iterable[int]) -> bool:
-        """Tell the server what is settled; False: the channel is gone, and with it the claims.
-
-        One acknowledgement stands for all up to a tag where all of those are settled.
-        """
+        """Tell the server what is settled; False: the channel is gone, and with it the claims."""
         with self.changed:
             if generation != self.generation or self._channel is None:
                 return False
-            for tag in tags:
-                self._unsettled[tag] = True
-            prefix = list(itertools.takewhile(lambda tag: self._unsettled[tag], self._unsettled))
-            others = [tag for tag in tags if tag not in set(prefix)]
-            for tag in (*prefix, *others):
-                del self._unsettled[tag]
-        if prefix:
-            self._channel.basic_ack(prefix[-1], multiple=True)
-        for tag in others:
-            self._channel.basic_ack(tag)
+            told = self._tags.settle(list(tags))
+        acknowledge(self._channel, *told)
         return True
 
     def close(self, _: Connection) -> None:
@@ -264,7 +253,7 @@ class Intake:
             self.ready.popleft()
             if item.taken_back:
                 aside.append((item, None))
-            elif (wrong := _unreadable(item)) is not None:
+            elif (wrong := unreadable(item)) is not None:
                 aside.append((item, wrong))
             else:
                 taken.append(item)
@@ -277,7 +266,8 @@ class Intake:
         self.changed.notify_all()
 
 
-def _unreadable(item: Item) -> str | None:
+def unreadable(item: Item) -> str | None:
+    """Why a message is none that duly would carry; None: it is one."""
     try:
         item.read()
     except InvalidMessage as error:

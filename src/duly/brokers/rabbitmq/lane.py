@@ -41,13 +41,10 @@ class Surroundings(Protocol):
         ...
 
 
-class Origin(Protocol):
-    """Where an item came from."""
+class Subscribed(Protocol):
+    """Whose messages they are."""
 
-    @property
-    def subscription(self) -> str:
-        """The subscription that it was delivered to."""
-        ...
+    subscription: str
 
 
 class Move:
@@ -59,7 +56,7 @@ class Move:
 
     def __init__(
         self,
-        intake: Origin,
+        intake: Subscribed,
         item: Item,
         history: History,
         *,

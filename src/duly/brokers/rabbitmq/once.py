@@ -23,7 +23,7 @@ from duly.broker import Delivery
 from duly.brokers.rabbitmq.intake import Item, body_of
 from duly.brokers.rabbitmq.lane import Move
 from duly.brokers.rabbitmq.link import Connection, Link, fetch
-from duly.brokers.rabbitmq.topology import Names, declare_subscription, declare_topic
+from duly.brokers.rabbitmq.topology import Names, declare_subscription
 from duly.brokers.rabbitmq.wire import History
 from duly.errors import BrokerError, BrokerUnavailable, InvalidMessage
 from duly.guarantees import Dead, Release, Retry, Settlement
@@ -84,7 +84,6 @@ class OnceLane:
         """Fetch on a new channel. What was fetched before is still this lane's."""
         self._channel = None
         for topic in self._topics:
-            declare_topic(connection, self._names, topic.name)
             declare_subscription(connection, self._names, topic.name, self.subscription, once=True)
         self._channel = connection.channel()
 

@@ -11,6 +11,13 @@
 ``duly/_delay/<ms>``            an exchange and a queue from which messages go on after so long
 ``duly/_delay``                 an exchange: where they go on to what the header `TO` names
 ``duly/_unheard``               what had waited, and nobody was there to take
+``duly/<topic>/by-key``         of a topic with partitions, a direct exchange bound to its fanout:
+                                the routing key is the partition
+``duly/<topic>/astray``         takes what has another routing key, to the first partition
+``.../<consumer>/<partition>``  in place of the subscription's one queue, where it works in order by
+                                key: one of several, each with a single active consumer
+``.../<partition>/notes``       what is known of messages that stay in it
+``.../<consumer>/here``         who works those: each process consumes it, and nobody publishes
 ``duly/is/...``                 records
 ==============================  ================================================================
 
@@ -31,6 +38,8 @@ from duly.brokers.rabbitmq.link import DENIED, NOT_FOUND, REFUSED, Connection
 from duly.errors import ConfigurationError
 
 _MAX_NAME_BYTES = 255
+# The error that tells what is recorded has room for 255 bytes, with this name in it.
+_MAX_RECORD_BYTES = 80
 # Back from the dead so often is a fault of its own: the server then moves it to the dead letters.
 # Without the argument 4.x drops a message after 20, and an older server never gives up.
 _DELIVERY_LIMIT = 1000
@@ -40,6 +49,8 @@ LONGEST_MS = 1 << 38
 # Headers by which messages with a delay find their way: to which exchange or queue, and what
 # becomes of one that nobody is there to take.
 TO, IF_UNHEARD, KEEP, DROP = "duly-to", "duly-if-unheard", "keep", "drop"
+# Those of the process at work, and of some before it that may not know yet that it is.
+_SNAPSHOTS = 8
 _CURRENT = re.compile(r"but current is (?:the value )?'(.*?)'(?: of type .*)?$")
 
 
@@ -73,6 +84,26 @@ class Names:
         """The exchange by which they get to the delays while a subscription is there."""
         return self._fitting("/_due", topic, subscription)
 
+    def by_key(self, topic: str) -> str:
+        """The exchange that divides a topic into partitions."""
+        return self._fitting("/by-key", topic)
+
+    def astray(self, topic: str) -> str:
+        """The exchange for what names no partition."""
+        return self._fitting("/astray", topic)
+
+    def partition(self, topic: str, subscription: str, number: int) -> str:
+        """What a subscription has to do of one partition, in order by key."""
+        return self._fitting(f"/{number}", topic, subscription)
+
+    def notes(self, topic: str, subscription: str, number: int) -> str:
+        """What is known of messages that stay in that."""
+        return self._fitting(f"/{number}/notes", topic, subscription)
+
+    def here(self, topic: str, subscription: str) -> str:
+        """Where the processes that share the partitions count each other."""
+        return self._fitting("/here", topic, subscription)
+
     def delay(self, delay_ms: int) -> str:
         """The exchange and the queue of one length of time."""
         return f"{self.namespace}/_delay/{delay_ms}"
@@ -89,14 +120,17 @@ class Names:
 
     def record(self, kind: str, name: str) -> str:
         """The record of something."""
-        return f"{self.namespace}/is/{kind}/{name}"
+        return _cut(f"{self.namespace}/is/{kind}/{name}", _MAX_RECORD_BYTES)
 
     def _fitting(self, end: str, *parts: str) -> str:
-        name = "/".join((self.namespace, *parts))
-        if len(name) + len(end) > _MAX_NAME_BYTES:
-            digest = hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
-            name = f"{name[: _MAX_NAME_BYTES - len(end) - 25]}~{digest}"
-        return name + end
+        return _cut("/".join((self.namespace, *parts)), _MAX_NAME_BYTES - len(end)) + end
+
+
+def _cut(name: str, most: int) -> str:
+    if len(name) <= most:
+        return name
+    digest = hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
+    return f"{name[: most - 25]}~{digest}"
 
 
 def record(connection: Connection, name: str, text: str) -> str:
@@ -119,14 +153,20 @@ def record(connection: Connection, name: str, text: str) -> str:
         channel.close()
 
 
-def declare_topic(connection: Connection, names: Names, topic: str) -> None:
+def declare_topic(connection: Connection, names: Names, topic: str, partitions: int) -> None:
     """The exchanges of a topic. Raises `ConfigurationError` where one is there as another."""
     _declare_onward(connection, names)
     exchange = names.topic(topic)
     declare_exchange(connection, exchange, "fanout", names.unheard)
     declare_exchange(connection, names.due(topic), "fanout")
+    if partitions:
+        by_key, astray = names.by_key(topic), names.astray(topic)
+        declare_exchange(connection, astray, "fanout")
+        declare_exchange(connection, by_key, "direct", astray)
     channel = connection.channel()
     channel.exchange_bind(exchange, names.onward, arguments={TO: exchange})
+    if partitions:
+        channel.exchange_bind(names.by_key(topic), exchange)
     channel.close()
 
 
@@ -164,14 +204,23 @@ def declare_exchange(
 
 
 def declare_subscription(
-    connection: Connection, names: Names, topic: str, subscription: str, *, once: bool = False
+    connection: Connection,
+    names: Names,
+    topic: str,
+    subscription: str,
+    partitions: int = 0,
+    *,
+    once: bool = False,
 ) -> None:
-    """The queues of a subscription, bound to the topic. ``once``: of one that is at-most-once.
-    Raises `ConfigurationError`.
+    """The queues of a subscription, bound to the topic; in order by key, one for each partition.
+    ``once``: of one that is at-most-once. Raises `ConfigurationError`.
     """
-    main, dead = names.queue(topic, subscription), names.dead(topic, subscription)
+    dead = names.dead(topic, subscription)
     declare_queue(connection, dead, {"x-delivery-limit": _ALONE_LIMIT})
-    queues = [main]
+    if partitions:
+        _declare_partitions(connection, names, topic, subscription, partitions)
+        return
+    queues = [main := names.queue(topic, subscription)]
     if once:
         declare_queue(connection, main, {"x-queue-type": "classic"}, durable=False)
     else:
@@ -201,6 +250,28 @@ def _declare_gate(
     channel.queue_bind(queue, gate, arguments={"duly-never": True})
     channel.exchange_bind(gate, names.due(topic))
     channel.close()
+
+
+def _declare_partitions(
+    connection: Connection, names: Names, topic: str, subscription: str, partitions: int
+) -> None:
+    declare_queue(connection, names.here(topic, subscription), {})
+    # Whoever works these counts by itself, and the server counts what nobody has looked at too.
+    to_dead = _to_queue(names.dead(topic, subscription))
+    one = {"x-single-active-consumer": True, "x-delivery-limit": _ALONE_LIMIT, **to_dead}
+    queues = [names.partition(topic, subscription, number) for number in range(partitions)]
+    for queue in queues:
+        declare_queue(connection, queue, one)
+    channel = connection.channel()
+    for number, queue in enumerate(queues):
+        channel.queue_bind(queue, names.by_key(topic), str(number))
+    channel.queue_bind(queues[0], names.astray(topic))
+    channel.close()
+
+
+def declare_notes(connection: Connection, queue: str) -> None:
+    """The queue of the notes on a partition. Raises `ConfigurationError`."""
+    declare_queue(connection, queue, {"x-max-length": _SNAPSHOTS, "x-delivery-limit": _ALONE_LIMIT})
 
 
 def _to_queue(queue: str) -> Mapping[str, Any]:

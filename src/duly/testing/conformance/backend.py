@@ -131,10 +131,12 @@ class Backend:
         *,
         read_by: Sequence[str] = ("sub",),
         read_as: Guarantee = Guarantee.AT_LEAST_ONCE,
+        in_order: bool = False,
         **more: Any,
     ) -> Topic[Any]:
         """A declared topic of text messages, and subscriptions that are given them from now on:
-        those of a test that publishes before it makes them.
+        those of a test that publishes before it makes them. ``in_order``: by key, where that is
+        possible.
         """
         if "partitions" in more and not self.can.orders_by_key:
             more["partitions"] = 0
@@ -142,7 +144,8 @@ class Backend:
         self.broker.declare([topic])
         self.topics.append(topic)
         for subscription in () if self.can.replays else read_by:
-            self.preparing.prepare([topic], subscription, SubscribeOptions(read_as))
+            options = SubscribeOptions(read_as, order_by_key=in_order and self.can.orders_by_key)
+            self.preparing.prepare([topic], subscription, options)
         return topic
 
     def message(self, topic: Topic[Any], body: str, **more: Any) -> Message[Any]:

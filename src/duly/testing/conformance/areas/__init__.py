@@ -40,12 +40,20 @@ from duly.testing.conformance.areas.limits import Limits
 from duly.testing.conformance.areas.mending import (
     DurableMending,
     Mending,
+    MendingHeldKeys,
     MendingInOrder,
     NoMending,
 )
 from duly.testing.conformance.areas.observing import NoObserving, Observing, States
 from duly.testing.conformance.areas.once import HandedOutOnce
-from duly.testing.conformance.areas.order import NoOrder, Order, OrderWithDelays
+from duly.testing.conformance.areas.order import (
+    HeldKeys,
+    NoHeldKeys,
+    NoOrder,
+    NoOrderWithDelays,
+    Order,
+    OrderWithDelays,
+)
 from duly.testing.conformance.areas.outbox import Outboxes
 from duly.testing.conformance.areas.positions import NoPositions, Positions
 from duly.testing.conformance.areas.publishing import Publishing
@@ -102,8 +110,10 @@ EVERY_BROKER: tuple[Area, ...] = (
 BY_CAPABILITY: dict[str, tuple[tuple[Area, ...], tuple[Area, ...]]] = {
     "identity_retention": ((Identity, IdentityInCrowds), (NoIdentity, NoIdentityInCrowds)),
     "delays": ((Delays,), (NoDelays,)),
+    "delays_in_order": ((), (NoOrderWithDelays,)),
     "replays": ((Replays,), (NoReplays,)),
     "orders_by_key": ((Order,), (NoOrder,)),
+    "holds_keys": ((HeldKeys,), (NoHeldKeys,)),
     "durable": ((Durable,), (Forgetful,)),
     "confirms_settlement": ((Confirmed,), (Unconfirmed, DoubtInTransactions)),
     "hands_out_once": ((HandedOutOnce,), ()),
@@ -113,10 +123,11 @@ BY_CAPABILITY: dict[str, tuple[tuple[Area, ...], tuple[Area, ...]]] = {
     "observing": ((Observing,), (NoObserving,)),
 }
 
-BY_CAPABILITIES: dict[tuple[str, str], tuple[Area, ...]] = {
-    ("orders_by_key", "delays"): (OrderWithDelays,),
+BY_CAPABILITIES: dict[tuple[str, ...], tuple[Area, ...]] = {
+    ("orders_by_key", "delays", "delays_in_order"): (OrderWithDelays,),
     ("durable", "inspection"): (DurableInside,),
     ("orders_by_key", "mending"): (MendingInOrder,),
+    ("holds_keys", "mending"): (MendingHeldKeys,),
     ("durable", "mending"): (DurableMending,),
 }
 

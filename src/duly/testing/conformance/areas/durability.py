@@ -67,7 +67,7 @@ class Durable:
             backend.lane(topic, guarantee=Guarantee.AT_LEAST_ONCE)
 
     def test_the_topics_fixed_properties_survive(self, backend: Backend) -> None:
-        topic = backend.topic(partitions=4)
+        topic = backend.topic(partitions=4, in_order=True)
         for number in range(20):
             backend.publish(topic, str(number), key="k")
         backend.restart()

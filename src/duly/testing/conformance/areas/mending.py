@@ -279,11 +279,24 @@ class Mending:
 
 
 class MendingInOrder:
-    """A replay comes before the later ones of its key; a key that one holds goes on."""
+    """A replay comes before the later ones of its key."""
+
+    def test_a_replay_comes_first_of_its_key(self, backend: Backend) -> None:
+        topic = backend.topic(partitions=2, in_order=True)
+        backend.publish(topic, *"abc", key="k")
+        lane = backend.lane(topic, order_by_key=True)
+        first, *rest = claim(lane)
+        lane.settle([Dead(first.receipt, "no"), *(Release(each.receipt) for each in rest)])
+        backend.mender.replay(letters(backend))
+        assert drain(lane) == ["a", "b", "c"]
+
+
+class MendingHeldKeys:
+    """A key that a dead letter holds goes on when that is mended."""
 
     @pytest.mark.parametrize("how", ["replay", "discard"])
     def test_a_held_key_goes_on(self, backend: Backend, how: str) -> None:
-        topic = backend.topic(partitions=2)
+        topic = backend.topic(partitions=2, in_order=True)
         backend.publish(topic, *"abc", key="k")
         lane = backend.lane(topic, order_by_key=True, hold_key_on_dead=True)
         first, *rest = claim(lane)
@@ -293,17 +306,8 @@ class MendingInOrder:
         backend.publish(topic, "d", key="k")
         assert drain(lane, limit=2) == [*(["a"] if how == "replay" else []), *"bcd"]
 
-    def test_a_replay_comes_first_of_its_key(self, backend: Backend) -> None:
-        topic = backend.topic(partitions=2)
-        backend.publish(topic, *"abc", key="k")
-        lane = backend.lane(topic, order_by_key=True)
-        first, *rest = claim(lane)
-        lane.settle([Dead(first.receipt, "no"), *(Release(each.receipt) for each in rest)])
-        backend.mender.replay(letters(backend))
-        assert drain(lane) == ["a", "b", "c"]
-
     def test_of_two_dead_of_a_held_key_the_earlier_goes_first(self, backend: Backend) -> None:
-        topic = backend.topic(partitions=2)
+        topic = backend.topic(partitions=2, in_order=True)
         backend.publish(topic, *"abc", key="k")
         lane = backend.lane(topic, order_by_key=True, hold_key_on_dead=True)
         first, second, third = claim(lane)

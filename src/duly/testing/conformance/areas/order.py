@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from duly.broker import Delivery, Subscription
-from duly.errors import ConfigurationError
+from duly.errors import ConfigurationError, InvalidMessage
 from duly.guarantees import Dead, Done, Guarantee, Release, Retry, Settlement
 from duly.message import Topic
 from duly.testing.conformance.backend import (
@@ -87,7 +87,7 @@ class Order:
 
     @pytest.fixture
     def topic(self, backend: Backend) -> Topic[Any]:
-        return backend.topic(partitions=4)
+        return backend.topic(partitions=4, in_order=True)
 
     def test_a_topic_without_partitions_has_no_order(self, backend: Backend) -> None:
         plain = backend.topic("plain")
@@ -194,19 +194,6 @@ class Order:
         backend.publish(topic, "3", key="k")
         assert drain(lane) == ["3"]
 
-    def test_a_key_waits_behind_a_dead_letter_where_declared(
-        self, backend: Backend, topic: Topic[Any]
-    ) -> None:
-        lane = ordered(backend, topic, hold_key_on_dead=True)
-        backend.publish(topic, "1", "2", key="k")
-        first, second = claim(lane)
-        lane.settle([Dead(first.receipt, "no"), Release(second.receipt)])
-        backend.publish(topic, "3", key="k")
-        assert drain(lane) == []
-        backend.clock.advance(3600)
-        assert drain(lane) == []
-        assert [d.message.body for d in backend.inside.dead_letters("sub")] == [b"1"]
-
     def test_messages_without_a_key_have_no_order(
         self, backend: Backend, topic: Topic[Any]
     ) -> None:
@@ -253,12 +240,37 @@ class Order:
         assert workers.done == sent, f"seed {seed}"
 
 
+class HeldKeys:
+    """A key waits behind its dead letter, where that is declared."""
+
+    def test_a_key_waits_behind_a_dead_letter(self, backend: Backend) -> None:
+        topic = backend.topic(partitions=4, in_order=True)
+        lane = ordered(backend, topic, hold_key_on_dead=True)
+        backend.publish(topic, "1", "2", key="k")
+        first, second = claim(lane)
+        lane.settle([Dead(first.receipt, "no"), Release(second.receipt)])
+        backend.publish(topic, "3", key="k")
+        assert drain(lane) == []
+        backend.clock.advance(3600)
+        assert drain(lane) == []
+        assert [d.message.body for d in backend.inside.dead_letters("sub")] == [b"1"]
+
+
+class NoHeldKeys:
+    """No key waits behind its dead letter: asking for it is refused, never ignored."""
+
+    def test_holding_a_key_is_refused(self, backend: Backend) -> None:
+        topic = backend.topic(partitions=4, in_order=True)
+        with pytest.raises(ConfigurationError, match=r"hold_key_on_dead|order by key"):
+            backend.lane(topic, order_by_key=True, hold_key_on_dead=True)
+
+
 class OrderWithDelays:
     """Order by key and due times."""
 
     @pytest.fixture
     def topic(self, backend: Backend) -> Topic[Any]:
-        return backend.topic(partitions=4)
+        return backend.topic(partitions=4, in_order=True)
 
     def test_a_due_time_holds_nothing_but_itself_before_it_is_reached(
         self, backend: Backend, topic: Topic[Any]
@@ -270,6 +282,24 @@ class OrderWithDelays:
         assert drain(lane) == ["other"], "in order by key the second waits for the first"
         backend.clock.advance(11)
         assert drain(lane) == ["1", "2"]
+
+
+class NoOrderWithDelays:
+    """No due times where there is an order: refused at publish, not overtaken instead."""
+
+    def test_a_due_time_is_refused(self, backend: Backend) -> None:
+        topic = backend.topic(partitions=4, in_order=True)
+        lane = ordered(backend, topic)
+        due_ms = backend.clock.wall_ms() + 5_000
+        batch = [
+            backend.message(topic, "a", key="k"),
+            backend.message(topic, "later", key="k", due_ms=due_ms),
+            backend.message(topic, "b", key="k"),
+        ]
+        outcomes = backend.broker.publish(batch)
+        assert [isinstance(outcome, InvalidMessage) for outcome in outcomes] == [False, True, False]
+        backend.clock.advance(6)
+        assert drain(lane) == ["a", "b"]
 
 
 class NoOrder:
