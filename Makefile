@@ -26,7 +26,7 @@ SHIPPED := $(shell find src -name __pycache__ -prune -o -print) pyproject.toml R
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev servers wheel test check docs fix bench chaos power-loss guarantees clean
+.PHONY: help demo dev servers wheel test check docs fix bench chaos cluster power-loss guarantees clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -66,9 +66,12 @@ bench: $(VENV)/.dev ## measure the speed, into benchmarks/RESULTS.md (ARGS="--on
 	@$(VENV)/bin/python benchmarks/run.py $(ARGS)
 
 # A driver is needed for a server only; the development environment has it.
-chaos: $(VENV)/$(if $(filter postgres%,$(broker) $(store)),.dev,.runtime) ## kill, stop and starve real processes and judge what they did (minutes=10 seed=3 broker=postgres store=sqlite)
+chaos: $(VENV)/$(if $(filter postgres% rabbitmq,$(broker) $(store)),.dev,.runtime) ## kill, stop and starve real processes and judge what they did (minutes=10 seed=3 broker=postgres store=sqlite)
 	@$(VENV)/bin/python -m duly.testing.chaos --minutes $(or $(minutes),1) $(if $(seed),--seed $(seed)) \
 		$(if $(broker),--broker $(broker)) $(if $(store),--store $(store)) $(ARGS)
+
+cluster: $(VENV)/.dev ## three RabbitMQ nodes that lose one, and another
+	@DULY_TEST_CLUSTER=1 $(VENV)/bin/python -m pytest -rP -q tests/rabbitmq/test_cluster.py $(ARGS)
 
 power-loss: $(VENV)/.dev ## open many images of a lost disk with duly (images=2100 seed=1)
 	@DULY_POWER_LOSS_IMAGES=$(or $(images),2100) DULY_POWER_LOSS_SEED=$(or $(seed),1) \

@@ -337,7 +337,8 @@ class Broker(Protocol):
         ...
 
     def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
-        """Store messages of declared topics, durably on return; one outcome each, in order.
+        """Store messages of topics that somebody has declared, this process or another, durably on
+        return; one outcome each, in order.
 
         What is refused (`PublishFailed`) or unknown (`PublishUnknown`) is in the outcomes and
         not raised. Messages for one topic are stored in the order given.

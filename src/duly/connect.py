@@ -82,6 +82,8 @@ def adopt(broker: str) -> None:
 # --- URLs
 
 _SECRET = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key|sig|cred|auth)[^=&;]*=)[^&;]*")
+# Another URL with a login in it, as the value of an option.
+_LOGIN = re.compile(r"(?i)([?&;][^=&;]*=)[^&;]*(?:@|%40)[^&;]*")
 
 
 def redacted(url: str) -> str:
@@ -99,7 +101,7 @@ def redacted(url: str) -> str:
         user, colon, _ = login.partition(":")
         # Without a colon what stands there may be a token.
         rest = f"{user}:***@{place}" if colon else f"***@{place}"
-    return _SECRET.sub(r"\1***", f"{scheme}{slashes}{rest}")
+    return _LOGIN.sub(r"\1***", _SECRET.sub(r"\1***", f"{scheme}{slashes}{rest}"))
 
 
 @dataclass(frozen=True, slots=True)

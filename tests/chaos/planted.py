@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import threading
+import itertools
+import os
+import signal
 from collections.abc import Generator
 from typing import Any
 
 from duly.guarantees import Guarantee
-from duly.store import Transaction, flush
+from duly.store import Admitted, Transaction, flush
 from duly.worker import lane, rounds, undone
+from duly.worker.steps import Work
 
-# So long that a worker killed or stopped at any time is most likely in between.
-_BETWEEN_S, _NEVER = 0.2, threading.Event()
+# So many transactions of a process go well before it dies between its two commits.
+_GO_WELL = 5
+_commits = itertools.count(1)
 
 
 def settled_in_the_wrong_order() -> None:
@@ -37,5 +41,16 @@ def _in_two_commits(self: lane.Lane) -> Generator[Any, None, None]:
         session.rollback()
         yield from undone.rolled_back(self, work, error)
         return
-    _NEVER.wait(_BETWEEN_S)
+    if next(_commits) > _GO_WELL:
+        os.kill(os.getpid(), signal.SIGKILL)
     self.subscription.settle(ended)
+
+
+def what_has_taken_effect_is_forgotten() -> None:
+    """Acknowledged before the handler where it is after it; and an inbox that nobody asks."""
+    lane.ROUNDS[Guarantee.AT_LEAST_ONCE] = rounds.at_most_once
+    setattr(rounds, "admit", _everything)  # noqa: B010 - it is no name of that module's own
+
+
+def _everything(_lane: lane.Lane, _session: Any, work: Work) -> Admitted:
+    return Admitted(fresh=work.deliveries)

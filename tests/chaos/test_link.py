@@ -1,8 +1,11 @@
-"""The link between a crowd and its server, cut around a COMMIT."""
+"""The link between a crowd and its server, cut around a COMMIT and what a broker is told."""
 
 from __future__ import annotations
 
+import secrets
 import threading
+from contextlib import closing
+from random import Random
 from urllib.parse import urlsplit
 
 import psycopg
@@ -12,8 +15,11 @@ from duly import Topic
 from duly.broker import Published
 from duly.brokers.postgres import PostgresBroker
 from duly.errors import PublishUnknown
-from duly.testing.chaos.link import Cut, Link
+from duly.guarantees import Done
+from duly.testing.chaos.link import Cut, Frames, Link
+from tests.rabbitmq.work import awaited, bodies, broker_at, lane_of, message, publish, work_off
 from tests.servers.postgres import Schema
+from tests.servers.rabbitmq import in_namespace
 from tests.waiting import eventually
 
 
@@ -88,3 +94,53 @@ def test_where_nobody_listens_nobody_waits():
     threading.Thread(target=connect).start()
     eventually(ended.is_set, "the connection was refused")
     link.close()
+
+
+class Between:
+    """A link to the node that tests share, and what it told."""
+
+    def __init__(self) -> None:
+        self.told: list[Cut] = []
+        parts = urlsplit(in_namespace(f"chaos-{secrets.token_hex(4)}"))
+        host, port = parts.hostname or "127.0.0.1", parts.port or 5672
+        self.link = Link(host, port, self.told.append, Frames)
+        login, at, _ = parts.netloc.rpartition("@")
+        self.url = parts._replace(netloc=f"{login}{at}127.0.0.1:{self.link.port}").geturl()
+
+
+@pytest.mark.parametrize(("when", "stands"), [("before publish", 0), ("after publish", 1)])
+def test_a_publish_is_cut_before_or_after_the_node_knows(when: Cut, stands: int):
+    between = Between()
+    with closing(between.link), broker_at(between.url, deadline_s=5.0) as broker:
+        lane = lane_of(broker)
+        between.link.cut(when)
+        [outcome] = broker.publish([message("cut", id="cut")])
+        assert isinstance(outcome, PublishUnknown)
+        assert between.told == [when]
+        publish(broker, "next")
+        assert work_off(lane, {"next"}.issubset).count("cut") == stands
+
+
+def test_an_acknowledgement_that_is_cut_brings_the_message_again():
+    between = Between()
+    with closing(between.link), broker_at(between.url) as broker:
+        lane = lane_of(broker)
+        publish(broker, "a")
+        [held] = awaited(lane)
+        between.link.cut("before ack")
+        lane.settle([Done(held.receipt)])
+        eventually(lambda: between.told == ["before ack"], "it was cut")
+        assert bodies(awaited(lane)) == ["a"]
+
+
+def test_a_silent_connection_is_given_up_and_does_not_end_by_itself():
+    between = Between()
+    with closing(between.link), broker_at(f"{between.url}&heartbeat=1") as broker:
+        lane = lane_of(broker)
+        generation = lane.intake.generation
+        while between.link.silence(Random(1)):  # those of publishers and of consumers
+            pass
+        assert broker.link.is_up
+        eventually(lambda: lane.intake.generation > generation, "the silence is noticed")
+        publish(broker, "a")
+        assert work_off(lane, {"a"}.issubset) == ["a"]

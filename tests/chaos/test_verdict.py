@@ -6,12 +6,16 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from duly.guarantees import Done
-from duly.testing.chaos import verdict, workload
+from duly.testing.chaos import verdict
+from duly.testing.chaos.node import Node
 from duly.testing.chaos.report import reasons, verdict_of
 from duly.testing.chaos.server import Server
-from duly.testing.chaos.setup import Setup
+from duly.testing.chaos.setup import ON_A_NODE, Setup
 from duly.testing.chaos.verdict import Tally, in_token_order, judged
+from duly.testing.chaos.workload import SPECS
 from duly.testing.checker import Anomaly
 from duly.testing.history import About, Claim, Event, Fault, Publish, Settle
 from duly.testing.recording import message_by_message
@@ -29,9 +33,10 @@ class Story:
     def tell(self, who: str, make: Any, *args: Any, **more: Any) -> None:
         self.events.append(make(next(self._at), who, *args, **more))
 
-    def claims(self, who: str, token: int, message: str) -> None:
+    def claims(self, who: str, token: int | str, message: str) -> None:
         about = About("inputs", "chaos", message)
-        self.tell(who, Claim, "ok", "least", f"({token}, 1)", about)
+        receipt = f"({token}, 1)" if isinstance(token, int) else token
+        self.tell(who, Claim, "ok", "least", receipt, about)
 
     def settles(self, who: str, token: int) -> None:
         self.tell(who, Settle, "ok", "least", f"({token}, 1)", "done")
@@ -79,13 +84,36 @@ def test_a_full_disk_hits_when_something_fails_on_it():
     assert story.hits() == {"full disk": 1}
 
 
-def test_a_server_that_is_down_hits_when_something_fails_meanwhile():
+@pytest.mark.parametrize(
+    ("what", "kinds"),
+    [("server", ("kill server", "immediate shutdown")), ("node", ("kill node", "stop node"))],
+)
+def test_a_server_that_is_down_hits_when_something_fails_meanwhile(what: str, kinds: Any):
     story = Story()
-    for kind, phase in [("kill server", "info"), ("immediate shutdown", "ok")]:
-        story.tell("world", Fault, "server down", kind)
+    for kind, phase in zip(kinds, ("info", "ok"), strict=True):
+        story.tell("world", Fault, f"{what} down", kind)
         story.tell("p1.1", Publish, phase, About("inputs", "chaos", kind))
-        story.tell("world", Fault, "server up", kind)
-    assert story.hits() == {"kill server": 1}
+        story.tell("world", Fault, f"{what} up", kind)
+    assert story.hits() == {kinds[0]: 1}
+
+
+def test_an_alarm_hits_when_somebody_waits_for_its_end():
+    story = Story()
+    message = About("inputs", "chaos", "a")
+    for kind in ("memory alarm", "disk alarm"):
+        story.tell("world", Fault, "alarm", kind)
+        story.tell("p1.1", Publish, "invoke", message)
+        if kind == "disk alarm":
+            story.tell("p1.1", Publish, "ok", message)
+        # In a transaction nobody waits for the broker.
+        story.tell("p1.1", Publish, "invoke", message, "tx")
+        story.tell("world", Fault, "alarm over", kind)
+        story.tell("p1.1", Publish, "ok", message)
+    story.tell("world", Fault, "alarm", "memory alarm")
+    story.tell("p1.1", Publish, "invoke", message)
+    story.tell("p1.1", Fault, "crash", "killed")
+    story.tell("world", Fault, "alarm over", "memory alarm")
+    assert story.hits() == {"memory alarm": 1, "kill publisher": 1}
 
 
 def test_a_session_that_did_nothing_is_no_loss_and_a_cut_always_hits():
@@ -98,7 +126,7 @@ def test_a_session_that_did_nothing_is_no_loss_and_a_cut_always_hits():
 
 def test_what_a_server_ended_is_counted_by_its_log(tmp_path: Path):
     (tmp_path / "histories").mkdir()
-    for spec in workload.SPECS:
+    for spec in SPECS:
         (tmp_path / "read" / spec.name).mkdir(parents=True)
     line = "2026-01-01 [1] duly-chaos ERROR:  canceling statement due to {} timeout\n"
     told = line.format("lock") * 2 + line.format("statement")
@@ -117,6 +145,23 @@ def test_a_setup_has_the_faults_that_its_places_can_have():
     assert "cut after COMMIT" not in on_a_server.profile(["cut after COMMIT"])
 
 
+def test_a_setup_with_a_node_has_its_faults_and_no_others():
+    node = Setup("rabbitmq", "sqlite", node=_Nowhere())
+    assert {*ON_A_NODE, "full disk", "kill worker"} <= {*node.profile()}
+    assert "cut after COMMIT" not in node.profile()
+    assert not {*ON_A_NODE} & {*Setup().profile()}
+    assert str(node) == "messages in rabbitmq, effects in sqlite"
+    assert node.pause_s > Setup().pause_s, "the node hears nothing for as long as it waits"
+    assert node.locked_apart == 1.0, "nobody locks the node"
+
+
+class _Nowhere(Node):
+    """A node that does not run."""
+
+    def __init__(self) -> None:
+        pass
+
+
 class _Named(Server):
     """A server that is not a private one; nobody connects to it."""
 
@@ -133,6 +178,13 @@ def test_a_claim_that_is_recorded_late_stands_where_its_token_was_given_out():
     assert [getattr(event, "token", "") for event in ordered] == ["(2, 1)", "(1, 1)", "(2, 1)"]
     assert [event.at for event in ordered] == [1.0, 1.0, 2.0]
     assert in_token_order(ordered) == ordered
+
+
+def test_claims_whose_tokens_each_process_counts_stand_where_they_are():
+    story = Story()
+    story.claims("w2.1", "Receipt(intake=1, generation=1, token=2)", "a")
+    story.claims("w1.1", "Receipt(intake=1, generation=1, token=1)", "a")
+    assert in_token_order(story.events) == story.events
 
 
 def test_a_span_is_settled_message_by_message():
@@ -155,14 +207,3 @@ def test_a_run_is_worth_what_it_shows():
     assert verdict_of(tally, FAULTS) == "invalid"
     broken = Tally(complaints=["a worker ended with 3"])
     assert verdict_of(broken, FAULTS) == "invalid"
-
-
-def test_a_publisher_repeats_itself():
-    def first(seed: int) -> list[Any]:
-        return list(itertools.islice(workload.steps(seed, 0), 200))
-
-    assert first(1) == first(1)
-    assert first(1) != first(2)
-    numbers = [item.n for step in first(1) for item in step.items]
-    assert numbers == list(range(len(numbers)))
-    assert {step.way for step in first(1)} == set(workload.WAYS)

@@ -13,6 +13,7 @@ from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.brokers.rabbitmq.delays import Delays, bind_level
 from duly.brokers.rabbitmq.link import Connection
 from duly.brokers.rabbitmq.topology import declare_queue
+from duly.inspection.survey import Surveys
 from duly.testing.conformance import BrokerSubject, Site
 from duly.testing.conformance.subject import Clock
 from tests.servers.rabbitmq import channel, in_namespace
@@ -104,4 +105,6 @@ def open_broker(site: Site) -> Broker:
     return clock.broker
 
 
-RABBITMQ = BrokerSubject(name="rabbitmq", open=open_broker, clock=TickingClock)
+RABBITMQ = BrokerSubject(
+    name="rabbitmq", open=open_broker, clock=TickingClock, operations=(Surveys,)
+)

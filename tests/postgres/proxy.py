@@ -46,9 +46,12 @@ class Proxy:
         """Cut the next connection on which a client sends these words, once."""
         self._when, self._words = when, words
 
-    def mute(self) -> None:
-        """From now on nothing passes on the connections that there are, and none of them ends."""
-        self._muted.update(map(id, self._open))
+    def mute(self, *, to_server: bool = True, to_client: bool = True) -> None:
+        """From now on nothing passes on the connections that there are, or nothing in one
+        direction: nor does that an end of it has closed.
+        """
+        clients, servers = self._open[::2], self._open[1::2]
+        self._muted.update(map(id, (*(clients * to_server), *(servers * to_client))))
 
     def close(self) -> None:
         """End everything."""
@@ -94,7 +97,8 @@ class Proxy:
                     link.doomed = True
                 if id(link.client) not in self._muted:
                     late.send(piece)
-        link.end()
+        if id(link.client) not in self._muted:
+            link.end()
 
     def _to_client(self, link: _Link) -> None:
         with contextlib.suppress(OSError), _Late(link.client, self._delay_s) as late:
@@ -105,7 +109,8 @@ class Proxy:
                     break
                 if id(link.server) not in self._muted:
                     late.send(piece)
-        link.end()
+        if id(link.server) not in self._muted:
+            link.end()
 
 
 class _Link:

@@ -55,6 +55,23 @@ def test_nothing_of_it_is_in_any_table(pg_schema: Schema):
             assert secret.encode().hex() not in left
 
 
+def test_who_is_killed_in_the_middle_leaves_no_trace_of_what_is_gone(pg_schema: Schema):
+    """What failed after the first look goes with the message: later a key finds nothing."""
+    ann = Whose(key="ann@example.org")
+    with opened(pg_schema, T) as broker:
+        sub = lane(broker, T)
+        for n in range(101):
+            publish(broker, T, "yellow house", id=f"ann-{n}", key="ann@example.org")
+        killed = broker.erase(ann)
+        assert next(killed) == 100
+        [last] = [delivery.receipt for delivery in claim(sub, 101)]
+        sub.settle([Retry(last, 60.0, "yellow house")])
+        assert next(killed) == 1
+        del killed
+        assert broker.holdings(ann) == 0
+        assert "yellow" not in everything(pg_schema)
+
+
 def test_what_another_transaction_has_published_comes_with_it(pg_schema: Schema):
     """It is nobody's yet: who erases does so again once it is there."""
     with opened(pg_schema, T) as broker, pg_schema.connect() as late:

@@ -22,10 +22,12 @@ from typing import Any, Self
 from duly.broker import Delivery, Published, SubscribeOptions
 from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.brokers.rabbitmq.ordered_lane import OrderedLane
+from duly.brokers.rabbitmq.topology import Names
 from duly.errors import BrokerError, CommitUnknown
 from duly.guarantees import Done, Guarantee, Release, Retry, Settlement
 from duly.message import Topic
 from tests.rabbitmq.work import A_LOT
+from tests.servers.rabbitmq import channel
 from tests.waiting import eventually
 
 PARTITIONS = 4
@@ -79,14 +81,15 @@ class Records:
         self.path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def write(self, what: str, body: str) -> None:
-        os.write(self._file, f"{what} {os.getpid()} {body}\n".encode())
+    def write(self, what: str, lane: int, body: str) -> None:
+        os.write(self._file, f"{what} {os.getpid()}/{lane} {body}\n".encode())
 
-    def read(self) -> Iterator[tuple[str, int, str, int]]:
+    def read(self) -> Iterator[tuple[str, str, str, int]]:
+        """What happened, by whom, to which key, and which message of it."""
         for line in self.path.read_text().splitlines():
-            what, pid, body = line.split()
+            what, lane, body = line.split()
             key, _, number = body.partition(":")
-            yield what, int(pid), key, int(number)
+            yield what, lane, key, int(number)
 
     def handled(self) -> dict[str, list[int]]:
         """Of each key what was handled, each message where it was so first."""
@@ -97,21 +100,28 @@ class Records:
         return {key: list(numbers) for key, numbers in found.items()}
 
     def check(self, expected: dict[str, int], gone: set[int]) -> None:
-        """Each key was handled completely and in order, and by one at a time; those that are gone
-        may have begun something.
+        """Each key was handled completely and in order, and by one at a time. Those that are gone
+        may have begun something; and who was told that its claim is lost may have gone on.
         """
         handled = self.handled()
         for key, count in expected.items():
             assert handled.get(key, []) == list(range(count)), f"key {key}"
-        at_work: dict[str, tuple[int, int]] = {}
-        for what, pid, key, number in self.read():
-            if what == "end":
-                if at_work.get(key) == (pid, number):
-                    del at_work[key]
-            elif what == "start":
-                other, _ = at_work.get(key, (pid, number))
-                assert other == pid or other in gone, f"two at once with {key}:{number}"
-                at_work[key] = pid, number
+        lost = {(lane, key, number) for what, lane, key, number in self.read() if what == "lost"}
+        at_work: dict[str, str] = {}
+        for what, lane, key, number in self.read():
+            if (lane, key, number) in lost:
+                continue
+            if what == "start":
+                other = at_work.get(key, lane)
+                assert other == lane or pid_of(other) in gone, f"two at once with {key}:{number}"
+                at_work[key] = lane
+            elif at_work.get(key) == lane:
+                del at_work[key]
+
+
+def pid_of(lane: str) -> int:
+    """The process of a lane."""
+    return int(lane.partition("/")[0])
 
 
 class Crowd:
@@ -145,8 +155,15 @@ class Crowd:
 
     def someone_at_work(self) -> subprocess.Popen[bytes]:
         """Who began something last."""
-        last = [pid for what, pid, _, _ in self.records.read() if what == "start"][-1]
-        return next(worker for worker in self.workers if worker.pid == last)
+        last = [lane for what, lane, _, _ in self.records.read() if what == "start"][-1]
+        return next(worker for worker in self.workers if worker.pid == pid_of(last))
+
+    def are_in_line(self) -> bool:
+        """Whether the server sees all of them."""
+        here = Names(self.url.partition("namespace=")[2].partition("&")[0]).here("rides", "board")
+        with channel(self.url) as operator:
+            seen = operator.queue_declare(here, passive=True).consumer_count
+        return bool(seen == len(self.workers))
 
     def done(self) -> int:
         return sum(map(len, self.records.handled().values()))
@@ -165,21 +182,32 @@ class Crowd:
 
 
 def work(url: str, records: Records, handler_s: float) -> None:
-    """Handle what comes, some of it in a second attempt only, until somebody kills this."""
-    roll = random.Random(os.getpid())
+    """Handle what comes with two lanes, some of it in a second attempt only, until somebody kills
+    this.
+    """
     broker = RabbitMQBroker(url)
     broker.declare([RIDES])
-    lane = board(broker, lease_s=60.0)
+    for number in range(2):
+        lane = board(broker, lease_s=60.0)
+        threading.Thread(target=work_lane, args=(lane, number, records, handler_s)).start()
+
+
+def work_lane(lane: OrderedLane, number: int, records: Records, handler_s: float) -> None:
     while True:
+        deliveries: Sequence[Delivery] = ()
         try:
-            deliveries = lane.claim(20, A_LOT, 0.2)
-            lane.settle(settlements_of(deliveries, records, roll, handler_s))
+            deliveries = lane.claim(10, A_LOT, 0.2)
+            lost = set(lane.settle(settlements_of(deliveries, number, records, handler_s)))
         except (BrokerError, CommitUnknown):
+            lost = {delivery.receipt for delivery in deliveries}
             _never.wait(0.05)
+        for delivery in deliveries:
+            if delivery.receipt in lost:
+                records.write("lost", number, delivery.message.body.decode())
 
 
 def settlements_of(
-    deliveries: Sequence[Delivery], records: Records, roll: random.Random, handler_s: float
+    deliveries: Sequence[Delivery], lane: int, records: Records, handler_s: float
 ) -> list[Settlement]:
     """As a worker does: what follows a failure in its key is given back."""
     ends: list[Settlement] = []
@@ -189,14 +217,14 @@ def settlements_of(
         if key in failed:
             ends.append(Release(delivery.receipt))
             continue
-        records.write("start", body)
-        _never.wait(handler_s * roll.random())
-        if delivery.attempt == 1 and roll.random() < 0.05:
+        records.write("start", lane, body)
+        _never.wait(handler_s * random.random())
+        if delivery.attempt == 1 and random.random() < 0.05:
             failed.add(key)
-            records.write("fail", body)
+            records.write("fail", lane, body)
             ends.append(Retry(delivery.receipt, 0.02, "not this time"))
         else:
-            records.write("end", body)
+            records.write("end", lane, body)
             ends.append(Done(delivery.receipt))
     return ends
 

@@ -9,15 +9,19 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 import duly
+from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.contract import Run, contract_of, render
 from duly.errors import ContractRefused
+from duly.worker import Worker
 from tests.waiting import eventually
 
 SHOP = """
@@ -149,3 +153,31 @@ def test_the_contract_says_who_keeps_what(rabbit_url: str, tmp_path: Path):
     text = " ".join(contract(app).split())
     assert "admission by inbox" in text
     assert "a message that no subscription takes is refused" in text
+
+
+def test_a_handler_runs_for_many_heartbeats(rabbit_url: str):
+    """It blocks its thread, and the connection has one of its own."""
+    app = duly.App("shop", broker=f"{rabbit_url}&heartbeat=1")
+    orders = duly.Topic("orders", int, guarantee="at-least-once")
+    runs: list[int] = []
+    ended = threading.Event()
+
+    @app.consumer(orders, name="slow", guarantee="at-least-once")
+    def handle(order: int) -> None:
+        runs.append(order)
+        link = cast("RabbitMQBroker", app.backends()[0]).link
+        heard: set[int] = set()
+
+        def several_heartbeats() -> bool:
+            heard.add(link.call(lambda connection: int(connection.bytes_recv)))
+            return len(heard) > 6
+
+        eventually(several_heartbeats, "heartbeats came meanwhile")
+        ended.set()
+
+    with app:
+        app.publish(orders, 1)
+        with Worker(app) as worker:
+            assert ended.wait(60)
+            eventually(lambda: worker.counts()["slow"].handled == 1, "it is settled")
+        assert runs == [1]

@@ -37,6 +37,7 @@ from tests.servers.postgres import named_after
 from tests.servers.rabbitmq import RabbitMQNode, channel, in_namespace
 from tests.waiting import eventually
 
+_never = threading.Event()
 KEYS = [f"r-{number}" for number in range(12)]
 
 
@@ -261,7 +262,8 @@ def test_notes_that_cannot_be_written_settle_nothing(
 def test_workers_are_killed_in_the_middle_of_batches(rabbit_url: str, tmp_path: Path):
     with rides_at(rabbit_url) as broker, Crowd(rabbit_url, tmp_path / "records") as crowd:
         crowd.start(3)
-        published = publishing(broker, 60)
+        eventually(crowd.are_in_line, "all stand in line")
+        published = publishing(broker, 60, crowd.done)
         for _ in range(6):
             crowd.some_more(40)
             crowd.kill(crowd.someone_at_work())
@@ -280,10 +282,11 @@ def test_workers_are_killed_in_the_middle_of_batches(rabbit_url: str, tmp_path: 
 @pytest.mark.slow
 def test_a_worker_stands_still_for_longer_than_its_heartbeat(rabbit_url: str, tmp_path: Path):
     """Its queues are given to another; when it goes on, what it does is refused, or a repeat."""
-    url = f"{rabbit_url}&heartbeat=1"
+    url = f"{rabbit_url}&heartbeat=2"
     with rides_at(rabbit_url) as broker, Crowd(url, tmp_path / "records", 0.01) as crowd:
         crowd.start(2)
-        published = publishing(broker, 40)
+        eventually(crowd.are_in_line, "both stand in line")
+        published = publishing(broker, 40, crowd.done)
         crowd.some_more(50)
         still = crowd.someone_at_work()
         crowd.stop(still)
@@ -295,11 +298,15 @@ def test_a_worker_stands_still_for_longer_than_its_heartbeat(rabbit_url: str, tm
         crowd.records.check(expected, crowd.gone)
 
 
-def publishing(broker: RabbitMQBroker, count: int) -> threading.Thread:
-    """So many of each key, in turns, on a thread."""
+def publishing(
+    broker: RabbitMQBroker, count: int, done: Callable[[], int] = lambda: 1 << 30
+) -> threading.Thread:
+    """So many of each key, in turns, on a thread, and not far ahead of what is done."""
 
     def run() -> None:
         for number in range(count):
+            while done() < (number - 8) * len(KEYS):
+                _never.wait(0.01)
             messages = [
                 RIDES.message(f"{key}:{number}", source="t", id=f"{key}:{number}", key=key)
                 for key in KEYS
@@ -315,9 +322,9 @@ def test_partitions_are_shared_out_among_processes(process: Callable[[], RabbitM
     """The first is given all of them; it hands over its share, in order, and nobody is suspect."""
     one, two = process(), process()
     lanes = [board(one)]
-    for number in range(3):
-        for key in KEYS:
-            publish(one, key, number)
+    # More than is with the first at once: nobody may be given what stands behind that.
+    count = 2 * AHEAD * PARTITIONS // len(KEYS)
+    publishing(one, count).join(60)
     early = claimed(lanes[0], limit=4)
     lanes.append(board(two))
     assert list(lanes[1].claim(10, A_LOT, 0.1)) == []
@@ -333,14 +340,14 @@ def test_partitions_are_shared_out_among_processes(process: Callable[[], RabbitM
 
     def some() -> bool:
         for number, lane in enumerate(lanes):
-            deliveries = lane.claim(5, A_LOT, 0.05)
+            deliveries = lane.claim(20, A_LOT, 0.05)
             assert not any(delivery.alone or delivery.attempt > 1 for delivery in deliveries)
             handled.extend(bodies(deliveries))
             by[number] |= {delivery.message.key or "" for delivery in deliveries}
             lane.settle([Done(delivery.receipt) for delivery in deliveries])
-        return len(set(handled)) == 3 * len(KEYS)
+        return len(set(handled)) == count * len(KEYS)
 
-    eventually(some, "all is handled", lambda: str(sorted(handled)))
+    eventually(some, "all is handled", lambda: f"{len(handled)} are", 60.0)
     assert in_order(handled)
     assert all(by), "both have worked"
     assert len(handled) == len(set(handled))
@@ -388,8 +395,51 @@ def test_a_cut_link_changes_no_order(rabbit_node: RabbitMQNode, node_url: str):
         receipts = [delivery.receipt for delivery in held]
         eventually(lambda: list(lane.extend(receipts, 30.0)) == receipts, "the claims are lost")
         assert list(lane.settle([Done(receipt) for receipt in receipts])) == receipts
-        handled = drained(lane, count=4 * len(KEYS))
+        again = claimed(lane)
+        assert {(delivery.attempt, delivery.alone) for delivery in again} <= {(1, True), (1, False)}
+        lane.settle([Done(delivery.receipt) for delivery in again])
+        handled = drained(lane, count=4 * len(KEYS), before=bodies(again))
         assert in_order(handled)
+
+
+def test_what_was_not_handed_out_before_the_link_was_cut_is_not_suspect(
+    process: Callable[[], RabbitMQBroker],
+):
+    """The server counts both, and this process knows better."""
+    broker = process()
+    publish(broker, "a", 0)
+    publish(broker, "k", *range(4))
+    lane = board(broker)
+    held = claimed(lane, limit=1)
+    broker.link.cut()
+    receipts = [delivery.receipt for delivery in held]
+    eventually(lambda: list(lane.extend(receipts, 30.0)) == receipts, "the claims are lost")
+    seen: dict[str, bool] = {}
+
+    def some() -> bool:
+        deliveries = lane.claim(10, A_LOT, 0.2)
+        seen.update({bodies([delivery])[0]: delivery.alone for delivery in deliveries})
+        lane.settle([Done(delivery.receipt) for delivery in deliveries])
+        return len(seen) == 5
+
+    eventually(some, "all come", lambda: str(seen))
+    assert [body for body, alone in seen.items() if alone] == bodies(held)
+
+
+def test_one_suspect_at_a_time_until_it_has_run_for_a_while(rabbit_url: str):
+    now = [1000.0]
+    with rides_at(rabbit_url, clock=lambda: now[0]) as broker:
+        for key in KEYS:
+            publish(broker, key, 0)
+        one, two = board(broker), board(broker)
+        assert len(claimed(one)) == len(KEYS)
+        now[0] += 31.0  # their leases are over
+        [first] = claimed(one)
+        assert first.alone
+        assert list(two.claim(10, A_LOT, 0.1)) == []
+        now[0] += 1.5
+        [second] = claimed(two)
+        assert second.alone
 
 
 def test_a_queue_that_is_deleted_is_made_again(rabbit_url: str):
@@ -415,11 +465,15 @@ def test_a_consumer_that_the_server_does_not_see_stands_in_line_again(rabbit_url
         lane = board(broker)
         publish(broker, "k", 0)
         assert drained(lane, count=1) == ["k:0"]
-        for partition in lane.intake.partitions:
-            stop_on_link(broker, partition)
+        keys = {
+            partition_of(RIDES.message("x", source="t", key=key), PARTITIONS): key for key in KEYS
+        }
+        assert len(keys) == PARTITIONS
+        stop_on_link(broker, lane.intake.partitions[0])
         broker.look()
-        publish(broker, "k", 1)
-        assert drained(lane, count=1) == ["k:1"]
+        for key in keys.values():
+            publish(broker, key, 1)
+        assert set(drained(lane, count=PARTITIONS)) == {f"{key}:1" for key in keys.values()}
 
 
 # --- other consumers, other programs

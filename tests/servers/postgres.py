@@ -22,6 +22,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from duly.testing.chaos.processes import free_port
 from duly.testing.conformance.plugin import in_ci
 from duly.testing.postgres import (
     OTHER,
@@ -29,7 +30,6 @@ from duly.testing.postgres import (
     PrivateServer,
     binaries,
     children_of,
-    free_port,
     run_as,
 )
 from tests.waiting import eventually

@@ -16,7 +16,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -59,26 +59,45 @@ def _run_as() -> dict[str, Any]:
 class RabbitMQNode:
     """A node of the tests' own, from `start` until `close`: its name, ports, folder, cookie and
     port mapper are its own, and all listen on the loopback interface. ``settings`` are lines of
-    rabbitmq.conf.
+    rabbitmq.conf; ``managed``: with the management interface, at ``management_port``; ``plugins``
+    are others. ``beside`` another it has the same cookie and port mapper, as a cluster needs.
     """
 
-    def __init__(self, *settings: str) -> None:
+    def __init__(
+        self,
+        *settings: str,
+        managed: bool = False,
+        plugins: Sequence[str] = (),
+        beside: RabbitMQNode | None = None,
+    ) -> None:
         if not os.access(_PROGRAMS / "rabbitmq-server", os.X_OK) or shutil.which("epmd") is None:
             missing("no RabbitMQ server is installed")
         self.port = free_port()
+        self.management_port = free_port() if managed else None
         self.folder = Path(tempfile.mkdtemp(prefix="duly-rabbitmq-"))
-        self._mapper_port = free_port()
-        self._node = f"duly{secrets.token_hex(4)}@localhost"
+        self._mapper_port: int = free_port() if beside is None else beside._mapper_port
+        self._cookie: str = secrets.token_hex(16) if beside is None else beside._cookie
+        self._beside = beside
+        self.name = f"duly{secrets.token_hex(4)}@localhost"
         self._log = self.folder / "log.txt"
         self._node_process: subprocess.Popen[Any] | None = None
         self._mapper: subprocess.Popen[Any] | None = None
-        self._write(settings)
+        self._write(settings, plugins)
         atexit.register(self.close)
 
-    def _write(self, settings: tuple[str, ...]) -> None:
+    def _write(self, settings: Sequence[str], plugins: Sequence[str]) -> None:
         lines = [f"listeners.tcp.1 = 127.0.0.1:{self.port}", "log.file.level = warning", *settings]
+        if self.management_port is not None:
+            plugins = ["rabbitmq_management", *plugins]
+            lines += [
+                "management.tcp.ip = 127.0.0.1",
+                f"management.tcp.port = {self.management_port}",
+            ]
         (self.folder / "rabbitmq.conf").write_text("\n".join([*lines, ""]))
-        (self.folder / "plugins").write_text("[].\n")
+        cookie = self.folder / ".erlang.cookie"
+        cookie.write_text(self._cookie)
+        cookie.chmod(0o400)
+        (self.folder / "plugins").write_text(f"[{','.join(plugins)}].\n")
         user = _user()
         if user is not None:
             for path in (self.folder, *self.folder.iterdir()):
@@ -95,7 +114,7 @@ class RabbitMQNode:
             "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
             "LANG": "C.UTF-8",
             "HOME": str(folder),
-            "RABBITMQ_NODENAME": self._node,
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_CONF_ENV_FILE": nowhere,
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
             "RABBITMQ_ADVANCED_CONFIG_FILE": nowhere,
@@ -125,7 +144,7 @@ class RabbitMQNode:
 
     def start(self) -> Self:
         """Start, on the same port and with the same data as before; returns when it answers."""
-        if self._mapper is None:
+        if self._mapper is None and self._beside is None:
             self._mapper = self._popen("epmd")
         self._node_process = self._popen(_PROGRAMS / "rabbitmq-server")
         eventually(self._answers, "RabbitMQ answers", self.log, 60.0)
@@ -133,8 +152,13 @@ class RabbitMQNode:
 
     def start_again(self) -> None:
         """Start, unless it runs."""
-        if self._node_process is None:
+        if not self.is_running:
             self.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not killed since."""
+        return self._node_process is not None
 
     def _answers(self) -> bool:
         assert self._node_process is not None
@@ -181,7 +205,7 @@ class RabbitMQNode:
     def control(self, *command: str) -> str:
         """What ``rabbitmqctl`` says to this."""
         done = subprocess.run(
-            [_PROGRAMS / "rabbitmqctl", "--node", self._node, "--quiet", *command],
+            [_PROGRAMS / "rabbitmqctl", "--node", self.name, "--quiet", *command],
             capture_output=True,
             text=True,
             check=False,

@@ -46,6 +46,22 @@ def on_disk(path: Path) -> bytes:
     return b"".join(each.read_bytes() for each in beside if each.exists())
 
 
+def test_who_is_killed_in_the_middle_leaves_no_trace_of_what_is_gone(db_path: Path):
+    """What failed after the first look goes with the message: later a key finds nothing."""
+    broker = opened(db_path)
+    lane = broker.subscribe([KEYED], "s", options())
+    for n in range(101):
+        publish(broker, KEYED, [SECRET], key="ann", id=f"ann-{n}")
+    killed = broker.erase(ANN)
+    assert next(killed) == 100
+    [last] = receipts(claim(lane, 101))
+    lane.settle([Retry(last, 60, f"no {SECRET!r}")])
+    assert next(killed) == 1
+    del killed
+    assert broker.holdings(ANN) == 0
+    assert [(i.id, i.detail) for i in broker.incidents() if i.kind == "retry"] == [(None, "erased")]
+
+
 def test_from_log_dead_letters_parked_and_incidents_and_from_the_bytes(db_path: Path):
     broker = opened(db_path)
     for _ in range(4):

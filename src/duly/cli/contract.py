@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from duly.cli.loading import load_app
-from duly.contract import Run, contract_of, render
+from duly.contract import Run, contract_on, render
 from duly.schedules import ticking
 
 
@@ -15,14 +15,8 @@ def print_contract(spec: str, *, as_json: bool, processes: int) -> int:
     app = load_app(spec)
     broker, store = app.backends()
     try:
-        contract = contract_of(
-            broker.capabilities,
-            None if store is None else store.capabilities,
-            app.topics,
-            app.consumers,
-            Run(supervised=True, processes=processes),
-            app.schedules,
-        )
+        run = Run(supervised=True, processes=processes)
+        contract = contract_on(broker, store, app.topics, app.consumers, run, app.schedules)
         if app.schedules:
             ticking(broker, app.schedules)
     finally:

@@ -13,7 +13,7 @@ from rich.console import Console
 from duly.app import App
 from duly.cli.loading import load_app
 from duly.cli.tables import print_json, print_table, printable
-from duly.contract import Run, contract_of
+from duly.contract import Run, contract_on
 from duly.errors import DulyError
 from duly.inspection import Inspection
 from duly.inspection.health import Finding
@@ -63,11 +63,8 @@ def make_ready(spec: str, *, as_json: bool) -> int:
     """Make schema, topics and subscriptions; work nothing."""
     with load_app(spec) as app:
         broker, store = app.backends()
-        capabilities = None if store is None else store.capabilities
         run = Run(supervised=True)
-        contract = contract_of(
-            broker.capabilities, capabilities, app.topics, app.consumers, run, app.schedules
-        )
+        contract = contract_on(broker, store, app.topics, app.consumers, run, app.schedules)
         if app.schedules:
             ticking(broker, app.schedules)
         before: set[str] = set()

@@ -44,6 +44,8 @@ def notes_on(setting: Setting) -> Iterator[str]:
             f"{store.name}: one writer a file. One transaction at a time; more processes do "
             "not speed up exactly-once consumers."
         )
+    yield from setting.survey.seen
+    yield from setting.survey.unseen
 
 
 # --- topics
@@ -297,6 +299,12 @@ def _handler_limits(setting: Setting, consumer: Consumer) -> Iterator[str]:
         yield (
             f"nobody ends a def handler that hangs (max_run_s is {limit}): run it with "
             "`duly run`, or make it async def"
+        )
+    hold = setting.survey.hold
+    if hold is not None and not hold.known and consumer.options.max_run_s > hold.longest_s:
+        yield (
+            f"a handler that runs for over {duration(hold.longest_s)} is started again unless the "
+            f"server was told to wait, which cannot be seen: {hold.remedy}"
         )
     if consumer.handler.is_batch:
         yield "a batch handler fails as a whole; its messages come again, one call each"

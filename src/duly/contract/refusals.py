@@ -12,6 +12,7 @@ from duly.consumer import Consumer
 from duly.contract.setting import Setting, consumers_of, duration, size
 from duly.errors import ContractRefused
 from duly.guarantees import Admission, Guarantee
+from duly.inspection.survey import Peril
 from duly.message import Topic
 
 
@@ -58,6 +59,27 @@ def refusals_of(
                 yield from _of_repeats(setting, topic, consumer)
     for consumer in consumers:
         yield from _of_consumer(setting, consumer)
+    for peril in setting.survey.perils:
+        yield from _of_peril(peril, topics, consumers)
+
+
+# --- the server
+
+
+def _of_peril(
+    peril: Peril, topics: Sequence[Topic[Any]], consumers: Sequence[Consumer]
+) -> Iterator[Refusal]:
+    """A setting of the server's that may lose what is promised not to be lost."""
+    if peril.subscription is None:
+        for topic in topics:
+            kept = topic.promise is not Guarantee.AT_MOST_ONCE
+            if kept and peril.topic in (None, topic.name):
+                yield Refusal(f"topic {topic.name!r} ({topic.promise})", peril.found, peril.remedy)
+        return
+    for consumer in consumers:
+        kept = consumer.guarantee is not Guarantee.AT_MOST_ONCE
+        if kept and consumer.name == peril.subscription:
+            yield Refusal(_named(consumer), peril.found, peril.remedy)
 
 
 # --- topics
@@ -140,6 +162,19 @@ def _of_consumer(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
         yield from _of_order(setting, consumer)
     if consumer.options.concurrency > 1:
         yield from _of_concurrency(consumer)
+    yield from _of_hold(setting, consumer)
+
+
+def _of_hold(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
+    """A handler that the server does not wait for is run again and again, for nothing."""
+    hold = setting.survey.hold
+    if hold is not None and hold.known and consumer.options.max_run_s > hold.longest_s:
+        yield Refusal(
+            _named(consumer),
+            f"max_run_s={consumer.options.max_run_s:g}, and {setting.broker.name} takes a message "
+            f"back after {duration(hold.longest_s)}, while its handler runs",
+            f"declare max_run_s={hold.longest_s:g} or less, or {hold.remedy}",
+        )
 
 
 def _of_exactly_once(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:

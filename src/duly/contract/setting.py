@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from duly.broker import Capabilities
 from duly.consumer import Consumer
 from duly.guarantees import Admission, Guarantee
+from duly.inspection.survey import Survey
 from duly.message import Topic
 from duly.store import StoreCapabilities
 
@@ -32,6 +33,7 @@ class Setting:
     broker: Capabilities
     store: StoreCapabilities | None
     run: Run
+    survey: Survey = field(default_factory=Survey)
 
     @property
     def one_database(self) -> bool:

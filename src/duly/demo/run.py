@@ -10,7 +10,7 @@ from pathlib import Path
 
 import duly
 from duly.contract import Run as HowRun
-from duly.contract import contract_of
+from duly.contract import contract_on
 from duly.demo import shop
 from duly.demo.book import Book, Kill
 from duly.demo.crew import Crew, crew, url
@@ -107,13 +107,8 @@ def _prepare(app: duly.App, book: Book, settings: Settings) -> None:
         )
     book.open_accounts(accounts())
     broker, store = app.backends()
-    contract = contract_of(
-        broker.capabilities,
-        None if store is None else store.capabilities,
-        shop.app.topics,
-        shop.app.consumers,
-        HowRun(supervised=True, processes=settings.processes),
-    )
+    how = HowRun(supervised=True, processes=settings.processes)
+    contract = contract_on(broker, store, shop.app.topics, shop.app.consumers, how)
     book.note_limits((c.name, c.crash_loses, c.crash_repeats) for c in contract.consumers)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from duly.broker import Broker
 from duly.consumer import Consumer
-from duly.contract import Run, contract_of
-from duly.errors import ConfigurationError
+from duly.contract import Run, contract_on, survey_of
+from duly.errors import DulyError
 from duly.inspection import Observing
 from duly.inspection.health import Examining, Finding
 from duly.inspection.steering import Steering
@@ -29,6 +29,7 @@ def examine(
     apart = store is not None and store.capabilities.database != broker.capabilities.database
     if store is not None and apart:
         yield from _of_backend("store", store.capabilities.name, store)
+    yield from _server(broker, topics, consumers)
     yield _contract(broker, store, topics, consumers, schedules)
     if isinstance(broker, Steering):
         yield from _subscriptions(broker, consumers)
@@ -43,6 +44,25 @@ def _of_backend(which: str, name: str, backend: object) -> Iterator[Finding]:
             yield Finding(finding.level, f"{which}, {finding.what}", finding.found, finding.remedy)
 
 
+def _server(
+    broker: Broker, topics: Sequence[Topic[Any]], consumers: Sequence[Consumer]
+) -> Iterator[Finding]:
+    """What the contract knows of the broker's server, and what it does not."""
+    try:
+        survey = survey_of(broker, topics, consumers)
+    except DulyError as error:
+        yield Finding("wrong", "server", str(error))
+        return
+    for seen in survey.seen:
+        yield Finding("ok", "server", seen)
+    for unseen in survey.unseen:
+        yield Finding("warning", "server", unseen)
+    for peril in survey.perils:
+        yield Finding(
+            "wrong", "server", peril.found, f"{peril.remedy[:1].upper()}{peril.remedy[1:]}."
+        )
+
+
 def _contract(
     broker: Broker,
     store: Store | None,
@@ -51,17 +71,10 @@ def _contract(
     schedules: Sequence[Schedule],
 ) -> Finding:
     try:
-        contract_of(
-            broker.capabilities,
-            None if store is None else store.capabilities,
-            topics,
-            consumers,
-            Run(supervised=True),
-            schedules,
-        )
+        contract_on(broker, store, topics, consumers, Run(supervised=True), schedules)
         if schedules:
             ticking(broker, schedules)
-    except ConfigurationError as error:
+    except DulyError as error:
         return Finding("wrong", "contract", str(error).partition("\n")[0], "See duly contract.")
     return Finding("ok", "contract", f"kept for {len(consumers)} consumers")
 

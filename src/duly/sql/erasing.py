@@ -119,6 +119,17 @@ def incidents(after: int, identities: set[Identity]) -> Steps[tuple[int | None, 
     return rows[-1][0], found
 
 
+def from_incidents_since(after: int, identities: set[Identity]) -> Steps[None]:
+    """The same of those that came later, for the transaction that removes the message: afterwards
+    nobody would know whose they were.
+    """
+    end: int | None = after
+    while end is not None:
+        end, numbers = yield from incidents(end, identities)
+        if numbers:
+            yield from from_incidents(numbers)
+
+
 def from_incidents(numbers: Sequence[int]) -> Steps[int]:
     """Take out whose these were and what they said."""
     yield Ask("overwrite_deleted")

@@ -15,7 +15,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from typing import Any, Self
 import psycopg
 
 from duly.errors import ConfigurationError
-from duly.testing.chaos.processes import alive, eventually
+from duly.testing.chaos.processes import alive, eventually, free_port
 
 DATABASE = "duly"
 OTHER = "DULY_TEST_POSTGRES"
@@ -93,13 +92,6 @@ def _folder() -> Path:
     if user is not None:
         os.chown(folder, user.pw_uid, user.pw_gid)
     return folder
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on just now."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 class PrivateServer:

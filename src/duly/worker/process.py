@@ -14,7 +14,7 @@ from typing import Self
 from duly.app import App, declare_at
 from duly.broker import Broker, SubscribeOptions
 from duly.consumer import Consumer
-from duly.contract import Contract, Run, contract_of
+from duly.contract import Contract, Run, contract_on
 from duly.dependencies import Resolver
 from duly.errors import ConfigurationError
 from duly.guarantees import Admission, Guarantee
@@ -76,13 +76,8 @@ class Worker:
     def prepare(self) -> None:
         """Check the contract and open everything; no handler runs before `start`."""
         broker, store = self.app.backends()
-        self.contract = contract_of(
-            broker.capabilities,
-            None if store is None else store.capabilities,
-            self.app.topics,
-            self.consumers,
-            self._run,
-            self.app.schedules,
+        self.contract = contract_on(
+            broker, store, self.app.topics, self.consumers, self._run, self.app.schedules
         )
         if self.app.schedules:
             ticking(broker, self.app.schedules)

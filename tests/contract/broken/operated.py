@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from duly.broker import Delivery
+from duly.broker import Delivery, SubscribeOptions
 from duly.errors import PublishFailed
+from duly.guarantees import Guarantee
+from duly.inspection.survey import Peril, Survey, Surveys
+from duly.testing.conformance.memory import DATABASE
 from tests.contract.broken.coats import Broken, Coat
 from tests.contract.broken.mistake import Mistake
 from tests.contract.subjects import SQLITE, SQLITE_STORE
@@ -160,6 +164,27 @@ class RemembersTheDead(Coat):
         return 1
 
 
+# --- what a server is configured to do
+
+
+class SeesDangerEverywhere(Broken):
+    def survey(self, topics: Any, subscriptions: Any):
+        return Survey([Peril(None, None, "it may rain", "wait")], ["the sky was looked at"])
+
+
+class SeesNothingAtAll(Broken):
+    def survey(self, topics: Any, subscriptions: Any):
+        return Survey()
+
+
+class MakesWhatItLooksFor(Broken):
+    def survey(self, topics: Any, subscriptions: Any):
+        for name in subscriptions:
+            self.inner.subscribe(topics, name, SubscribeOptions(Guarantee.AT_LEAST_ONCE)).close()
+        return Survey(seen=["all is there"])
+
+
+SURVEYED: Any = {"around": replace(DATABASE, operations=(Surveys,))}
 SQL: Any = {"around": SQLITE, "page": "sqlite.md"}
 STORE: Any = {"around": SQLITE_STORE, "page": "sqlite.md"}
 
@@ -188,6 +213,9 @@ OPERATED = (
     Mistake(CountsOnePartition, ("Counted::test_in_every_partition",), **SQL),
     Mistake(SeesWhoIsBusy, ("Counted::test_who_is_there",), **SQL),
     Mistake(NotesOneOfThem, ("Suppressed::test_each_is_counted",), **SQL),
+    Mistake(SeesDangerEverywhere, ("Surveyed::test_nothing_endangers_what_is_there",), **SURVEYED),
+    Mistake(SeesNothingAtAll, ("Surveyed::test_nothing_endangers_what_is_there",), **SURVEYED),
+    Mistake(MakesWhatItLooksFor, ("Surveyed::test_looking_makes_nothing",), **SURVEYED),
     Mistake(NotesAndBuries, ("Suppressed::test_they_are_settled_as_ever",), **SQL),
     Mistake(
         ForgetsNothing,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from duly.brokers.rabbitmq.management import Management, management_at
 from duly.errors import ConfigurationError
 from duly.message.limits import check_name
 
@@ -19,7 +21,10 @@ OPTIONS = (
     "certfile",
     "keyfile",
     "verify",
+    "auth_mechanism",
     "server_name_indication",
+    "management",
+    "consumer_timeout",
 )
 PORT, TLS_PORT = 5672, 5671
 
@@ -27,7 +32,8 @@ PORT, TLS_PORT = 5672, 5671
 @dataclass(frozen=True, slots=True)
 class Address:
     """What an AMQP URI says. ``hosts`` are tried in turn; ``heartbeat_s`` bounds how long a dead
-    peer goes unnoticed: twice that.
+    peer goes unnoticed: twice that. ``consumer_timeout_s`` is what the server is said to be
+    configured with; None: nobody says.
     """
 
     hosts: Sequence[tuple[str, int]]
@@ -38,6 +44,9 @@ class Address:
     heartbeat_s: int
     connect_s: float
     tls: Mapping[str, Any] | None
+    mechanism: str = "PLAIN"
+    management: Management | None = None
+    consumer_timeout_s: float | None = None
 
     def tls_for(self, host: str) -> Any:
         """What the driver takes as ``ssl``: False, or its options for this host."""
@@ -63,8 +72,13 @@ def address_of(url: str, shown: str) -> Address:
             )
     secure = parts.scheme == "amqps"
     login, _, places = parts.netloc.rpartition("@")
+    if "@" in login and "," in login:
+        raise ConfigurationError(
+            f"{shown!r}: write the login once, before the first host (amqp://user:...@one,two), "
+            "and an @ or a comma in the password as %40 and %2C"
+        )
     user, _, password = login.partition(":")
-    return Address(
+    address = Address(
         hosts=_hosts(places, TLS_PORT if secure else PORT, shown),
         user=unquote(user) or "guest",
         password=unquote(password) or "guest",
@@ -73,19 +87,30 @@ def address_of(url: str, shown: str) -> Address:
         heartbeat_s=int(_number(options, "heartbeat", 15, shown)),
         connect_s=_number(options, "connection_timeout", 10_000, shown) / 1000,
         tls=_tls(options, shown, secure=secure),
+        mechanism=_mechanism(options, shown),
     )
+    if "consumer_timeout" in options:
+        said_s = _number(options, "consumer_timeout", 0, shown) / 1000
+        address = replace(address, consumer_timeout_s=said_s)
+    if "management" in options:
+        found = management_at(options["management"], address, shown)
+        address = replace(address, management=found)
+    return address
 
 
 def _hosts(places: str, default: int, shown: str) -> Sequence[tuple[str, int]]:
     found = []
-    for place in (places or "localhost").split(","):
+    for given in (places or "localhost").split(","):
+        place = given.strip()
         host, bracket, rest = place.rpartition("]")
         name, _, port = rest.partition(":")
         name = f"{host}{bracket}".strip("[]") or name
-        try:
-            found.append((name or "localhost", int(port or default)))
-        except ValueError:
-            raise ConfigurationError(f"{shown!r}: a port is a number") from None
+        number = int(port) if port.isascii() and port.isdigit() else 0 if port else default
+        if not 1 <= number <= 65535:
+            raise ConfigurationError(
+                f"{shown!r}: a port is a number from 1 to 65535; in a password, write / as %2F"
+            )
+        found.append((name or "localhost", number))
     return tuple(found)
 
 
@@ -115,6 +140,14 @@ def _number(options: Mapping[str, str], name: str, default: float, shown: str) -
     return number
 
 
+def _mechanism(options: Mapping[str, str], shown: str) -> str:
+    """How the user is told: by a password, or by the client's certificate."""
+    mechanism = options.get("auth_mechanism", "plain").upper()
+    if mechanism not in ("PLAIN", "EXTERNAL"):
+        raise ConfigurationError(f"{shown!r}: there are auth_mechanism=plain, external")
+    return mechanism
+
+
 def _tls(options: Mapping[str, str], shown: str, *, secure: bool) -> Mapping[str, Any] | None:
     """Verified, unless the URI itself says otherwise."""
     if not secure:
@@ -131,6 +164,9 @@ def _tls(options: Mapping[str, str], shown: str, *, secure: bool) -> Mapping[str
     elif "server_name_indication" in options:
         tls["server_hostname"] = options["server_name_indication"]
     names = {"cacertfile": "ca_certs", "certfile": "certfile", "keyfile": "keyfile"}
+    for option in names:
+        if option in options and not os.access(options[option], os.R_OK):
+            raise ConfigurationError(f"{shown!r}: {option}={options[option]} cannot be read")
     return tls | {names[option]: path for option, path in options.items() if option in names}
 
 

@@ -22,6 +22,7 @@ from duly.brokers.rabbitmq.ordered import OrderedIntake
 from duly.brokers.rabbitmq.ordered_lane import OrderedLane
 from duly.brokers.rabbitmq.outgoing import MAX_MESSAGE_BYTES, Outgoing
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
+from duly.brokers.rabbitmq.survey import examined, survey_of, version_of
 from duly.brokers.rabbitmq.topology import (
     Names,
     declare_subscription,
@@ -42,6 +43,8 @@ from duly.errors import (
     ConfigurationError,
 )
 from duly.guarantees import Guarantee
+from duly.inspection.health import Finding
+from duly.inspection.survey import Survey
 from duly.message import Message, Topic, now_ms
 
 log = logging.getLogger("duly.rabbitmq")
@@ -70,7 +73,7 @@ class RabbitMQBroker:
         wall_ms: Callable[[], int] = now_ms,
         delays: Callable[[Names], Delays] = Delays,
     ) -> None:
-        address: Address = address_of(url, shown)
+        self._address: Address = address_of(url, shown)
         self._capabilities = Capabilities(
             name="RabbitMQ",
             confirms_settlement=False,
@@ -82,22 +85,26 @@ class RabbitMQBroker:
             max_message_bytes=MAX_MESSAGE_BYTES,
         )
         self.clock = clock
-        self._names = Names(address.namespace)
+        self._names = Names(self._address.namespace)
         self._delays = delays(self._names)
         self._topics: dict[str, Topic[Any]] = {}
+        # What was declared: topic, subscription, by how many partitions it is divided, and whether
+        # it is at-most-once.
+        self._prepared: set[tuple[str, str, int, bool]] = set()
         self._intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake] = {}
         self._lanes: dict[int, Lane | OrderedLane] = {}
         self._once: set[OnceLane] = set()
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._closed = threading.Event()
-        self._publisher = Publisher(address, deadline_s)
-        self.link = Link(address, "consumers", self._up, self._down)
+        self._publisher = Publisher(self._address, deadline_s, self._declare_again)
+        self.link = Link(self._address, "consumers", self._up, self._down)
         self._outgoing = Outgoing(
             self._names, self._topics, self._publisher, self._delays, self.link, wall_ms
         )
         try:
             self.link.start()
+            version_of(self.link.server, self.link.where)
             self._publisher.link.start()
         except BaseException:
             self.close()
@@ -111,6 +118,20 @@ class RabbitMQBroker:
     def capabilities(self) -> Capabilities:
         """What this broker provides."""
         return self._capabilities
+
+    # --- the server
+
+    def survey(
+        self, topics: Sequence[Topic[Any]], subscriptions: Mapping[str, Sequence[str]]
+    ) -> Survey:
+        """As `Surveys.survey`: version, policies, and how long a message may be held."""
+        version = version_of(self.link.server, self.link.where)
+        wanted = [topic.name for topic in topics]
+        return survey_of(self._address, self._names, version, subscriptions, wanted)
+
+    def examine(self) -> Sequence[Finding]:
+        """As `Examining.examine`: whether the server takes messages."""
+        return examined(self._publisher.link.blocked)
 
     # --- declaring
 
@@ -157,6 +178,7 @@ class RabbitMQBroker:
         self._check_order(topics, subscription, options.order_by_key)
         for topic in topics:
             partitions = topic.partitions if options.order_by_key else 0
+            once = options.guarantee is Guarantee.AT_MOST_ONCE
             self._call(
                 partial(
                     declare_subscription,
@@ -164,9 +186,19 @@ class RabbitMQBroker:
                     topic=topic.name,
                     subscription=subscription,
                     partitions=partitions,
-                    once=options.guarantee is Guarantee.AT_MOST_ONCE,
+                    once=once,
                 )
             )
+            self._prepared.add((topic.name, subscription, partitions, once))
+
+    def _declare_again(self, connection: Connection) -> None:
+        """A connection to publish was lost: perhaps because an exchange is gone, and with it who
+        listened.
+        """
+        for topic in list(self._topics.values()):
+            declare_topic(connection, self._names, topic.name, topic.partitions)
+        for name, subscription, partitions, once in list(self._prepared):
+            declare_subscription(connection, self._names, name, subscription, partitions, once=once)
 
     def _check_order(
         self, topics: Sequence[Topic[Any]], subscription: str, order_by_key: bool

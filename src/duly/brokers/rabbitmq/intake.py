@@ -115,8 +115,10 @@ class Intake:
     # --- on the link's thread
 
     def open(self, connection: Connection) -> None:
-        """Consume on a new channel; nothing that was delivered before counts any more."""
-        self.lost()
+        """Consume on a new channel; nothing that was delivered before counts any more. A channel
+        that is still there ends, or the server would go on giving it what nobody takes.
+        """
+        self.close(connection)
         for topic in self.topics:
             declare_subscription(connection, self._names, topic.name, self.subscription)
         self._channel = connection.channel()

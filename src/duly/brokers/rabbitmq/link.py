@@ -1,4 +1,5 @@
-"""`Link`: a connection to the server, on a thread of its own. Only this file knows the driver.
+"""`Link`: a connection to the server, on a thread of its own. Only this file and `transport` know
+the driver.
 
 The driver is used by this thread alone. Others hand it calls; it answers heartbeats whatever
 handlers do, reads what the server says, and connects again where the connection is lost.
@@ -12,6 +13,7 @@ import os
 import random
 import select
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -24,6 +26,7 @@ import amqp
 from amqp import spec
 
 from duly.brokers.rabbitmq.address import Address
+from duly.brokers.rabbitmq.transport import BufferedConnection
 from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 
 T = TypeVar("T")
@@ -38,8 +41,13 @@ REFUSED = amqp.exceptions.PreconditionFailed
 NOT_FOUND = amqp.exceptions.NotFound
 DENIED = amqp.exceptions.AccessRefused
 
+# A queue of a single node that was killed within seconds of its declaration, or of a cluster
+# without its majority. It looks like any other, so nothing here deletes it.
+_UNRESPONSIVE = (
+    "Where that goes on, rabbitmqctl list_unresponsive_queues names the queue that is stuck; "
+    "on a single node, delete it (rabbitmqctl delete_queue) and start again: it is made anew"
+)
 _BACKOFF_S = (0.05, 5.0)
-_READS_AT_ONCE = 500
 
 
 def content(body: bytes, properties: Mapping[str, Any]) -> Any:
@@ -62,18 +70,27 @@ def fetch(channel: Any, queue: str, most: int, take: Callable[[Any], None]) -> N
         return
     take(first)
     more = min(most - 1, first.delivery_info["message_count"])
-    for _ in range(more):
-        channel.send_method(spec.Basic.Get, "Bsb", (0, queue, True))
+    with channel.connection.transport.corked():
+        for _ in range(more):
+            channel.send_method(spec.Basic.Get, "Bsb", (0, queue, True))
     for _ in range(more):
         told = channel.wait([spec.Basic.GetOk, spec.Basic.GetEmpty], returns_tuple=True)
         if len(told) > 1:
             take(told[-1])
 
 
+def _end(connection: Connection | None) -> None:
+    """End the connection below TLS, whose own ending would wait for the other side."""
+    try:
+        socket.socket.shutdown(connection.transport.sock, socket.SHUT_RDWR)  # type: ignore[union-attr]
+    except (AttributeError, TypeError, OSError):
+        return  # it is gone
+
+
 class Link:
     """``on_up`` is called with each new connection, ``on_down`` when it is lost, and
     ``on_unblocked`` when the server takes messages again, all on the link's thread; what ``on_up``
-    raises counts as losing it.
+    raises counts as losing it. ``server`` is what the server says of itself.
     """
 
     def __init__(
@@ -98,6 +115,7 @@ class Link:
         self._awake_since: float | None = None
         self._first: Future[None] = Future()
         self.blocked: str | None = None
+        self.server: Mapping[str, Any] = {}
         self._thread = threading.Thread(target=self._run, name=f"duly-rabbitmq-{name}", daemon=True)
 
     def start(self) -> None:
@@ -107,13 +125,14 @@ class Link:
             self._first.result(self._address.connect_s * len(self._address.hosts) + 5)
         except FutureTimeout:
             self.close()
-            raise BrokerUnavailable(f"{self._where}: no answer; nothing was changed") from None
+            raise BrokerUnavailable(f"{self.where}: no answer; nothing was changed") from None
         except BaseException:
             self.close()
             raise
 
     @property
-    def _where(self) -> str:
+    def where(self) -> str:
+        """The server, as an error may name it."""
         return "RabbitMQ at " + ", ".join(f"{host}:{port}" for host, port in self._address.hosts)
 
     @property
@@ -137,14 +156,16 @@ class Link:
             return future.result(timeout_s + 1.0)
         except FutureTimeout:
             if future.cancel():
-                raise BrokerUnavailable(f"{self._where}: not connected; nothing was sent") from None
-            raise BrokerError(f"{self._where}: no answer within {timeout_s:g} s") from None
+                raise BrokerUnavailable(f"{self.where}: not connected; nothing was sent") from None
+            raise BrokerError(
+                f"{self.where}: no answer within {timeout_s:g} s. {_UNRESPONSIVE}"
+            ) from None
 
     def post(self, run: Callable[[Connection], T], timeout_s: float = 30.0) -> Future[T]:
         """The same without waiting for its end."""
         future: Future[T] = Future()
         if self._closing:
-            future.set_exception(BrokerUnavailable(f"{self._where} was closed; nothing was sent"))
+            future.set_exception(BrokerUnavailable(f"{self.where} was closed; nothing was sent"))
             return future
         self._calls.append((run, future, time.monotonic() + timeout_s))
         self._wake()
@@ -164,15 +185,12 @@ class Link:
         if since is None or connection is None:
             return
         if time.monotonic() - since > 2 * self._address.heartbeat_s:
-            log.warning("%s: the connection hangs and is ended", self._where)
+            log.warning("%s: the connection hangs and is ended", self.where)
             self.cut()
 
     def cut(self) -> None:
         """End the connection, as a network does; the thread notices and connects again."""
-        try:
-            self._connection.transport.sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
-        except (AttributeError, OSError):
-            return  # it is gone
+        _end(self._connection)
 
     def abandon(self) -> None:
         """End the connection without a word, and the thread."""
@@ -208,7 +226,7 @@ class Link:
             except LOST as error:
                 self._lost(connection, error)
             except Exception as error:
-                log.exception("%s: unexpected; connecting again", self._where)
+                log.exception("%s: unexpected; connecting again", self.where)
                 self._lost(connection, error)
             if not self._closing:
                 self._rest(pause_s * random.uniform(0.5, 1.0))
@@ -230,11 +248,11 @@ class Link:
 
     def _connect_to(self, host: str, port: int) -> Connection:
         address = self._address
-        connection = amqp.Connection(
+        connection = BufferedConnection(
             host=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
             userid=address.user,
             password=address.password,
-            login_method="PLAIN",
+            login_method=address.mechanism,
             virtual_host=address.vhost,
             ssl=address.tls_for(host),
             connect_timeout=address.connect_s,
@@ -248,46 +266,56 @@ class Link:
         except BaseException:
             connection.collect()
             raise
+        self.server = dict(connection.server_properties)
         return connection
 
     def _on_blocked(self, reason: Any = "") -> None:
         self.blocked = str(reason) or "an alarm"
-        log.warning("%s takes no messages for now: %s", self._where, self.blocked)
+        log.warning("%s takes no messages for now: %s", self.where, self.blocked)
 
     def _on_unblocked(self, *_: object) -> None:
         self.blocked = None
-        log.info("%s takes messages again", self._where)
+        log.info("%s takes messages again", self.where)
         self._on_freed(self._connection)
 
     def _serve(self, connection: Connection) -> None:
-        sock = connection.transport.sock
+        transport = connection.transport
+        sock = transport.sock
         poller = select.poll()
         poller.register(sock, select.POLLIN)
         poller.register(self._wake_out, select.POLLIN)
         next_tick = 0.0
         while not self._closing:
-            ready = {fd for fd, _ in poller.poll(1000)}
+            # What TLS has decrypted beyond what was read is not seen on the socket.
+            ready = {fd for fd, _ in poller.poll(0 if transport.has_more else 1000)}
             self._awake_since = time.monotonic()
             # In this order: a call reads as well, and then there may be nothing left.
-            if sock.fileno() in ready:
-                self._read(connection, sock)
+            if sock.fileno() in ready or transport.has_more:
+                self._read(connection)
             if self._wake_out in ready:
                 self._take_calls(connection)
+                # What a call waited for may have come with more.
+                self._handle_frames(connection)
             if self._awake_since > next_tick:
                 connection.heartbeat_tick(rate=2)
                 self._expire_calls()
                 next_tick = self._awake_since + 1.0
             self._awake_since = None
 
-    def _read(self, connection: Connection, sock: socket.socket) -> None:
-        poller = select.poll()
-        poller.register(sock, select.POLLIN)
-        pending = getattr(sock, "pending", lambda: 0)
-        for _ in range(_READS_AT_ONCE):
-            # One frame. `drain_events` waits for what a heartbeat does not bring.
-            connection.blocking_read()
-            if not pending() and not poller.poll(0):
-                return
+    def _read(self, connection: Connection) -> None:
+        transport = connection.transport
+        # Not `drain_events`, which waits for what a heartbeat does not bring.
+        transport.fill()
+        self._handle_frames(connection)
+        while transport.has_more:
+            transport.fill()
+            self._handle_frames(connection)
+
+    @staticmethod
+    def _handle_frames(connection: Connection) -> None:
+        transport = connection.transport
+        while (frame := transport.frame_at_hand()) is not None:
+            connection.on_inbound_frame(frame)
 
     def _take_calls(self, connection: Connection) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -300,9 +328,7 @@ class Link:
                 future.set_result(run(connection))
             except LOST as error:
                 # Also what closed a channel: it may be another call's, so all begins anew.
-                future.set_exception(
-                    BrokerError(f"{self._where}: the connection was lost: {error}")
-                )
+                future.set_exception(BrokerError(f"{self.where}: the connection was lost: {error}"))
                 raise
             except Exception as error:  # noqa: BLE001 - its caller's
                 future.set_exception(error)
@@ -319,7 +345,7 @@ class Link:
                 self._calls.append(call)
             elif future.set_running_or_notify_cancel():
                 future.set_exception(
-                    BrokerUnavailable(f"{self._where}: not connected; nothing was sent")
+                    BrokerUnavailable(f"{self.where}: not connected; nothing was sent")
                 )
 
     def _lost(self, connection: Connection | None, error: Exception) -> None:
@@ -329,17 +355,23 @@ class Link:
             self._closing = True
         if connection is not None:
             if not self._closing:
-                log.warning("%s: the connection was lost: %s", self._where, error)
+                log.warning("%s: the connection was lost: %s", self.where, error)
+            _end(connection)
             connection.collect()
             self._on_down()
 
     def _first_failure(self, error: Exception) -> BrokerError:
         if isinstance(error, amqp.exceptions.AccessRefused | amqp.exceptions.NotAllowed):
             return BrokerUnusable(
-                f"{self._where} refuses user {self._address.user!r} on virtual host "
+                f"{self.where} refuses user {self._address.user!r} on virtual host "
                 f"{self._address.vhost!r}: check its password, and its permissions there"
             )
-        return BrokerUnavailable(f"{self._where}: cannot connect: {error}; nothing was changed")
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return BrokerUnusable(
+                f"{self.where}: its certificate is refused: {error.verify_message}. cacertfile=... "
+                "names who signs it, server_name_indication=... the name that is in it"
+            )
+        return BrokerUnavailable(f"{self.where}: cannot connect: {error}; nothing was changed")
 
     def _rest(self, seconds: float) -> None:
         """Wait before connecting again; what waits too long is told."""
@@ -362,4 +394,4 @@ class Link:
         while self._calls:
             _, future, _ = self._calls.popleft()
             if future.set_running_or_notify_cancel():
-                future.set_exception(BrokerUnavailable(f"{self._where} was closed"))
+                future.set_exception(BrokerUnavailable(f"{self.where} was closed"))

@@ -21,6 +21,9 @@ from duly.brokers.rabbitmq.topology import Names, count, declare_subscription
 from duly.errors import BrokerError
 from duly.message import Topic
 
+# Who kills a process does so soon, mostly; and some handlers take hours.
+_NEW_S = 1.0
+
 
 class Writing(Protocol):
     """What it takes to write something down."""
@@ -55,7 +58,6 @@ class OrderedIntake:
             for number in range(topic.partitions)
         ]
         self._names = names
-        self._clock = clock
         self._here: Any = None
         self._is_worked = False
         self._turn = 0
@@ -73,8 +75,10 @@ class OrderedIntake:
     # --- on the link's thread
 
     def open(self, connection: Connection) -> None:
-        """Make what is needed; stand in line where lanes have begun to claim."""
-        self.lost()
+        """Make what is needed; stand in line where lanes have begun to claim. Channels that are
+        still there end first, or the server would go on giving them what nobody takes.
+        """
+        self._end_channels()
         for topic in self.topics:
             of = topic.name, self.subscription, topic.partitions
             declare_subscription(connection, self._names, *of)
@@ -136,8 +140,11 @@ class OrderedIntake:
 
     def stop(self, _: Connection) -> None:
         """Leave the line: the next ones are given what is not settled."""
-        here = self._here
         self._is_worked = False
+        self._end_channels()
+
+    def _end_channels(self) -> None:
+        here = self._here
         for partition in self.partitions:
             partition.stop()
         self.lost()
@@ -181,25 +188,21 @@ class OrderedIntake:
             raise
 
     def write_all(self, broker: Writing, partitions: Sequence[Partition]) -> None:
-        """Note of everything that is unsettled how it stands: nobody has died with it. What is held
-        by nobody, and whatever comes later, is known as it is.
-        """
-        now = self._clock()
+        """Note of everything that is unsettled how it stands: nobody has died with it."""
         with self.changed:
-            left = [entry for partition in partitions for entry in partition.entries.values()]
-            notes = [
-                (e, e.note(e.item.history, suspect=e.suspect, wait_s=e.due - now)) for e in left
-            ]
+            notes = [each for partition in partitions for each in partition.as_they_stand()]
         self.write(broker, notes)
 
     def balance(self, broker: Writing) -> None:
         """See who else is there, and stop working what this process should hand over."""
         others = broker.link.call(self.others) if self.is_in_line else 0
         with self.changed:
+            # Those in which something is held for so long go on, and another time may come.
+            busy = {partition for partition in self.partitions if partition.leaving}
             for partition in self.partitions:
                 partition.leaving = False
             for partition in self._excess(others):
-                partition.leaving = True
+                partition.leaving = partition not in busy
             self.changed.notify_all()
 
     def hand_over(self, broker: Writing) -> None:
@@ -216,10 +219,11 @@ class OrderedIntake:
         """What a lane may claim: one suspect, or up to ``limit`` that are none. Among them may be
         some that nobody can read.
 
-        Of all lanes one at a time has a suspect: if they die, it is the likely reason.
+        No other lane is given a suspect while one that was is new: if the process dies now, that
+        is the likely reason.
         """
         mine = self._in_turn()
-        if not any(entry.suspect for entry in self.held.values()):
+        if not any(each.suspect and each.since > now - _NEW_S for each in self.held.values()):
             for partition in mine:
                 suspect = partition.first_suspect(now)
                 if suspect is not None:
@@ -249,8 +253,9 @@ class OrderedIntake:
 
     def _excess(self, others: int) -> Sequence[Partition]:
         """The partitions that this process should hand over, so that each process has its share of
-        those at work: the ones with the least to do here.
+        those at work: the ones that are the first to be free.
         """
         mine = [partition for partition in self.partitions if partition.is_mine]
         share = -(-len(self.partitions) // (others + 1))
-        return sorted(mine, key=lambda each: len(each.entries))[: max(0, len(mine) - share)]
+        mine.sort(key=lambda each: (each.is_held, len(each.entries)))
+        return mine[: max(0, len(mine) - share)]

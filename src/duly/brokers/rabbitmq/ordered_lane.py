@@ -109,13 +109,13 @@ class OrderedLane:
             return self._hand_out(sound)
 
     def _hand_out(self, entries: Sequence[Entry]) -> Sequence[Delivery]:
-        until = self._broker.clock() + self._options.lease_s
+        now = self._broker.clock()
         deliveries = []
         for entry in entries:
             if not entry.is_here:
                 continue  # its channel is gone, and it comes again
             assert entry.token is not None
-            entry.lane, entry.until = self.number, until
+            entry.lane, entry.since, entry.until = self.number, now, now + self._options.lease_s
             self.intake.held[entry.token] = entry
             history = entry.item.history
             deliveries.append(

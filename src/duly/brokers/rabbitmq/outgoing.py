@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
 from duly.broker import Outcome, Published
 from duly.brokers.rabbitmq.delays import Delays, way
 from duly.brokers.rabbitmq.link import Link, content
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
-from duly.brokers.rabbitmq.topology import Names
+from duly.brokers.rabbitmq.topology import Names, recorded_topic
 from duly.brokers.rabbitmq.wire import properties_of
 from duly.errors import (
     BrokerError,
@@ -34,7 +35,7 @@ class Outgoing:
     def __init__(
         self,
         names: Names,
-        topics: Mapping[str, Topic[Any]],
+        topics: MutableMapping[str, Topic[Any]],
         publisher: Publisher,
         delays: Delays,
         link: Link,
@@ -66,9 +67,11 @@ class Outgoing:
         ]
 
     def _refusal(self, message: Message[Any]) -> PublishFailed | None:
-        topic = self._topics.get(message.topic)
+        topic = self._topic_of(message)
         if topic is None:
-            return PublishFailed(f"{_named(message)}: not declared here", message_id=message.id)
+            return PublishFailed(
+                f"{_named(message)}: nobody has declared its topic", message_id=message.id
+            )
         if message.size > MAX_MESSAGE_BYTES:
             return MessageTooLarge(
                 f"{_named(message)}: the body has {message.size:,} bytes, RabbitMQ carries at most "
@@ -82,6 +85,17 @@ class Outgoing:
                 message_id=message.id,
             )
         return None
+
+    def _topic_of(self, message: Message[Any]) -> Topic[Any] | None:
+        """A topic that was declared, be it by another process: what that one put into an outbox is
+        brought here by whoever relays.
+        """
+        topic = self._topics.get(message.topic)
+        if topic is None:
+            look = partial(recorded_topic, names=self._names, topic=message.topic)
+            if (topic := self._link.call(look)) is not None:
+                self._topics.setdefault(message.topic, topic)
+        return topic
 
     def _levels(self, message: Message[Any]) -> Levels:
         wait_ms = 0 if message.due_ms is None else message.due_ms - self._wall_ms()

@@ -42,9 +42,9 @@ AHEAD = 250
 class Entry:
     """A message of a partition that is not settled, in its place.
 
-    ``token``: of the claim that holds it, made by ``lane`` and good ``until``. ``due``: when it may
-    be handed out, by the clock that leases go by. ``suspect``: it has to be alone in its claim.
-    ``wrong``: why it is none that duly would carry.
+    ``token``: of the claim that holds it, made by ``lane``, and ``since`` and ``until`` when.
+    ``due``: when it may be handed out, by the clock that leases go by. ``suspect``: it has to be
+    alone in its claim. ``wrong``: why it is none that duly would carry.
     """
 
     __slots__ = (
@@ -54,6 +54,7 @@ class Entry:
         "key",
         "lane",
         "partition",
+        "since",
         "suspect",
         "token",
         "until",
@@ -68,7 +69,7 @@ class Entry:
         self.key = None if item.message is None else item.message.key
         self.token: int | None = None
         self.lane = 0
-        self.until = 0.0
+        self.since = self.until = 0.0
         self.due = -math.inf
         self.suspect = False
 
@@ -130,6 +131,7 @@ class Partition:
         self._channel: Any = None
         self._tags = Tags()
         self._found: Mapping[Identity, Note] | None = None
+        self._left: Sequence[bytes] = ()
         self._noted: dict[Identity, Note] = {}
         self._has_suspects = False
         self._notes_declared = False
@@ -180,7 +182,7 @@ class Partition:
             bodies.append(body_of(message))
         channel.close()
         with self._changed:
-            self._found = merged(bodies)
+            self._found = merged([*bodies, *self._left])
             for entry in self.entries.values():
                 self._judge(entry)
             self._changed.notify_all()
@@ -226,6 +228,10 @@ class Partition:
         """The channel is gone, and what was delivered there is, or will be, with another."""
         self._channel = None
         self.generation += 1
+        if self.entries:
+            # If it comes here again, nobody has died with what was not handed out.
+            still = [note for entry, note in self.as_they_stand() if note and entry.token is None]
+            self._left = [written(f"{self._writer} left", 1, still)]
         self.entries.clear()
         self._tags.clear()
         self._found = None
@@ -307,6 +313,13 @@ class Partition:
             self._noted.pop(entry.identity, None)
 
     # --- what is written down
+
+    def as_they_stand(self) -> Iterator[tuple[Entry, Note | None]]:
+        """What there is to be known of everything that is unsettled, if nobody dies with it."""
+        now = self._clock()
+        for entry in self.entries.values():
+            history = entry.item.history
+            yield entry, entry.note(history, suspect=entry.suspect, wait_s=entry.due - now)
 
     def put(self, identity: Identity, note: Note | None) -> Note | None:
         """This is to be written of a message, or nothing; returns what was until now."""

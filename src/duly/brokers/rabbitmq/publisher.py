@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from itertools import takewhile
 from typing import Any
@@ -59,10 +59,15 @@ class Portion:
 
 
 class Publisher:
-    """Sends what any thread hands over. ``deadline_s`` bounds every call."""
+    """Sends what any thread hands over. ``deadline_s`` bounds every call; ``prepare`` is called
+    with each new connection, before anything is sent.
+    """
 
-    def __init__(self, address: Address, deadline_s: float) -> None:
+    def __init__(
+        self, address: Address, deadline_s: float, prepare: Callable[[Connection], None]
+    ) -> None:
         self._deadline_s = deadline_s
+        self._prepare = prepare
         self._lock = threading.Lock()
         self._waiting: deque[Sending] = deque()
         self._unconfirmed: dict[int, Sending] = {}
@@ -100,6 +105,7 @@ class Publisher:
     # --- on the link's thread
 
     def _up(self, connection: Connection) -> None:
+        self._prepare(connection)
         self._confirmed, self._loose = connection.channel(), connection.channel()
         self._confirmed.confirm_select()
         self._confirmed.events["basic_ack"].add(self._on_ack)
@@ -115,8 +121,12 @@ class Publisher:
             self._unconfirmed.clear()
             self._end(lost, State.DOUBTFUL)
 
-    def _pump(self, _: Connection) -> None:
+    def _pump(self, connection: Connection) -> None:
         """Send what waits, as far as the window is open."""
+        with connection.transport.corked():
+            self._send_waiting()
+
+    def _send_waiting(self) -> None:
         while self.link.blocked is None and len(self._unconfirmed) < _WINDOW:
             with self._lock:
                 sending = self._waiting.popleft() if self._waiting else None
@@ -172,8 +182,8 @@ class Publisher:
                 tags = list(takewhile(lambda each: each <= tag, self._unconfirmed))
             ended = [self._unconfirmed.pop(each) for each in tags if each in self._unconfirmed]
             self._end(ended, state)
-        if self._waiting:
-            self._pump(None)
+        if self._waiting and self._confirmed is not None:
+            self._pump(self._confirmed.connection)
 
     def _end(self, sendings: Sequence[Sending], state: State) -> None:
         """These are over. Call it with the lock held."""

@@ -32,10 +32,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from duly.brokers.rabbitmq.link import DENIED, NOT_FOUND, REFUSED, Connection
 from duly.errors import ConfigurationError
+from duly.guarantees import GuaranteeName
+from duly.message import Topic
 
 _MAX_NAME_BYTES = 255
 # The error that tells what is recorded has room for 255 bytes, with this name in it.
@@ -151,6 +153,33 @@ def record(connection: Connection, name: str, text: str) -> str:
         return found[1]
     finally:
         channel.close()
+
+
+def recorded_topic(connection: Connection, names: Names, topic: str) -> Topic[Any] | None:
+    """A topic as it was declared, by whichever process; None: nobody has."""
+    # It is made behind its records.
+    if not _is_there(connection, names.topic(topic)):
+        return None
+    told = []
+    for kind in ("topic", "partitions"):
+        name = names.record(kind, topic)
+        told.append(record(connection, name, "") if _is_there(connection, name) else "")
+    guarantee: Any = told[0].removeprefix("guarantee ")
+    partitions = told[1].removeprefix("partitions=")
+    if guarantee not in get_args(GuaranteeName) or not partitions.isdecimal():
+        return None
+    return Topic(topic, bytes, guarantee=guarantee, partitions=int(partitions))
+
+
+def _is_there(connection: Connection, exchange: str) -> bool:
+    channel = connection.channel()
+    try:
+        channel.exchange_declare(exchange, "direct", passive=True)
+    except NOT_FOUND:
+        return False
+    finally:
+        channel.close()
+    return True
 
 
 def declare_topic(connection: Connection, names: Names, topic: str, partitions: int) -> None:

@@ -4,7 +4,8 @@ verdict.
 Messages are in a SQLite file, or by ``--broker postgres`` on a PostgreSQL server; some effects
 are beside them, others where ``--store`` says, with an outbox. The server is a private one that is
 killed as well, started from what is installed, or the one that a URL or ``DULY_TEST_POSTGRES``
-names, which is not.
+names, which is not. By ``--broker rabbitmq`` messages are on a private RabbitMQ node, and all
+effects where ``--store`` says.
 
 Ends with 1 where a promise was broken, and with 2 where the run does not show whether it was: a
 fault never hit, or something never succeeded. A round that broke something is kept, histories,
@@ -19,8 +20,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,20 @@ from rich.console import Console
 
 from duly.connect import redacted
 from duly.errors import BrokerError, ConfigurationError
+from duly.testing.chaos.node import Node
 from duly.testing.chaos.processes import Nursery
 from duly.testing.chaos.report import report, shown, verdict_of
 from duly.testing.chaos.round import Round
 from duly.testing.chaos.server import Server
-from duly.testing.chaos.setup import KINDS, STRIKES, Kind, Setup, schema_of_round
+from duly.testing.chaos.setup import (
+    BROKERS,
+    STORES,
+    STRIKES,
+    BrokerKind,
+    Setup,
+    StoreKind,
+    schema_of_round,
+)
 from duly.testing.chaos.verdict import Tally, judged
 from duly.testing.wrong_use import (
     Command,
@@ -53,8 +63,9 @@ OF_ONE_ROUND = (
     *("only", "seed", "faults_s", "folder", "without", "before", "no_mount", "keep"),
     *("broker", "store", "save"),
 )
-# What every process needs of PostgreSQL, imported once for all.
+# What every process needs of a server, imported once for all.
 MODULES = ("duly.brokers.postgres", "duly.stores.postgres", "duly.testing.chaos.schema")
+NODE_MODULES = ("duly.brokers.rabbitmq", "duly.testing.chaos.queues")
 POSTGRES = ("postgresql://", "postgres://")
 
 
@@ -63,13 +74,13 @@ POSTGRES = ("postgresql://", "postgres://")
     "--broker",
     default="sqlite",
     show_default=True,
-    metavar="sqlite|postgres|URL",
+    metavar="sqlite|postgres|rabbitmq|URL",
     help="Where messages are.",
 )
 @click.option(
     "--store",
     metavar="sqlite|postgres|URL",
-    help="Where effects apart from them are; left out, likewise.",
+    help="Where effects apart from them are; left out, likewise (beside rabbitmq: sqlite).",
 )
 @click.option("--minutes", type=Seconds(), default=1.0, show_default=True)
 @click.option("--seed", type=int, default=None, help="Of all that is random; left out, any.")
@@ -121,7 +132,7 @@ def main(
     console = Console(soft_wrap=True)
     began = time.monotonic()
     broker: str = more["broker"]
-    store: str = more["store"] or broker
+    store: str = more["store"] or ("sqlite" if broker == "rabbitmq" else broker)
     save: Path | None = more["save"]
     if kept is not None:
         check_together(ctx, ["kept"], "where a round that was kept is judged")
@@ -149,7 +160,8 @@ def main(
             save.write_bytes(shown(whole, str(setup), profile, time.monotonic() - began))
         kept_too = keep or not whole.is_good
         if not whole.is_good:
-            where = f" --broker {broker} --store {store}" if setup.server else ""
+            has_server = setup.server is not None or setup.node is not None
+            where = f" --broker {broker} --store {store}" if has_server else ""
             console.print(
                 f"kept in {_places(place, setup)}; again, though never quite the same: "
                 f"python -m duly.testing.chaos --seed {seed} --minutes {minutes:g}"
@@ -163,36 +175,55 @@ def main(
 
 @contextmanager
 def _setup(broker: str, store: str, keep: Callable[[], bool]) -> Iterator[Setup]:
-    """Where messages and effects are to be, with a server where one is needed."""
-    kinds = _kind("--broker", broker), _kind("--store", store)
+    """Where messages and effects are to be, with a server and a node where they are needed."""
+    there, apart = _broker_kind(broker), _store_kind(store)
     urls = {each for each in (broker, store) if each.startswith(POSTGRES)}
     if len(urls) > 1:
         raise WrongUse("--broker and --store name two servers: a run has one")
-    if "postgres" not in kinds:
-        yield Setup(*kinds)
-        return
-    try:
-        server = Server(*urls)
-        server.check()
-    except (ConfigurationError, BrokerError) as error:
-        raise WrongUse(str(error)) from None
-    try:
-        yield Setup(*kinds, server)
-    finally:
-        server.close(keep=keep())
+    with ExitStack() as running:
+        server = node = None
+        try:
+            if "postgres" in (there, apart):
+                server = Server(*urls)
+                server.check()
+                running.callback(lambda: server.close(keep=keep()))
+            if there == "rabbitmq":
+                node = Node()
+                running.callback(lambda: node.close(keep=keep()))
+        except (ConfigurationError, BrokerError) as error:
+            raise WrongUse(str(error)) from None
+        yield Setup(there, apart, server, node)
 
 
-def _kind(option: str, named: str) -> Kind:
+def _broker_kind(named: str) -> BrokerKind:
+    if named.startswith("amqp"):
+        raise WrongUse("--broker: a node is struck by a run: a private one, --broker rabbitmq")
     if named.startswith(POSTGRES):
         return "postgres"
-    for kind in KINDS:
+    for kind in BROKERS:
         if named == kind:
             return kind
-    raise WrongUse(f"{option}: {redacted(named)!r} is none of {', '.join(KINDS)}, postgresql://...")
+    raise _wrong_kind("--broker", named, BROKERS)
+
+
+def _store_kind(named: str) -> StoreKind:
+    if named.startswith(POSTGRES):
+        return "postgres"
+    for kind in STORES:
+        if named == kind:
+            return kind
+    raise _wrong_kind("--store", named, STORES)
+
+
+def _wrong_kind(option: str, named: str, kinds: Sequence[str]) -> WrongUse:
+    return WrongUse(
+        f"{option}: {redacted(named)!r} is none of {', '.join(kinds)}, postgresql://..."
+    )
 
 
 def _places(place: Path, setup: Setup) -> str:
-    return f"{place}" if setup.server is None else f"{place} and {redacted(setup.server.folder)}"
+    there = [each.folder for each in (setup.server, setup.node) if each is not None]
+    return " and ".join([str(place), *map(redacted, there)])
 
 
 def _of_its_own(folder: Path) -> Path:
@@ -225,7 +256,9 @@ class Campaign:
     def run(self, seconds: float, only: int | None) -> Tally:
         """Play rounds until the time is over, or only one."""
         whole, until = Tally(), time.monotonic() + seconds
-        nursery = Nursery(PROGRAM, modules=() if self.setup.server is None else MODULES)
+        needed = ((self.setup.server, MODULES), (self.setup.node, NODE_MODULES))
+        modules = [name for there, names in needed if there is not None for name in names]
+        nursery = Nursery(PROGRAM, modules=modules)
         try:
             for number in itertools.count() if only is None else [only]:
                 whole.add(self._play(nursery, number))

@@ -1,4 +1,6 @@
-"""The link between processes and their server, which can be cut around a COMMIT."""
+"""The link between processes and their server, which can be cut around what matters: a COMMIT, or
+what a broker is told.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +8,78 @@ import asyncio
 import contextlib
 import re
 import threading
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Collection
+from random import Random
+from typing import Literal, Protocol
 
-Cut = Literal["before COMMIT", "after COMMIT"]
+Cut = Literal["before COMMIT", "after COMMIT", "before publish", "after publish", "before ack"]
 
 # As duly sends it behind its check, and as a driver does alone: the end of a simple query.
 _COMMIT = re.compile(rb"(?i)\bcommit;?\s*\0")
 # A statement that commits by itself says so (`duly.sql.postgres.autocommit`): it comes with its
 # text, or is prepared under a name and from then on called by that.
 _ALONE = re.compile(rb"P.{4}(\w*)\0[^\0]*/\* and commits \*/", re.DOTALL)
+# A frame of AMQP with a method of class 60 in it: 40 publishes, 80 acknowledges.
+_PUBLISH = re.compile(rb"\x01.{6}\x00\x3c\x00\x28", re.DOTALL)
+_ACK = re.compile(rb"\x01.{6}\x00\x3c\x00\x50", re.DOTALL)
 _PIECE = 1 << 18
+
+
+class Listens(Protocol):
+    """Makes out on one connection what its client asks for."""
+
+    def to(self, piece: bytes) -> Collection[str]:
+        """What is in this piece: COMMIT, publish, ack."""
+        ...
+
+
+class Commits:
+    """What a client of PostgreSQL asks for."""
+
+    def __init__(self) -> None:
+        self._prepared: set[bytes] = set()
+
+    def to(self, piece: bytes) -> Collection[str]:
+        """See `Listens`. Also a statement that commits by itself is a COMMIT."""
+        with_text = False
+        for name in _ALONE.findall(piece):
+            with_text |= not name
+            if name:
+                self._prepared.add(name)
+        called = any(b"\0" + name + b"\0" in piece for name in self._prepared)
+        return ["COMMIT"] if with_text or called or _COMMIT.search(piece) is not None else []
+
+
+class Frames:
+    """What a client of RabbitMQ asks for."""
+
+    def to(self, piece: bytes) -> Collection[str]:
+        """See `Listens`."""
+        kinds = {"publish": _PUBLISH, "ack": _ACK}
+        return [kind for kind, frame in kinds.items() if frame.search(piece) is not None]
 
 
 class Link:
     """Passes on what comes to a port of the loopback interface, on a thread of its own.
 
-    `cut` waits for the next COMMIT on any connection, or the next statement that commits by itself,
-    and ends that connection: before the server has seen it, or when the server has answered and
-    before the client hears of it. ``tell`` is called, on that thread, when that has happened. What
-    is encrypted cannot be told apart.
+    `cut` waits for the next COMMIT (or whatever else ``listens`` makes out) on any connection, and
+    ends that connection: before the server has seen it, or when the server has answered and before
+    the client hears of it. ``tell`` is called, on that thread, when that has happened. What is
+    encrypted cannot be told apart.
     """
 
-    def __init__(self, host: str, port: int, tell: Callable[[Cut], None]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        tell: Callable[[Cut], None],
+        listens: Callable[[], Listens] = Commits,
+    ) -> None:
         self._server = host, port
         self._tell = tell
+        self._listens = listens
         self._cut: Cut | None = None
+        self._open: list[_Connection] = []
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -41,8 +89,17 @@ class Link:
         self.port = int(self._listening.sockets[0].getsockname()[1])
 
     def cut(self, when: Cut) -> None:
-        """Cut the next connection that commits, once."""
+        """Cut the next connection that asks for this, once."""
         self._cut = when
+
+    def silence(self, random: Random) -> bool:
+        """Pass nothing on any more, in either direction, on one of the connections, which does not
+        end by that; False: there is none.
+        """
+        heard = [each for each in list(self._open) if not each.silent]
+        if heard:
+            random.choice(heard).silent = True
+        return bool(heard)
 
     def heal(self) -> None:
         """Cut none after all."""
@@ -76,7 +133,8 @@ class Link:
             there, back = await asyncio.open_connection(*self._server)
         except OSError:
             return  # nobody is there: neither is anybody here
-        connection = _Connection()
+        connection = _Connection(self._listens())
+        self._open.append(connection)
         ways = [
             asyncio.ensure_future(self._to_server(connection, reader, back)),
             asyncio.ensure_future(self._to_client(connection, there, writer)),
@@ -87,6 +145,7 @@ class Link:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
+            self._open.remove(connection)
             back.transport.abort()
 
     async def _to_server(
@@ -94,14 +153,15 @@ class Link:
     ) -> None:
         with contextlib.suppress(OSError):
             while piece := await reader.read(_PIECE):
-                when = self._cut
-                commits = connection.commits_by(piece)
-                if when is not None and commits:
+                when, asked = self._cut, connection.listens.to(piece)
+                if connection.silent:
+                    continue
+                if when is not None and when.partition(" ")[2] in asked:
                     self._cut = None
-                    if when == "before COMMIT":
+                    if when.startswith("before"):
                         self._tell(when)
                         return
-                    connection.doomed = True
+                    connection.doomed = when
                 server.write(piece)
                 await server.drain()
 
@@ -110,26 +170,19 @@ class Link:
     ) -> None:
         with contextlib.suppress(OSError):
             while piece := await server.read(_PIECE):
-                if connection.doomed:
-                    self._tell("after COMMIT")
+                if connection.silent:
+                    continue
+                if connection.doomed is not None:
+                    self._tell(connection.doomed)
                     return
                 writer.write(piece)
                 await writer.drain()
 
 
 class _Connection:
-    """``doomed``: what the server answers next is not passed on."""
+    """``doomed``: what the server answers next is not passed on. ``silent``: nothing is."""
 
-    def __init__(self) -> None:
-        self.doomed = False
-        self._prepared: set[bytes] = set()
-
-    def commits_by(self, piece: bytes) -> bool:
-        """Whether something is committed by what a client sends here."""
-        with_text = False
-        for name in _ALONE.findall(piece):
-            with_text |= not name
-            if name:
-                self._prepared.add(name)
-        called = any(b"\0" + name + b"\0" in piece for name in self._prepared)
-        return with_text or called or _COMMIT.search(piece) is not None
+    def __init__(self, listens: Listens) -> None:
+        self.listens = listens
+        self.doomed: Cut | None = None
+        self.silent = False

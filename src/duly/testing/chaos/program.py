@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,20 +21,18 @@ from duly.broker import RepeatDropped
 from duly.errors import DulyError
 from duly.message import Message, Topic
 from duly.store import Transaction
-from duly.testing.chaos import surroundings, workload
+from duly.testing.chaos import surroundings
 from duly.testing.chaos.processes import Told
 from duly.testing.chaos.reading import read
 from duly.testing.chaos.recorded import Recorded, Run
-from duly.testing.chaos.site import Site, open_broker, open_store, site_of
+from duly.testing.chaos.site import Database, database_of, open_broker, open_store, site_of
 from duly.testing.chaos.workload import (
     KILLED_BY_MESSAGES,
-    LEASE_S,
-    POLICY,
-    SPECS,
     STOPPED_BY_MESSAGES,
     Item,
     Spec,
     Step,
+    Workload,
 )
 from duly.testing.harness.seams import SeenBroker, SeenStore
 from duly.testing.history import Commit, Fault, Publish, about
@@ -54,7 +52,9 @@ class Place:
     def __init__(self, orders: dict[str, Any]) -> None:
         self.orders = orders
         self.folder = Path(orders["folder"])
-        self.home, self.apart = map(site_of, orders["sites"])
+        home, apart = orders["sites"]
+        self.home, self.apart = site_of(home), database_of(apart)
+        self.workload = Workload.kept_in(self.folder)
         self.told_to_end = Told()
         signal.signal(signal.SIGTERM, lambda *_: self.told_to_end.set())
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -65,21 +65,26 @@ class Place:
         """What this process records with."""
         return Recorded(self.folder / "histories", self.orders["who"])
 
-    def effects(self, apart: bool) -> Site:
+    def effects(self, apart: bool) -> Database:
         """Where effects live."""
-        return self.apart if apart else self.home
+        if apart:
+            return self.apart
+        assert isinstance(self.home, Database), "beside the messages there can be effects"
+        return self.home
 
     @contextmanager
     def app(self, recorded: Recorded, apart: bool = False) -> Iterator[duly.App]:
-        """The app, on a broker and a store that are recorded."""
-        with (
-            closing(open_broker(self.home)) as broker,
-            closing(open_store(self.effects(apart), broker)) as store,
-        ):
-            name = f"{recorded.who}/tx"
-            app = duly.App(SOURCE, SeenBroker(broker, recorded), SeenStore(store, recorded, name))
-            with closing(app):
-                yield app
+        """The app, on a broker and a store that are recorded; without one where the broker is no
+        database, and it needs none apart.
+        """
+        with ExitStack() as open_:
+            broker = open_.enter_context(closing(open_broker(self.home)))
+            store = None
+            if apart or isinstance(self.home, Database):
+                inner = open_.enter_context(closing(open_store(self.effects(apart), broker)))
+                store = SeenStore(inner, recorded, f"{recorded.who}/tx")
+            app = duly.App(SOURCE, SeenBroker(broker, recorded), store)
+            yield open_.enter_context(closing(app))
 
 
 # --- workers
@@ -89,9 +94,9 @@ def work(place: Place) -> int:
     """Work until told to end, then drain."""
     apart, recorded = bool(place.orders["apart"]), place.recorded()
     with place.app(recorded, apart) as app:
-        for spec in SPECS:
+        for spec in place.workload.specs:
             if spec.apart == apart:
-                consume(app, spec, recorded, place.effects(apart))
+                consume(app, spec, recorded, place)
         worker = Worker(app)
         worker.start()
         while not place.told_to_end.wait(0.02):
@@ -100,20 +105,31 @@ def work(place: Place) -> int:
         return 0 if worker.drain(10.0) else 1
 
 
-def consume(app: duly.App, spec: Spec, recorded: Recorded, site: Site) -> None:
+def consume(app: duly.App, spec: Spec, recorded: Recorded, place: Place) -> None:
     """Declare a consumer with the handler that goes with it."""
-    options: dict[str, Any] = {"batch": spec.batch, "lease_s": LEASE_S, "retry": POLICY}
-    if spec.ordered:
-        options["order_by_key"] = True
-    if spec.concurrency > 1:
-        options["concurrency"] = spec.concurrency
     declare: Any = app.batch_consumer if spec.batch_handler else app.consumer
-    handler = _handler(spec, recorded, site)
-    declare(spec.topic, name=spec.name, guarantee=spec.guarantee, **options)(handler)
+    if spec.exactly:
+        handler = _handler(spec, recorded, place.effects(spec.apart))
+    else:
+        handler = _plain(spec, recorded)
+    declare(spec.topic, name=spec.name, guarantee=spec.guarantee, **spec.options())(handler)
 
 
-def _handler(spec: Spec, recorded: Recorded, site: Site) -> Callable[..., Any]:
-    first, *others = spec.tables or ("",)
+def _plain(spec: Spec, recorded: Recorded) -> Callable[..., Any]:
+    def plain(item: Item) -> None:
+        with recorded.run() as [run]:
+            _behave(spec, recorded, run, item)
+
+    async def async_plain(item: Item) -> None:
+        with recorded.run() as [run]:
+            await asyncio.sleep(0.002)
+            _behave(spec, recorded, run, item)
+
+    return async_plain if spec.concurrency else plain
+
+
+def _handler(spec: Spec, recorded: Recorded, site: Database) -> Callable[..., Any]:
+    first, *others = spec.tables
 
     def effects(item: Item, tx: Transaction[Any]) -> None:
         with recorded.run(tx) as [run]:
@@ -140,20 +156,9 @@ def _handler(spec: Spec, recorded: Recorded, site: Site) -> Callable[..., Any]:
             for run, item in zip(runs, items, strict=True):
                 one(run, item, tx)
 
-    def plain(item: Item) -> None:
-        with recorded.run() as [run]:
-            _behave(spec, recorded, run, item)
-
-    async def async_plain(item: Item) -> None:
-        with recorded.run() as [run]:
-            await asyncio.sleep(0.002)
-            _behave(spec, recorded, run, item)
-
     if spec.batch_handler:
         return batch_effects
-    if spec.exactly:
-        return async_effects if spec.concurrency else effects
-    return async_plain if spec.concurrency else plain
+    return async_effects if spec.concurrency else effects
 
 
 def _row(run: Run) -> tuple[Any, ...]:
@@ -191,10 +196,10 @@ def publish(place: Place) -> int:
     orders, recorded = place.orders, place.recorded()
     progress = place.folder / f"progress-{orders['publisher']}"
     done = int(progress.read_text()) if progress.exists() else 0
-    with place.app(recorded) as app:
-        app.declare(workload.inputs, workload.lines, workload.views)
+    with place.app(recorded, place.workload.published_apart) as app:
+        app.declare(*place.workload.topics.values())
         app.backends()
-        plan = workload.steps(orders["seed"], orders["publisher"])
+        plan = place.workload.steps(orders["seed"], orders["publisher"])
         for number, step in enumerate(plan):
             if number < done - STEPS_BACK:
                 continue
@@ -215,7 +220,7 @@ def _note(progress: Path, done: int) -> None:
 
 
 def _until_it_succeeds(place: Place, app: duly.App, recorded: Recorded, step: Step) -> None:
-    expected: tuple[type[Exception], ...] = (DulyError, *place.home.errors)
+    expected: tuple[type[Exception], ...] = (DulyError, *_own(place).errors)
     while not place.told_to_end.is_set():
         try:
             _publish(place, app, recorded, step)
@@ -276,6 +281,11 @@ async def _gather(app: duly.App, step: Step, items: Sequence[Item], ids: Sequenc
             raise outcome
 
 
+def _own(place: Place) -> Database:
+    """Where a publisher has transactions."""
+    return place.effects(place.workload.published_apart)
+
+
 def _within(
     place: Place, app: duly.App, recorded: Recorded, topic: Topic[Item], items: Sequence[Item]
 ) -> None:
@@ -284,7 +294,7 @@ def _within(
     tx = f"{recorded.who}/within-{time.monotonic_ns()}"
     _, store = app.backends()
     assert store is not None, "each of these is a store"
-    with place.home.own() as own:
+    with _own(place).own() as own:
         try:
             for message in messages:
                 recorded.put(Publish, "invoke", about(message), tx)

@@ -7,57 +7,74 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from duly.broker import Broker, SubscribeOptions
+from duly.broker import Broker, Prepares, SubscribeOptions
 from duly.errors import BrokerError
 from duly.guarantees import Done, Guarantee
 from duly.message import Topic
 from duly.store import Backlog, Store, outbox_of
-from duly.testing.chaos.site import Site, open_broker, open_store
-from duly.testing.chaos.workload import SPECS, Spec, inputs, lines, views
+from duly.testing.chaos.fitting import workload_on
+from duly.testing.chaos.site import Database, Site, looked_into, open_broker, open_store
+from duly.testing.chaos.workload import Spec, Workload
 from duly.testing.history import About, Dead, Final, Output, Read, Recorder, Row, Waiting, about
 
 OBSERVER = "observer"
-_OUTPUTS = [spec.outputs for spec in SPECS if spec.exactly]
-TOPICS: Sequence[Topic[Any]] = (inputs, lines, views, *_OUTPUTS)
 _A_LOT = 1 << 30
 
 
-def prepare(home: Site, apart: Site) -> None:
-    """Make files, tables and topics, and the subscription that will read the whole log."""
+def prepare(home: Site, apart: Database, folder: Path) -> Workload:
+    """Make files, tables and topics, and the subscription that will read the whole log; others
+    too, where a subscription that is made later would miss something. Returns what is to be done.
+    """
     with closing(open_broker(home)) as broker:
-        _observe(broker).close()
-        for site in (home, apart):
-            open_store(site, broker).close()
-    for spec in SPECS:
-        (apart if spec.apart else home).create(spec.tables)
+        there = [site for site in (home, apart) if isinstance(site, Database)]
+        stores = [open_store(site, broker) for site in there]
+        workload = workload_on(broker, stores[0], stores[-1])
+        for store in stores:
+            store.close()
+        workload.keep_in(folder)
+        _observe(broker, workload).close()
+        if isinstance(broker, Prepares):
+            for spec in workload.specs:
+                options = SubscribeOptions(Guarantee(spec.guarantee), order_by_key=spec.ordered)
+                broker.prepare([spec.topic], spec.name, options)
+    for spec in workload.specs:
+        if spec.exactly:
+            _effects(spec, home, apart).create(spec.tables)
+    return workload
 
 
-def _observe(broker: Broker) -> Any:
-    broker.declare(TOPICS)
-    return broker.subscribe(TOPICS, OBSERVER, SubscribeOptions(Guarantee.AT_LEAST_ONCE))
+def _effects(spec: Spec, home: Site, apart: Database) -> Database:
+    """Where those of a consumer are."""
+    if spec.apart:
+        return apart
+    assert isinstance(home, Database), "beside the messages there can be effects"
+    return home
 
 
-def is_drained(home: Site, apart: Site) -> bool:
+def _observe(broker: Broker, workload: Workload) -> Any:
+    topics: Sequence[Topic[Any]] = [*workload.topics.values(), *workload.outputs]
+    broker.declare(topics)
+    return broker.subscribe(topics, OBSERVER, SubscribeOptions(Guarantee.AT_LEAST_ONCE))
+
+
+def is_drained(home: Site, apart: Database, folder: Path) -> bool:
     """Whether every consumer is done and every output on its way has arrived."""
     try:
-        return _is_drained(home, apart)
+        return _is_drained(home, apart, folder)
     except BrokerError:
         return False  # somebody keeps it from everybody
 
 
-def _is_drained(home: Site, apart: Site) -> bool:
-    with closing(_inspected(home)) as broker:
-        states = [state for state in broker.subscriptions() if state.name != OBSERVER]
+def _is_drained(home: Site, apart: Database, folder: Path) -> bool:
+    with closing(open_broker(home)) as broker:
+        found = looked_into(home, broker, folder).subscriptions()
+        states = [state for state in found if state.name != OBSERVER]
         names = {state.name for state in states}
-        if names < {spec.name for spec in SPECS} or not all(state.is_drained for state in states):
+        wanted = {spec.name for spec in Workload.kept_in(folder).specs}
+        if names < wanted or not all(state.is_drained for state in states):
             return False
         with closing(open_store(apart, broker)) as store:
             return not _backlog(store).unsent
-
-
-def _inspected(home: Site) -> Any:
-    """A broker that can be looked into."""
-    return open_broker(home)
 
 
 def _backlog(store: Store) -> Backlog:
@@ -66,21 +83,24 @@ def _backlog(store: Store) -> Backlog:
     return outbox.backlog()
 
 
-def read(folder: Path, home: Site, apart: Site) -> int:
+def read(folder: Path, home: Site, apart: Database) -> int:
     """Read everything, and write it into the histories: one file for each consumer."""
-    with closing(_inspected(home)) as broker:
-        log = _log_of(broker)
-        dead = broker.dead_letters(limit=100_000)
-        states = [state for state in broker.subscriptions() if state.name != OBSERVER]
+    workload = Workload.kept_in(folder)
+    with closing(open_broker(home)) as broker:
+        log = _log_of(broker, workload)
+        look = looked_into(home, broker, folder)
+        dead = look.dead_letters(limit=100_000)
+        states = [state for state in look.subscriptions() if state.name != OBSERVER]
         with closing(open_store(apart, broker)) as store:
             left = _backlog(store)
     leaks = [*home.leaks(), *apart.leaks()]
+    leaks += [f"{s.backlog} wait in {s.topic}" for s in states if not (s.name or s.is_drained)]
     if left != Backlog(0, 0, None):
         leaks.append(f"the outbox still holds {left}")
-    for spec in SPECS:
+    for spec in workload.specs:
         final = Final(
             log=tuple(m for m in log if m.topic in (spec.topic.name, spec.outputs.name)),
-            rows=tuple(_rows(spec, apart if spec.apart else home)),
+            rows=tuple(_rows(spec, home, apart)),
             outputs=tuple(
                 Output(each, each.id.removeprefix("out-"))
                 for each in log
@@ -100,16 +120,19 @@ def read(folder: Path, home: Site, apart: Site) -> int:
     return 0
 
 
-def _log_of(broker: Broker) -> Sequence[About]:
-    observer = _observe(broker)
-    log = []
+def _log_of(broker: Broker, workload: Workload) -> Sequence[About]:
+    observer = _observe(broker, workload)
+    log: list[About] = []
     while deliveries := observer.claim(1000, _A_LOT, 0.0):
         log += [about(delivery.message) for delivery in deliveries]
         observer.settle([Done(delivery.receipt) for delivery in deliveries])
     return log
 
 
-def _rows(spec: Spec, site: Site) -> Sequence[Row]:
+def _rows(spec: Spec, home: Site, apart: Database) -> Sequence[Row]:
+    if not spec.exactly:
+        return ()
+    site = _effects(spec, home, apart)
     return [
         Row(table, About(*row[:5]), row[5]) for table in spec.tables for row in site.rows(table)
     ]

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from duly.testing.chaos.setup import Setup
 from duly.testing.chaos.verdict import Tally
-from duly.testing.chaos.workload import SPECS
 
 Verdict = Literal["valid", "invalid", "unknown"]
 _COLOURS: dict[Verdict, str] = {"valid": "bold green", "invalid": "bold red", "unknown": "yellow"}
@@ -115,15 +114,15 @@ def _consumers(tally: Tally) -> Table:
     for name in ("messages", "starts", "dead"):
         table.add_column(name, justify="right")
     table.add_column("anomalies")
-    for spec in SPECS:
-        names = Counter(each.name for _, name, each in tally.anomalies if name == spec.name)
+    for consumer, guarantee in tally.consumers.items():
+        names = Counter(each.name for _, name, each in tally.anomalies if name == consumer)
         found = ", ".join(f"{count} {name}" for name, count in names.most_common())
         table.add_row(
-            spec.name,
-            spec.guarantee,
-            f"{tally.messages[spec.name]:,}",
-            f"{tally.starts[spec.name]:,}",
-            f"{tally.dead[spec.name]:,}",
+            consumer,
+            guarantee,
+            f"{tally.messages[consumer]:,}",
+            f"{tally.starts[consumer]:,}",
+            f"{tally.dead[consumer]:,}",
             f"[red]{found}[/]" if found else "0",
         )
     return table

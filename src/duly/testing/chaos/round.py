@@ -20,12 +20,11 @@ from duly.testing.chaos.crowd import Crowd, Member
 from duly.testing.chaos.disk import Disk, disk_at
 from duly.testing.chaos.processes import Child, Nursery
 from duly.testing.chaos.reading import is_drained, prepare
-from duly.testing.chaos.setup import SERVER_LOG, Setup
-from duly.testing.chaos.site import Site, site_of
+from duly.testing.chaos.setup import LASTING, NODE_LOG, ON_A_NODE, SERVER_LOG, STRIKES, Setup
+from duly.testing.chaos.site import Database, Site, database_of, site_of
 from duly.testing.chaos.workload import ATTEMPTS, LEASE_S, LONGEST_BACKOFF_S, SPECS
 from duly.testing.history import Heal, Recorder
 
-PAUSE_S = 2 * LEASE_S
 LET_GO = 0.8
 FULL_S = (0.3, 1.0)
 HELD_S = (0.3, 1.5)
@@ -88,7 +87,7 @@ class Round:
         self._clock_s = 0
         self._files = folder / "files"
         self._home: Site
-        self._apart: Site
+        self._apart: Database
         self._pause = threading.Event()
 
     def play(self) -> Played:
@@ -102,9 +101,9 @@ class Round:
                 mount = self._on_disk == "small"
                 self._disk = stack.enter_context(disk_at(self._files, mount=mount))
             self._files.mkdir(exist_ok=True)
-            at_rest = self._setup.sites_at_rest(self._files, self._name)
-            self._home, self._apart = map(site_of, at_rest)
-            prepare(self._home, self._apart)
+            home, apart = self._setup.sites_at_rest(self._files, self._name)
+            self._home, self._apart = site_of(home), database_of(apart)
+            self._prepare()
             recorder = stack.enter_context(Recorder(self._folder / "histories", "world"))
             crowd = Crowd(
                 self._nursery, self._folder, self._members(), recorder, self._sites_of_process
@@ -121,25 +120,33 @@ class Round:
                 shutil.copytree(self._files, self._folder / "files", ignore=_fillers)
         return Played(self._folder, time.monotonic() - began, dict(crowd.counts), crowd.complaints)
 
+    def _prepare(self) -> None:
+        node = self._setup.node
+        if node is not None:
+            node.sweep()
+        prepare(self._home, self._apart, self._folder)
+        if node is not None:
+            node.settle()
+
     def drop(self) -> None:
         """Remove what does not go with the folder."""
         self._home.drop()
         self._apart.drop()
+        if self._setup.node is not None:
+            self._setup.node.drop(self._name)
 
     def _sites_of_process(self, number: int) -> tuple[str, str]:
         return self._setup.sites(self._files, self._name, number)
 
     def _hear_of_the_server(self, crowd: Crowd) -> None:
-        server = self._setup.server
-        if server is None:
-            return
-        server.said()  # what it said before is no matter of this round
-
         def tell(kind: str, point: str) -> None:
             crowd.fault(kind, point)
-            crowd.counts[kind] += kind not in ("server down", "server up")
+            crowd.counts[kind] += kind in STRIKES
 
-        server.tell = tell
+        for each in (self._setup.server, self._setup.node):
+            if each is not None:
+                each.said()  # what it said before is no matter of this round
+                each.tell = tell
 
     def _members(self) -> list[Member]:
         orders = {"seed": self._seed, "pause_s": 0.03, "before": self._before}
@@ -208,9 +215,19 @@ class Round:
                 self._hold_lock(crowd)
             case "full disk":
                 self._fill(crowd)
+            case _ if kind in ON_A_NODE:
+                return self._strike_node(crowd, kind)
             case _:
                 return self._strike_server(crowd, kind)
         return True
+
+    def _strike_node(self, crowd: Crowd, kind: str) -> bool:
+        node = self._setup.node
+        assert node is not None, "only a run with a node has such strikes"
+        done = node.strike(kind, self._random)
+        # Whatever goes on for a while is counted here; the rest is told when it hits.
+        crowd.counts[kind] += done and kind in LASTING
+        return done
 
     def _strike_server(self, crowd: Crowd, kind: str) -> bool:
         server, random = self._setup.server, self._random
@@ -252,7 +269,7 @@ class Round:
                 crowd.fault("go on", "SIGCONT", who)
                 crowd.go_on(member)
 
-        self._after(PAUSE_S, go_on)
+        self._after(self._setup.pause_s, go_on)
 
     def _look_after_the_stopped(self, crowd: Crowd) -> None:
         for member in crowd.newly_stopped():
@@ -295,8 +312,9 @@ class Round:
     def _heal(self, crowd: Crowd) -> None:
         """The faults are over; what was begun is finished, and nothing new begun."""
         self._do_what_is_due(all_of_it=True)
-        if self._setup.server is not None:
-            self._setup.server.heal()
+        for each in (self._setup.server, self._setup.node):
+            if each is not None:
+                each.heal()
         for member in crowd.members:
             crowd.go_on(member)
         # Beyond every time that anything was told to wait for.
@@ -320,14 +338,25 @@ class Round:
                     look = None
                 published = all(m.done for m in crowd.members if m.role == "publisher")
                 if look is None and published:
-                    look = thread.submit(is_drained, self._home, self._apart)
+                    look = thread.submit(self._is_drained)
                 self._pause.wait(0.1)
             # The checker says what is stuck; nobody keeps the file from who looks at it.
             self._do_what_is_due(all_of_it=True)
 
+    def _is_drained(self) -> bool:
+        self._count(at_rest=False)
+        return is_drained(self._home, self._apart, self._folder)
+
+    def _count(self, *, at_rest: bool) -> None:
+        """Let whoever looks know what only the node tells."""
+        if self._setup.node is not None:
+            self._setup.node.tell_of(self._name, self._folder, at_rest=at_rest)
+
     def _read(self, crowd: Crowd) -> None:
-        if self._setup.server is not None:
-            (self._folder / SERVER_LOG).write_text(self._setup.server.said())
+        self._count(at_rest=True)
+        for log, each in ((SERVER_LOG, self._setup.server), (NODE_LOG, self._setup.node)):
+            if each is not None:
+                (self._folder / log).write_text(each.said())
         reader = Member("reader", {})
         crowd.sites = lambda _: self._setup.sites_at_rest(self._files, self._name)
         crowd.start(reader, "reader")

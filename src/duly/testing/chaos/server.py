@@ -24,7 +24,8 @@ _PORT = 5432
 _UP_S = 4.0
 
 
-def _nothing(kind: str, point: str) -> None:
+def nothing(kind: str, point: str) -> None:
+    """Hear of nothing."""
     del kind, point
 
 
@@ -41,7 +42,7 @@ class Server:
             raise ConfigurationError(
                 f"PostgreSQL needs the driver psycopg ({missing}): pip install 'duly[postgres]'"
             ) from missing
-        self.tell: Tell = _nothing
+        self.tell: Tell = nothing
         self._private: PrivateServer | None = None
         self._down: threading.Thread | None = None
         self._told = 0

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from duly.testing.chaos.node import ALARMS, SILENT_S, Node
 from duly.testing.chaos.server import Server
+from duly.testing.chaos.workload import LEASE_S
 
-Kind = Literal["sqlite", "postgres"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+StoreKind = Literal["sqlite", "postgres"]
+BrokerKind = Literal["sqlite", "postgres", "rabbitmq"]
+STORES: tuple[StoreKind, ...] = get_args(StoreKind)
+BROKERS: tuple[BrokerKind, ...] = get_args(BrokerKind)
 
 STRIKES: Mapping[str, float] = {
     "kill worker": 5.0,
@@ -26,12 +30,27 @@ STRIKES: Mapping[str, float] = {
     "end session": 3.0,
     "cut before COMMIT": 1.5,
     "cut after COMMIT": 1.5,
+    "kill node": 0.7,
+    "stop node": 0.4,
+    "memory alarm": 0.5,
+    "disk alarm": 0.5,
+    "cut before publish": 1.5,
+    "cut after publish": 1.5,
+    "cut before ack": 2.0,
+    "silence": 1.0,
 }
 """What befalls a crowd, and how often in proportion."""
 
 _ON_FILES = ("full disk",)
 _ON_A_SERVER = ("end session", "cut before COMMIT", "cut after COMMIT")
 _ON_A_PRIVATE_SERVER = ("kill server", "immediate shutdown")
+ON_A_NODE = (
+    *("kill node", "stop node", *ALARMS),
+    *("cut before publish", "cut after publish", "cut before ack", "silence"),
+)
+LASTING = ("kill node", "stop node", *ALARMS)
+"""What goes on for a while."""
+
 # What the log of a server tells, that nobody strikes but a stranger's lock.
 _TOLD = ("lock timeout", "statement timeout")
 
@@ -47,11 +66,15 @@ FAULTS = (
     *_ON_A_SERVER,
     *_ON_A_PRIVATE_SERVER,
     *_TOLD,
+    *ON_A_NODE,
 )
 """All that is counted as a fault that hit."""
 
 SERVER_LOG = "server.log"
 """In the folder of a round: what the server wrote meanwhile."""
+
+NODE_LOG = "node.log"
+"""And what the node did."""
 
 # Who waits for longer gives up, in milliseconds. Who only looks goes by the second of the two: in
 # transactions of duly's own the statement's deadline is another, and the lock's comes first.
@@ -62,16 +85,19 @@ _APART, _APART_ON_THE_SERVER = 0.3, 0.7
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """``broker``: where the messages are and, by claim, some effects. ``store``: where others
-    are, by inbox, with the outbox. ``server`` is there where either is on PostgreSQL.
+    """``broker``: where the messages are and, by claim, some effects, unless it is a node of
+    RabbitMQ. ``store``: where others are, by inbox, with the outbox. ``server`` is there where
+    either is on PostgreSQL, ``node`` where there is RabbitMQ.
     """
 
-    broker: Kind = "sqlite"
-    store: Kind = "sqlite"
+    broker: BrokerKind = "sqlite"
+    store: StoreKind = "sqlite"
     server: Server | None = None
+    node: Node | None = None
 
     def __str__(self) -> str:
-        return f"messages in {self.broker}, effects there and in {self.store}"
+        there = "" if self.node else "there and "
+        return f"messages in {self.broker}, effects {there}in {self.store}"
 
     def sites(self, files: Path, name: str, number: int = 0) -> tuple[str, str]:
         """The URLs of both for the process of this number, in the round of this name."""
@@ -87,9 +113,11 @@ class Setup:
             self._site(self.store, files / "apart.db", f"{name}_apart", None),
         )
 
-    def _site(self, kind: Kind, path: Path, schema: str, number: int | None) -> str:
+    def _site(self, kind: BrokerKind, path: Path, schema: str, number: int | None) -> str:
         if kind == "sqlite":
             return f"sqlite:///{path}"
+        if self.node is not None and kind == "rabbitmq":
+            return self.node.url(schema, at_rest=number is None)
         from duly.testing.chaos.schema import url_of
 
         assert self.server is not None, "a run on PostgreSQL has a server"
@@ -100,8 +128,15 @@ class Setup:
     @property
     def locked_apart(self) -> float:
         """How many of a stranger's locks are where effects are apart, of one."""
+        if self.node is not None:
+            return 1.0
         only_there = self.store == "postgres" != self.broker
         return _APART_ON_THE_SERVER if only_there else _APART
+
+    @property
+    def pause_s(self) -> float:
+        """How long who is stopped stands still, for others to be given what it holds."""
+        return SILENT_S if self.node is not None else 2 * LEASE_S
 
     def profile(self, without: Collection[str] = ()) -> list[str]:
         """The faults that have to hit for a run to mean something."""
@@ -115,6 +150,8 @@ class Setup:
     def _can(self, kind: str) -> bool:
         if kind in _ON_FILES:
             return "sqlite" in (self.broker, self.store)
+        if kind in ON_A_NODE:
+            return self.node is not None
         if kind in _ON_A_SERVER:
             return self.server is not None
         if kind in _ON_A_PRIVATE_SERVER or kind in _TOLD:

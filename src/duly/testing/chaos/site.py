@@ -1,4 +1,6 @@
-"""Where messages and effects of a run are: a SQLite file, or a schema on a PostgreSQL server."""
+"""Where messages and effects of a run are: a SQLite file, a schema on a PostgreSQL server; messages
+alone also on a RabbitMQ node.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,11 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Protocol, cast, runtime_checkable
 
 from duly import connect
 from duly.broker import Broker
+from duly.inspection import DeadLetter, SubscriptionState
 from duly.store import Store
 
 # topic, source, id, key, content, run
@@ -36,6 +39,20 @@ class Own(Protocol):
         ...
 
 
+class Looked(Protocol):
+    """What a place tells of the messages there."""
+
+    def subscriptions(self) -> Sequence[SubscriptionState]:
+        """How far each subscription is, with each of its topics."""
+        ...
+
+    def dead_letters(
+        self, subscription: str | None = None, limit: int = 100
+    ) -> Sequence[DeadLetter]:
+        """What was given up on."""
+        ...
+
+
 class Site(Protocol):
     """One place, as every process of a run uses it. ``url`` names it to other processes.
 
@@ -46,6 +63,19 @@ class Site(Protocol):
     url: str
     tells_time: bool
     errors: tuple[type[Exception], ...]
+
+    def leaks(self) -> Sequence[str]:
+        """What is damaged, or still open."""
+        ...
+
+    def drop(self) -> None:
+        """Remove it, where it does not go with the folder of its round."""
+        ...
+
+
+@runtime_checkable
+class Database(Site, Protocol):
+    """One in which there are effects."""
 
     def create(self, tables: Sequence[str]) -> None:
         """Make tables of `COLUMNS`."""
@@ -71,12 +101,13 @@ class Site(Protocol):
         """Keep others from writing, as another program may."""
         ...
 
-    def leaks(self) -> Sequence[str]:
-        """What is damaged, or still open."""
-        ...
 
-    def drop(self) -> None:
-        """Remove it, where it does not go with the folder of its round."""
+@runtime_checkable
+class LooksInto(Protocol):
+    """One whose broker does not tell what is in it."""
+
+    def looked_into(self, broker: Broker, folder: Path) -> Looked:
+        """What is there, by what its server told into the folder of a round."""
         ...
 
 
@@ -84,6 +115,10 @@ def site_of(url: str) -> Site:
     """The site that a URL names."""
     if url.startswith(_SQLITE):
         return SQLiteSite(Path(url.removeprefix(_SQLITE)))
+    if url.startswith("amqp://"):
+        from duly.testing.chaos.queues import QueueSite
+
+        return QueueSite(url)
     from duly.testing.chaos.schema import PostgresSite
 
     return PostgresSite(url)
@@ -92,6 +127,20 @@ def site_of(url: str) -> Site:
 def open_broker(site: Site) -> Broker:
     """A broker there."""
     return connect.open_broker(site.url)
+
+
+def database_of(url: str) -> Database:
+    """The site that a URL names, where effects are."""
+    site = site_of(url)
+    assert isinstance(site, Database), "there are effects"
+    return site
+
+
+def looked_into(site: Site, broker: Broker, folder: Path) -> Looked:
+    """What a broker there has in it."""
+    if isinstance(site, LooksInto):
+        return site.looked_into(broker, folder)
+    return cast(Looked, broker)
 
 
 def open_store(site: Site, broker: Broker) -> Store:

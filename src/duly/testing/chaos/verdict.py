@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from duly.testing.chaos.setup import SERVER_LOG
-from duly.testing.chaos.workload import SPECS, Spec
+from duly.testing.chaos.workload import Spec, Workload
 from duly.testing.checker import Anomaly, judge
 from duly.testing.history import (
     Admit,
@@ -30,7 +30,12 @@ from duly.testing.history import (
 
 # How a server says in its log that it ended a statement.
 _TOLD = ("lock timeout", "statement timeout")
-_AT_ONCE = ("drain", "clock", "lock", "cut before COMMIT", "cut after COMMIT")
+_AT_ONCE = (
+    *("drain", "clock", "lock", "cut before COMMIT", "cut after COMMIT"),
+    *("cut before publish", "cut after publish", "cut before ack", "silence"),
+)
+# Who waited for so long when an alarm was over waited because of it.
+_HELD_UP_S = 0.2
 
 
 @dataclass(slots=True)
@@ -43,6 +48,7 @@ class Tally:
     messages: Counter[str] = field(default_factory=Counter)
     starts: Counter[str] = field(default_factory=Counter)
     dead: Counter[str] = field(default_factory=Counter)
+    consumers: dict[str, str] = field(default_factory=dict)
     anomalies: list[tuple[str, str, Anomaly]] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     unknown: Counter[str] = field(default_factory=Counter)
@@ -53,6 +59,7 @@ class Tally:
         """Add another's."""
         for name in ("operations", "struck", "hits", "messages", "starts", "dead", "unknown"):
             getattr(self, name).update(getattr(other, name))
+        self.consumers.update(other.consumers)
         self.anomalies += other.anomalies
         self.complaints += other.complaints
         self.rounds += other.rounds
@@ -71,12 +78,14 @@ def judged(folder: Path) -> Tally:
     _count(tally, events)
     hits_of(tally, events)
     _hits_told(tally, folder / SERVER_LOG)
-    for spec in SPECS:
+    workload = Workload.kept_in(folder)
+    tally.consumers = {spec.name: spec.guarantee for spec in workload.specs}
+    for spec in workload.specs:
         mine = [
             *relevant(events, spec),
             *read_history((folder / "read" / spec.name).glob("*.jsonl")),
         ]
-        judgement = judge(mine, spec.terms())
+        judgement = judge(mine, workload.terms(spec))
         tally.anomalies += [(folder.name, spec.name, each) for each in judgement.anomalies]
         tally.unknown.update(f"{spec.name}: {why}" for why in judgement.unknown)
         for event in mine:
@@ -96,9 +105,14 @@ def in_token_order(events: Sequence[Event]) -> list[Event]:
     A process that is stopped between claiming and recording it records it late; the tokens, which
     only grow, say that it was earlier.
     """
-    given = [e for e in events if isinstance(e, Claim) and e.phase == "ok"]
+    given = [
+        (token, event)
+        for event in events
+        if isinstance(event, Claim) and event.phase == "ok"
+        if (token := token_of(event.token)) is not None
+    ]
     latest, moved = inf, dict[int, float]()
-    for claim in sorted(given, key=lambda e: (token_of(e.token), e.at), reverse=True):
+    for _, claim in sorted(given, key=lambda each: (each[0], each[1].at), reverse=True):
         latest = min(latest, claim.at)
         if latest < claim.at:
             moved[id(claim)] = latest
@@ -106,9 +120,11 @@ def in_token_order(events: Sequence[Event]) -> list[Event]:
     return sorted(placed, key=lambda e: e.at)
 
 
-def token_of(receipt: str) -> int:
-    """The token in a recorded receipt: the first number of a tuple."""
-    return int(receipt[1:].partition(",")[0])
+def token_of(receipt: str) -> int | None:
+    """The token in a recorded receipt: the first number of a tuple. None: it has none that other
+    processes' tokens could be compared with.
+    """
+    return int(receipt[1:].partition(",")[0]) if receipt.startswith("(") else None
 
 
 def relevant(events: Iterable[Event], spec: Spec) -> Iterator[Event]:
@@ -178,6 +194,8 @@ def hits_of(tally: Tally, events: Sequence[Event]) -> None:
     tally.hits["pause"] += _pauses(events)
     tally.hits["full disk"] += sum(_failed_between(events, "fill", "room").values())
     tally.hits.update(_failed_between(events, "server down", "server up"))
+    tally.hits.update(_failed_between(events, "node down", "node up"))
+    tally.hits.update(_held_up(events))
     tally.hits += Counter()  # without zeros
 
 
@@ -260,6 +278,26 @@ def _failed_between(events: Sequence[Event], begins: str, ends: str) -> Counter[
                 lasting = None
             case Publish() | Claim() | Commit() | Settle():
                 failed |= event.phase in ("fail", "info")
+            case _:
+                pass
+    return hits
+
+
+def _held_up(events: Sequence[Event]) -> Counter[str]:
+    """Alarms at whose end somebody still waited to publish, by their kind."""
+    waiting: dict[tuple[str, object], float] = {}
+    hits: Counter[str] = Counter()
+    for event in events:
+        match event:
+            case Publish(phase="invoke", tx=""):
+                waiting[event.who, event.message.identity] = event.at
+            case Publish(tx=""):
+                waiting.pop((event.who, event.message.identity), None)
+            case Fault(kind="alarm over"):
+                held = any(since + _HELD_UP_S < event.at for since in waiting.values())
+                hits[event.point] += held
+            case Fault(kind="crash"):
+                waiting = {key: at for key, at in waiting.items() if key[0] != event.who}
             case _:
                 pass
     return hits

@@ -1,14 +1,18 @@
-"""What is published and who consumes it: every guarantee, plain and in order, on two files."""
+"""What is published and who consumes it: every guarantee, plain and in order, as far as the broker
+can have it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
+from duly.broker import Capabilities
 from duly.guarantees import Admission, Guarantee, GuaranteeName, RetryPolicy
 from duly.message import Topic
 from duly.testing.checker import Terms
@@ -58,7 +62,7 @@ views: Topic[Item] = Topic("views", Item, guarantee="at-most-once", retention_s=
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One consumer. ``apart``: its effects are in another file than the messages."""
+    """One consumer. ``apart``: its effects are in another place than the messages."""
 
     name: str
     guarantee: GuaranteeName
@@ -90,22 +94,14 @@ class Spec:
         guarantee: GuaranteeName = "exactly-once" if self.apart else "at-least-once"
         return Topic(f"outputs-{self.name}", int, guarantee=guarantee, retention_s=KEPT_S)
 
-    def terms(self) -> Terms:
-        """What is promised."""
-        admission = Admission.BY_INBOX if self.apart else Admission.BY_CLAIM
-        return Terms(
-            Guarantee(self.guarantee),
-            subscription=self.name,
-            topics=frozenset({self.topic.name}),
-            admission=admission if self.exactly else None,
-            order_by_key=self.ordered,
-            attempts=ATTEMPTS,
-            inbox_retention_s=7 * 86400.0,
-            drops_repeats=self.topic.guarantee == "exactly-once",
-            tables=self.tables,
-            has_output=self.exactly,
-            batch_handler=self.batch_handler,
-        )
+    def options(self) -> dict[str, Any]:
+        """The options that it is declared with."""
+        options: dict[str, Any] = {"batch": self.batch, "lease_s": LEASE_S, "retry": POLICY}
+        if self.ordered:
+            options["order_by_key"] = True
+        if self.concurrency > 1:
+            options["concurrency"] = self.concurrency
+        return options
 
 
 SPECS: Sequence[Spec] = (
@@ -120,9 +116,13 @@ SPECS: Sequence[Spec] = (
     Spec("most", "at-most-once", inputs),
     Spec("most-lossy", "at-most-once", views),
 )
+"""All of them; a broker may have no use for some, and others as `Workload` has them."""
+
 KILLED_BY_MESSAGES = frozenset({"exactly", "least"})
 # Outside of transactions, where nobody waits for who stands still.
 STOPPED_BY_MESSAGES = frozenset({"least", "least-async"})
+_CHOICE = (inputs, inputs, lines)
+_FILE = "broker.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +134,97 @@ class Step:
     items: tuple[Item, ...]
 
 
-def steps(seed: int, publisher: int) -> Iterator[Step]:
-    """What one publisher publishes, without end; always the same, under the same identities."""
-    random = Random(f"{seed}/{publisher}")
-    n = 0
-    while True:
-        way: Way = random.choices(WAYS, _WAY_ODDS)[0]
-        count = {"many": 5, "gathered": 4, "transaction": 2}.get(way, 1)
-        items = tuple(Item(n + each, random.choices(MANNERS, _ODDS)[0]) for each in range(count))
-        n += count
-        topic = views if way == "view" else random.choice((inputs, inputs, lines))
-        yield Step(way, topic, items)
+class Workload(msgspec.Struct, frozen=True):
+    """What is published and consumed on a broker that can do this. ``refused``: consumers that its
+    contract refuses.
+    """
+
+    can: Capabilities = Capabilities("SQLite", database="here")
+    refused: tuple[str, ...] = ()
+
+    @classmethod
+    def kept_in(cls, folder: Path) -> Workload:
+        """The one of the round in this folder."""
+        kept = folder / _FILE
+        return msgspec.json.decode(kept.read_bytes(), type=cls) if kept.exists() else cls()
+
+    def keep_in(self, folder: Path) -> None:
+        """Let every process of the round know it, and who judges it."""
+        (folder / _FILE).write_bytes(msgspec.json.encode(self))
+
+    @property
+    def specs(self) -> Sequence[Spec]:
+        """The consumers."""
+        return [self.fitted(spec) for spec in SPECS if spec.name not in self.refused]
+
+    def fitted(self, spec: Spec) -> Spec:
+        """A consumer as this broker can have it: effects beside a broker that is no database, and
+        of a topic of its own where nobody drops the repeats of an exactly-once one.
+        """
+        topic = spec.topic
+        if topic.partitions and not self.can.orders_by_key:
+            topic = replace(topic, partitions=0)
+        surely = topic.guarantee == "exactly-once"
+        if surely and not spec.exactly and not self.can.identity_retention:
+            topic = replace(topic, name=f"plain-{topic.name}", guarantee="at-least-once")
+        apart = spec.apart or (spec.exactly and self.can.database is None)
+        return replace(spec, topic=topic, apart=apart)
+
+    @property
+    def topics(self) -> Mapping[str, Topic[Item]]:
+        """Those that somebody consumes, by name."""
+        return {spec.topic.name: spec.topic for spec in self.specs}
+
+    @property
+    def outputs(self) -> Sequence[Topic[int]]:
+        """Those that handlers publish to."""
+        return [spec.outputs for spec in self.specs if spec.exactly]
+
+    @property
+    def published_apart(self) -> bool:
+        """Whether a transaction of the application's own is beside the messages."""
+        return self.can.database is None
+
+    def terms(self, spec: Spec) -> Terms:
+        """What is promised to a consumer, and what lies in the broker's nature."""
+        can = self.can
+        admission = Admission.BY_INBOX if spec.apart else Admission.BY_CLAIM
+        return Terms(
+            Guarantee(spec.guarantee),
+            subscription=spec.name,
+            topics=frozenset({spec.topic.name}),
+            admission=admission if spec.exactly else None,
+            order_by_key=spec.ordered,
+            attempts=ATTEMPTS,
+            inbox_retention_s=7 * 86400.0,
+            drops_repeats=spec.topic.guarantee == "exactly-once" and can.identity_retention,
+            confirms_settlement=can.confirms_settlement and not can.is_log,
+            # A retry whose settlement was lost is there twice, once with the count from before it.
+            keeps_attempts=can.confirms_settlement and not can.is_log,
+            holds_partition=can.retries_in_place,
+            tables=spec.tables,
+            has_output=spec.exactly,
+            batch_handler=spec.batch_handler,
+        )
+
+    def steps(self, seed: int, publisher: int) -> Iterator[Step]:
+        """What one publisher publishes, without end; always the same, under the same identities."""
+        random = Random(f"{seed}/{publisher}")
+        topics = self.topics
+        likely = [*_CHOICE, *(replace(topic, name=f"plain-{topic.name}") for topic in _CHOICE)]
+        choice = [topics[topic.name] for topic in likely if topic.name in topics]
+        odds = [odds if self._can(way) else 0 for way, odds in zip(WAYS, _WAY_ODDS, strict=True)]
+        n = 0
+        while True:
+            way: Way = random.choices(WAYS, odds)[0]
+            count = {"many": 5, "gathered": 4, "transaction": 2}.get(way, 1)
+            manners = random.choices(MANNERS, _ODDS, k=count)
+            items = tuple(Item(n + number, manner) for number, manner in enumerate(manners))
+            n += count
+            topic = views if way == "view" else random.choice(choice)
+            if way == "late" and topic.partitions and not self.can.delays_in_order:
+                way = "one"
+            yield Step(way, topic, items)
+
+    def _can(self, way: Way) -> bool:
+        return self.can.delays if way == "late" else way != "view" or views.name in self.topics

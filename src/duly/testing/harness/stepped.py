@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from duly.app import App
 from duly.broker import Broker
-from duly.contract import contract_of
+from duly.contract import contract_on
 from duly.events import Watcher
 from duly.relay import Relay
 from duly.store import outbox_of
@@ -93,13 +93,8 @@ class SteppedWorker(Worker):
     def start(self) -> None:
         """Check the contract, enter the lifespan and make the lanes."""
         broker, store = self.app.backends()
-        self.contract = contract_of(
-            broker.capabilities,
-            None if store is None else store.capabilities,
-            self.app.topics,
-            self.consumers,
-            self._run,
-            self.app.schedules,
+        self.contract = contract_on(
+            broker, store, self.app.topics, self.consumers, self._run, self.app.schedules
         )
         self._enter_lifespan()
         outbox = None if store is None else outbox_of(store)

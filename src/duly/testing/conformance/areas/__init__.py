@@ -13,6 +13,7 @@ from duly.broker import NotesRepeats
 from duly.inspection.counting import Counting
 from duly.inspection.erasing import Erasing
 from duly.inspection.steering import Forgetting, Steering
+from duly.inspection.survey import Surveys
 from duly.inspection.tracing import Remembering, Tracing
 from duly.schedules import Ticking
 from duly.testing.conformance.areas.admission import ExactlyOnce, Savepoints
@@ -68,6 +69,7 @@ from duly.testing.conformance.areas.subscriptions import (
     Subscriptions,
     Waiting,
 )
+from duly.testing.conformance.areas.surveyed import Surveyed
 from duly.testing.conformance.areas.survival import DurableStore, ForgetfulStore
 from duly.testing.conformance.areas.ticked import Ticked, TickedDurably
 from duly.testing.conformance.areas.traced import Traced
@@ -138,6 +140,7 @@ BY_OPERATION: dict[Any, Area] = {
     Erasing: Erased,
     Ticking: Ticked,
     Counting: Counted,
+    Surveys: Surveyed,
     NotesRepeats: Suppressed,
 }
 

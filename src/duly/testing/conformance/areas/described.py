@@ -10,6 +10,7 @@ from duly.guarantees import Admission
 from duly.inspection.counting import Counting
 from duly.inspection.erasing import Erasing
 from duly.inspection.steering import Forgetting, Steering
+from duly.inspection.survey import Surveys
 from duly.inspection.tracing import Remembering, Tracing
 from duly.schedules import Ticking
 from duly.testing.conformance.backend import Backend, Place
@@ -64,7 +65,7 @@ class Page:
     def test_operations_are_as_the_subject_says(self, backend: Backend) -> None:
         """What nobody names is not tested, and so not promised."""
         subject, lane = backend.subject, backend.lane(backend.topic())
-        for operation in (Steering, Tracing, Erasing, Ticking, Counting):
+        for operation in (Steering, Tracing, Erasing, Ticking, Counting, Surveys):
             check_operation(subject, operation, there=isinstance(backend.broker, operation))
         check_operation(subject, NotesRepeats, there=isinstance(lane, NotesRepeats))
 

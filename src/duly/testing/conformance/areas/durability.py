@@ -74,6 +74,15 @@ class Durable:
         lane = backend.lane(topic, order_by_key=backend.can.orders_by_key)
         assert drain(lane, limit=3) == [str(n) for n in range(20)]
 
+    def test_a_topic_is_known_to_processes_that_do_not_declare_it(self, backend: Backend) -> None:
+        """A relay passes on what other processes have put into the outbox."""
+        topic = backend.topic(guarantee="exactly-once", partitions=4)
+        backend.topics.remove(topic)
+        backend.restart()
+        backend.publish(topic, "a", key="k", id="one")
+        backend.broker.declare([topic])
+        assert drain(backend.lane(topic)) == ["a"]
+
     def test_receipts_of_before_stay_stale(self, backend: Backend) -> None:
         """Tokens only grow: a new one is never an old one."""
         topic = backend.topic()

@@ -1,0 +1,68 @@
+"""What the settings of a broker's server make of the promises: the contract reads it.
+
+Capabilities say what a kind of broker can do. A server can be configured otherwise while it runs,
+by people who do not read the application's code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from duly.message import Topic
+
+
+@dataclass(frozen=True, slots=True)
+class Peril:
+    """A setting by which the server may lose messages, and what to do about it.
+
+    ``topic`` is None where every topic is affected, ``subscription`` where messages are in danger
+    whoever consumes them.
+    """
+
+    topic: str | None
+    subscription: str | None
+    found: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """After ``longest_s`` the server takes a message back from whoever works on it.
+
+    ``known``: it was read there, or somebody who knows said so. Otherwise it cannot be seen, and
+    this is what servers do that nobody has configured. ``remedy``: how to make it longer.
+    """
+
+    longest_s: float
+    known: bool
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What was found. ``seen`` and ``unseen`` say in words what was looked at, and what was not and
+    why.
+    """
+
+    perils: Sequence[Peril] = ()
+    seen: Sequence[str] = ()
+    unseen: Sequence[str] = ()
+    hold: Hold | None = None
+
+
+@runtime_checkable
+class Surveys(Protocol):
+    """What a broker may do whose server can be configured against the promises."""
+
+    def survey(
+        self, topics: Sequence[Topic[Any]], subscriptions: Mapping[str, Sequence[str]]
+    ) -> Survey:
+        """Look at what these topics, and the subscriptions of topics by their names, have to
+        fear. Changes nothing; they need not be there yet.
+
+        Raises `ConfigurationError` where it is told how to look, and that is wrong. What cannot
+        be looked at just now is among what was not.
+        """
+        ...

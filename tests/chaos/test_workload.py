@@ -1,0 +1,95 @@
+"""What is published and consumed is what the broker can have, and never less."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import closing
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from duly import connect
+from duly.broker import Capabilities
+from duly.testing.chaos.fitting import workload_on
+from duly.testing.chaos.workload import SPECS, WAYS, Workload
+
+# A queue that keeps no identities and no order, whose settlements are not confirmed.
+QUEUE = Capabilities(
+    "a queue",
+    confirms_settlement=False,
+    identity_retention=False,
+    orders_by_key=False,
+    delays=False,
+    replays=False,
+)
+REFUSED = ("exactly-ordered", "least-ordered", "most", "most-lossy")
+
+
+def test_a_publisher_repeats_itself():
+    def first(seed: int) -> list[Any]:
+        return list(itertools.islice(Workload().steps(seed, 0), 200))
+
+    assert first(1) == first(1)
+    assert first(1) != first(2)
+    numbers = [item.n for step in first(1) for item in step.items]
+    assert numbers == list(range(len(numbers)))
+    assert {step.way for step in first(1)} == set(WAYS)
+
+
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///{}/a.db"])
+def test_a_database_has_every_consumer_as_it_is(tmp_path: Path, url: str):
+    with closing(connect.open_broker(url.format(tmp_path))) as broker:
+        store = connect.open_store(None, broker)
+        apart = connect.open_store(f"sqlite:///{tmp_path}/b.db", broker)
+        assert store is not None
+        assert apart is not None
+        with closing(store), closing(apart):
+            there = workload_on(broker, store, apart)
+    assert list(there.specs) == list(SPECS)
+
+
+def test_what_the_contract_refuses_is_left_out(tmp_path: Path):
+    with (
+        closing(connect.open_broker("memory://?kind=queue")) as broker,
+        closing(_apart(tmp_path, broker)) as apart,
+    ):
+        there = workload_on(cast(Any, _Like(broker, QUEUE)), apart, apart)
+    assert there == Workload(QUEUE, REFUSED)
+
+
+class _Like:
+    """A broker that can do no more than this."""
+
+    def __init__(self, inner: Any, can: Capabilities) -> None:
+        self.capabilities = can
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def _apart(folder: Path, broker: Any) -> Any:
+    return connect.open_store(f"sqlite:///{folder}/b.db", broker)
+
+
+def test_beside_a_queue_all_effects_are_apart_and_repeats_are_the_inboxes():
+    there = Workload(QUEUE, REFUSED)
+    assert {spec.name for spec in there.specs} == {spec.name for spec in SPECS} - {*REFUSED}
+    for spec in there.specs:
+        assert spec.apart == spec.exactly
+        assert spec.topic.guarantee == spec.guarantee, "nobody else drops a repeat"
+        assert not spec.topic.partitions
+        terms = there.terms(spec)
+        assert (terms.drops_repeats, terms.confirms_settlement) == (False, False)
+        assert not terms.keeps_attempts, "a retry whose settlement is lost is there twice"
+    assert {*there.topics} == {"inputs", "lines", "plain-inputs"}
+    steps = list(itertools.islice(there.steps(1, 0), 300))
+    assert {step.topic.name for step in steps} == {*there.topics}
+    assert {step.way for step in steps} == {*WAYS} - {"late", "view"}
+
+
+def test_every_process_of_a_round_finds_the_same(tmp_path: Path):
+    assert Workload.kept_in(tmp_path) == Workload()
+    Workload(QUEUE, REFUSED).keep_in(tmp_path)
+    assert Workload.kept_in(tmp_path) == Workload(QUEUE, REFUSED)

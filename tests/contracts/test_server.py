@@ -1,0 +1,67 @@
+"""What the settings of a broker's server make of a contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from duly.contract import Contract, contract_of, render
+from duly.errors import ContractRefused
+from duly.inspection.survey import Hold, Peril, Survey
+from tests.contracts.declared import QUEUE, consumer, topic
+
+REMEDY = "remove the setting"
+
+
+def peril(topic: str | None, subscription: str | None) -> Survey:
+    return Survey(perils=(Peril(topic, subscription, "it drops the oldest", REMEDY),))
+
+
+def contract(survey: Survey, guarantee: str = "at-least-once", **options: Any) -> Contract:
+    orders = topic(guarantee)
+    reader = consumer("at-least-once", orders, **options)
+    return contract_of(QUEUE, None, [orders], [reader], survey=survey)
+
+
+@pytest.mark.parametrize(
+    ("where", "subject"),
+    [
+        ((None, None), "topic 'orders'"),
+        (("orders", None), "topic 'orders'"),
+        (("orders", "billing"), "consumer 'billing'"),
+    ],
+)
+def test_what_may_be_lost_against_the_promise_is_refused(where: Any, subject: str):
+    with pytest.raises(ContractRefused, match=subject) as refusal:
+        contract(peril(*where))
+    assert "it drops the oldest" in str(refusal.value)
+    assert f"Remedy: {REMEDY}." in str(refusal.value)
+
+
+@pytest.mark.parametrize("where", [("other", None), ("other", "mail")])
+def test_what_concerns_others_is_not(where: Any):
+    assert contract(peril(*where)).topics
+
+
+def test_what_may_be_lost_by_its_own_word_is_not():
+    assert contract(peril("orders", None), "at-most-once").topics
+
+
+def test_it_says_what_was_looked_at_and_what_was_not():
+    found = contract(Survey(seen=("policies were read",), unseen=("quotas were not",)))
+    assert found.notes == ("policies were read", "quotas were not")
+
+
+def test_a_handler_that_the_server_does_not_wait_for_is_refused():
+    known = Survey(hold=Hold(1800.0, known=True, remedy="raise the_timeout"))
+    assert contract(known, max_run_s=1800.0).topics
+    with pytest.raises(ContractRefused, match=r"takes a message back after 30 min") as refusal:
+        contract(known, max_run_s=1801.0)
+    assert "declare max_run_s=1800 or less, or raise the_timeout" in str(refusal.value)
+
+
+def test_where_that_cannot_be_seen_it_says_so():
+    assumed = Survey(hold=Hold(1800.0, known=False, remedy="raise the_timeout"))
+    assert "started again" not in render(contract(assumed, max_run_s=1800.0))
+    assert "for over 30 min is started again" in render(contract(assumed, max_run_s=1801.0))

@@ -1,0 +1,131 @@
+"""Three nodes that lose one, and another: run by ``make cluster``, for it takes minutes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from duly.broker import Published
+from duly.brokers.rabbitmq import RabbitMQBroker
+from duly.brokers.rabbitmq.lane import Lane
+from duly.brokers.rabbitmq.topology import Names
+from tests.rabbitmq.test_faults import Producer
+from tests.rabbitmq.work import ORDERS, broker_at, lane_of, message, work_off
+from tests.servers.postgres import named_after
+from tests.servers.rabbitmq import in_namespace
+from tests.servers.rabbitmq_cluster import RabbitMQCluster
+from tests.waiting import eventually
+
+log = logging.getLogger("tests.cluster")
+
+ASKED = "DULY_TEST_CLUSTER"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not os.environ.get(ASKED), reason=f"minutes long: make cluster ({ASKED}=1)"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RabbitMQCluster]:
+    with RabbitMQCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def url(cluster: RabbitMQCluster, request: pytest.FixtureRequest) -> str:
+    for node in cluster.nodes:
+        node.start_again()
+    return in_namespace(named_after(request.node.name), cluster.url)
+
+
+def queue_at(url: str) -> str:
+    return Names(url.partition("namespace=")[2]).queue(ORDERS.name, "sub")
+
+
+class Run:
+    """Publishing and consuming through what happens, and the account at the end."""
+
+    def __init__(self, broker: RabbitMQBroker, lane: Lane, producer: Producer) -> None:
+        self._broker = broker
+        self._lane = lane
+        self._producer = producer
+        self.handled: list[str] = []
+
+    def goes_on(self) -> float:
+        """Until a hundred more are confirmed and some are handled; how long that took."""
+        began, before = time.monotonic(), len(self._producer.confirmed)
+        seen = set(self.handled)
+        self.handled += work_off(
+            self._lane,
+            lambda h: len(self._producer.confirmed) > before + 100 and len(h - seen) > 50,
+        )
+        return time.monotonic() - began
+
+    def ends(self) -> None:
+        """Everything that was confirmed was handled."""
+        self._producer._stop.set()
+        self._producer._thread.join(120)
+        assert not self._producer._thread.is_alive(), "publishing hangs"
+        confirmed = self._producer.confirmed
+        self.handled += work_off(self._lane, lambda h: confirmed <= {*self.handled, *h})
+        assert confirmed <= set(self.handled)
+        repeats = len(self.handled) - len(set(self.handled))
+        log.warning("%s confirmed, all handled, %s of them again", len(confirmed), repeats)
+
+
+def test_the_leader_is_killed_and_then_another(cluster: RabbitMQCluster, url: str):
+    with broker_at(url) as broker:
+        lane = lane_of(broker)
+        cluster.wait_for(queue_at(url), 3)
+        with Producer(broker) as producer:
+            run = Run(broker, lane, producer)
+            run.goes_on()
+            for _ in range(2):
+                leader = cluster.leader_of(queue_at(url))
+                leader.kill()
+                log.warning("without its leader it goes on within %.1f s", run.goes_on())
+                leader.start()
+                cluster.wait_for(queue_at(url), 3)
+                log.warning("with all three within %.1f s", run.goes_on())
+            follower = next(n for n in cluster.nodes if n is not cluster.leader_of(queue_at(url)))
+            follower.kill()
+            log.warning("without a follower within %.1f s", run.goes_on())
+            run.ends()
+
+
+def test_without_a_majority_nothing_is_confirmed(cluster: RabbitMQCluster, url: str):
+    with broker_at(url, deadline_s=3.0) as broker:
+        lane = lane_of(broker)
+        cluster.wait_for(queue_at(url), 3)
+        last = cluster.leader_of(queue_at(url))
+        others = [node for node in cluster.nodes if node is not last]
+        for node in others:
+            node.kill()
+        outcomes = [broker.publish([message(f"lost {n}", id=f"lost {n}")])[0] for n in range(3)]
+        assert not any(isinstance(outcome, Published) for outcome in outcomes), outcomes
+        others[0].start()
+        eventually(
+            lambda: isinstance(broker.publish([message("after", id="after")])[0], Published),
+            "two of three are enough",
+            timeout_s=90.0,
+        )
+        assert "after" in work_off(lane, {"after"}.issubset)
+
+
+def test_each_node_is_restarted_in_turn(cluster: RabbitMQCluster, url: str):
+    """As an upgrade does."""
+    with broker_at(url) as broker:
+        lane = lane_of(broker)
+        cluster.wait_for(queue_at(url), 3)
+        with Producer(broker) as producer:
+            run = Run(broker, lane, producer)
+            for node in cluster.nodes:
+                node.restart()
+                cluster.wait_for(queue_at(url), 3)
+                run.goes_on()
+            run.ends()

@@ -1,0 +1,200 @@
+"""More that goes wrong: silence in one direction, a full disk, what is deleted, killed or slow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from duly.broker import Published
+from duly.brokers.rabbitmq.topology import Names
+from duly.errors import BrokerError, PublishFailed, PublishUnknown
+from duly.guarantees import Done
+from tests.postgres.proxy import Proxy
+from tests.rabbitmq.work import (
+    A_LOT,
+    ORDERS,
+    awaited,
+    bodies,
+    broker_at,
+    lane_of,
+    message,
+    publish,
+    work_off,
+)
+from tests.servers.postgres import named_after
+from tests.servers.rabbitmq import RabbitMQNode, channel, in_namespace
+from tests.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[RabbitMQNode]:
+    """It takes messages back after two seconds, and looks for them twice a second."""
+    with RabbitMQNode("consumer_timeout = 2000") as node:
+        node.control("eval", "application:set_env(rabbit, channel_tick_interval, 500).")
+        yield node
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest) -> str:
+    return named_after(request.node.name)
+
+
+@pytest.fixture
+def url(node: RabbitMQNode, namespace: str) -> str:
+    return in_namespace(namespace, node.url)
+
+
+# --- silence in one direction
+
+
+@pytest.mark.parametrize("direction", ["to_server", "to_client"])
+def test_half_open_in_one_direction_consumers_are_connected_again(
+    node: RabbitMQNode, url: str, direction: str
+):
+    with Proxy(node.port) as proxy, broker_at(f"{proxy.url(url)}&heartbeat=1") as broker:
+        lane = lane_of(broker)
+        publish(broker, "a")
+        [held] = lane.claim(1, A_LOT, 10.0)
+        generation = lane.intake.generation
+        proxy.mute(**{**dict.fromkeys(("to_server", "to_client"), False), direction: True})
+        eventually(lambda: lane.intake.generation > generation, "the silence is noticed")
+        assert list(lane.settle([Done(held.receipt)])) == [held.receipt]
+        assert work_off(lane, {"a"}.issubset) == ["a"]
+
+
+@pytest.mark.parametrize("direction", ["to_server", "to_client"])
+def test_half_open_in_one_direction_a_publish_is_told_as_it_is(
+    node: RabbitMQNode, url: str, direction: str
+):
+    """What was swallowed on its way, and what arrived and was not confirmed, look the same."""
+    with Proxy(node.port) as proxy, broker_at(f"{proxy.url(url)}&heartbeat=1") as broker:
+        lane = lane_of(broker)
+        proxy.mute(**{**dict.fromkeys(("to_server", "to_client"), False), direction: True})
+        [outcome] = broker.publish([message("a", id="a")])
+        assert isinstance(outcome, PublishUnknown)
+        eventually(
+            lambda: isinstance(broker.publish([message("b", id="b")])[0], Published),
+            "the publisher is connected again",
+        )
+        handled = work_off(lane, {"b"}.issubset)
+        assert ("a" in handled) == (direction == "to_client")
+
+
+# --- alarms
+
+
+def test_a_full_disk_is_back_pressure_with_a_deadline(node: RabbitMQNode, url: str):
+    with broker_at(url, deadline_s=2.0) as broker:
+        lane = lane_of(broker)
+        node.control("set_disk_free_limit", "1000000GB")
+        try:
+            told: list[str] = []
+
+            def blocked() -> bool:
+                [outcome] = broker.publish([message("b", id="b")])
+                told.append(str(outcome))
+                return isinstance(outcome, PublishFailed)
+
+            eventually(blocked, "publishers are blocked", lambda: str(told))
+            assert "the server has blocked publishers" in told[-1]
+            [finding] = broker.examine()
+            assert (finding.level, "takes no messages" in finding.found) == ("wrong", True)
+        finally:
+            node.control("set_disk_free_limit", "50MB")
+        eventually(
+            lambda: isinstance(broker.publish([message("c", id="c")])[0], Published),
+            "publishers go on",
+        )
+        assert broker.examine()[0].level == "ok"
+        assert "c" in work_off(lane, {"c"}.issubset)
+
+
+# --- deleted, killed
+
+
+def test_an_exchange_that_is_deleted_is_made_again(url: str, namespace: str):
+    """With who listens to it: its bindings went with it."""
+    with broker_at(url, deadline_s=5.0) as broker:
+        lane = lane_of(broker)
+        publish(broker, "a")
+        assert work_off(lane, {"a"}.issubset) == ["a"]
+        with channel(url) as operator:
+            operator.exchange_delete(Names(namespace).topic(ORDERS.name))
+        [outcome] = broker.publish([message("b", id="b")])
+        assert isinstance(outcome, PublishUnknown)
+        eventually(
+            lambda: isinstance(broker.publish([message("c", id="c")])[0], Published),
+            "it is there again",
+        )
+        assert "c" in work_off(lane, {"c"}.issubset)
+
+
+def test_a_queue_whose_process_is_killed_goes_on(node: RabbitMQNode, url: str, namespace: str):
+    with broker_at(url) as broker:
+        lane = lane_of(broker)
+        publish(broker, "a", "b", "c")
+        held = awaited(lane, 3)
+        process = f'list_to_atom("%2F_{Names(namespace).queue(ORDERS.name, "sub")}")'
+        told = node.control("eval", f"exit(whereis({process}), kill).")
+        assert "true" in told
+        publish(broker, "d")
+        refused = lane.settle([Done(each.receipt) for each in held])
+        seen = set(work_off(lane, {"d"}.issubset))
+        assert seen >= {each.message.body.decode() for each in held if each.receipt in refused}
+
+
+@pytest.mark.slow
+def test_a_queue_whose_name_did_not_reach_the_disk_is_told_and_can_be_mended():
+    """The server has answered that it is declared, and forgets it. It comes back as a queue that
+    takes and gives nothing, which duly cannot tell from one that has lost its majority for a while.
+    """
+    with RabbitMQNode() as node:
+        url = in_namespace("early", node.url)
+        with broker_at(url) as broker:
+            publish(broker, "a")
+            broker.abandon()
+        node.kill()
+        node.start()
+        with broker_at(url, deadline_s=2.0) as broker:
+            assert isinstance(broker.publish([message("b", id="b")])[0], PublishUnknown)
+            lane = lane_of(broker)
+            with pytest.raises(BrokerError, match="list_unresponsive_queues names the queue"):
+                lane.claim(10, A_LOT, 1.0)
+            broker.abandon()
+        for dead in node.control("list_unresponsive_queues").split()[1:]:
+            node.control("delete_queue", dead)
+        with broker_at(url) as broker:
+            publish(broker, "c")
+            assert work_off(lane_of(broker), {"c"}.issubset) == ["c"]
+
+
+# --- the server takes back what is held for too long
+
+
+def test_a_message_that_is_held_for_too_long_is_taken_back(url: str):
+    with broker_at(url) as broker:
+        lane = lane_of(broker)
+        publish(broker, "slow", "other")
+        held = awaited(lane, 2)
+        receipts = [each.receipt for each in held]
+        eventually(lambda: list(lane.extend(receipts, 60.0)) == receipts, "the claims are lost")
+        assert list(lane.settle([Done(receipt) for receipt in receipts])) == receipts
+        # Suspects now, each alone: the second is not to suffer for the first again.
+        handled = work_off(lane, {"slow", "other"}.issubset, 1)
+        assert sorted(handled) == ["other", "slow"]
+
+
+def test_who_is_too_slow_each_time_becomes_a_dead_letter_in_the_end(url: str):
+    """The starts are charged, once the message is alone: it does not go round for ever."""
+    with broker_at(url) as broker:
+        lane = lane_of(broker)
+        publish(broker, "slow")
+        attempts = []
+        for _ in range(3):
+            [held] = awaited(lane)
+            assert bodies([held]) == ["slow"]
+            attempts.append((held.attempt, held.alone))
+            eventually(partial(lane.extend, [held.receipt], 60.0), "it is lost")
+        assert attempts == [(1, False), (1, True), (2, True)]
