@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from duly.broker import Broker, Prepares, SubscribeOptions
 from duly.consumer import Consumer
 from duly.errors import ConfigurationError
+from duly.inspection.graves import Buries, graveyard_of
 from duly.message import Topic
 from duly.store import Store
 
@@ -181,7 +182,11 @@ class Backends:
         connect = _connect()
         broker = connect.open_broker(self._named_broker)
         try:
-            return broker, connect.open_store(self._named_store, broker)
+            store = connect.open_store(self._named_store, broker)
+            graveyard = graveyard_of(store)
+            if graveyard is not None and isinstance(broker, Buries):
+                broker.bury_in(graveyard)
+            return broker, store
         except BaseException:
             if broker is not self._named_broker:
                 broker.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Protocol, Self
 
 from duly.broker import Broker
 from duly.consumer import Consumer
@@ -12,6 +12,7 @@ from duly.contract.setting import Run, Setting
 from duly.errors import ConfigurationError
 from duly.guarantees import Admission, Guarantee
 from duly.inspection import DeadLetter, Mending, Selection
+from duly.inspection.graves import Buries
 from duly.store import Store
 
 # One portion is one transaction: others get their turn in between.
@@ -31,33 +32,85 @@ _BY_GUARANTEE = {
 }
 
 
+class Letters(Protocol):
+    """Dead letters wherever they are kept: what `Mending` adds to `Inspection`."""
+
+    def select(self, which: Selection, limit: int) -> Sequence[DeadLetter]:
+        """Those that are meant, the highest number first."""
+        ...
+
+    def replay(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """Deliver them again; returns those that are no dead letters any more."""
+        ...
+
+    def discard(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """Remove them for good; returns those that are no dead letters any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """The dead letters of a broker that keeps none itself.
+
+    A replay is two steps, delivered and then removed: a crash in between, or two people at once,
+    deliver it twice under one identity. An inbox drops the second, and to an at-least-once
+    consumer it is a repeat.
+    """
+
+    broker: Buries
+
+    def select(self, which: Selection, limit: int) -> Sequence[DeadLetter]:
+        """As `Letters.select`."""
+        return self.broker.graveyard.select(which, limit)
+
+    def replay(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """As `Letters.replay`."""
+        graveyard = self.broker.graveyard
+        gone = graveyard.gone(letters)
+        kept = [letter for letter in letters if letter not in gone]
+        self.broker.redeliver(kept)
+        # One that has died again by now is another letter, and stays.
+        graveyard.remove(kept)
+        return gone
+
+    def discard(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """As `Letters.discard`."""
+        return self.broker.graveyard.remove(letters)
+
+
 @dataclass(frozen=True, slots=True)
 class Mender:
-    """A broker that can mend, and the consumers whose dead letters it keeps."""
+    """Dead letters that can be mended, and the consumers that gave up on them."""
 
-    broker: Mending
+    letters: Letters
     setting: Setting
     consumers: Sequence[Consumer]
 
     @classmethod
     def of(cls, backends: tuple[Broker, Store | None], consumers: Sequence[Consumer]) -> Self:
-        """Raises `ConfigurationError` where the broker keeps no dead letters."""
+        """Raises `ConfigurationError` where nobody keeps the broker's dead letters."""
         broker, store = backends
-        if not isinstance(broker, Mending):
+        letters: Letters
+        if isinstance(broker, Mending):
+            letters = broker
+        elif isinstance(broker, Buries):
+            broker.carry()  # what the server gave up on a moment ago is among them
+            letters = Buried(broker)
+        else:
             raise ConfigurationError(
                 f"{broker.capabilities.name} keeps no dead letters that duly could show or bring "
                 "back; look for them with its own tools"
             )
         setting = Setting(broker.capabilities, None if store is None else store.capabilities, Run())
-        return cls(broker, setting, consumers)
+        return cls(letters, setting, consumers)
 
     def select(self, which: Selection, limit: int) -> Sequence[DeadLetter]:
         """The dead letters that are meant, the latest first."""
-        return self.broker.select(which, limit)
+        return self.letters.select(which, limit)
 
     def walk(self, which: Selection) -> Iterator[Sequence[DeadLetter]]:
         """All of them, in portions; those of a portion may be mended before the next is read."""
-        while letters := self.broker.select(which, PORTION):
+        while letters := self.letters.select(which, PORTION):
             yield letters
             which = replace(which, below=letters[-1].number)
 
@@ -82,11 +135,11 @@ class Mender:
     def replay(self, letters: Sequence[DeadLetter]) -> int:
         """Bring them back, the oldest first; returns how many were still there."""
         self.refuse_useless({letter.subscription for letter in letters})
-        return _in_portions(self.broker.replay, letters)
+        return _in_portions(self.letters.replay, letters)
 
     def discard(self, letters: Sequence[DeadLetter]) -> int:
         """Remove them for good; returns how many were still there."""
-        return _in_portions(self.broker.discard, letters)
+        return _in_portions(self.letters.discard, letters)
 
     def _consumer(self, name: str) -> Consumer | None:
         return next((each for each in self.consumers if each.name == name), None)

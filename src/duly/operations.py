@@ -141,7 +141,8 @@ class Operations:
         how many copies were removed. Incidents keep neither their identity nor what they said.
 
         ``key`` or ``id`` (of ``source``, this app unless given) say which. A repeat of what
-        was published exactly-once is dropped as before. Again is harmless.
+        was published exactly-once is dropped as before. Again is harmless. A broker that cannot
+        remove what waits in its queues keeps it until it was handled.
         """
         refuse_on_loop("app.erase", "await asyncio.to_thread(app.erase, ...)")
         whose = whose_messages(key, id, source or self.name, topic)

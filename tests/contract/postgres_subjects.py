@@ -13,6 +13,7 @@ from duly.broker import Broker, NotesRepeats
 from duly.brokers.postgres import Clock, PostgresBroker
 from duly.inspection.counting import Counting
 from duly.inspection.erasing import Erasing
+from duly.inspection.graves import Graveyard
 from duly.inspection.steering import Forgetting, Steering
 from duly.inspection.tracing import Remembering, Tracing
 from duly.message import now_ms
@@ -101,5 +102,5 @@ POSTGRES_STORE = StoreSubject(
     own=own,
     broker=POSTGRES,
     outbox=outbox,
-    operations=(Remembering, Forgetting),
+    operations=(Remembering, Forgetting, Graveyard),
 )

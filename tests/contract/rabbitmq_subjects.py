@@ -13,6 +13,7 @@ from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.brokers.rabbitmq.delays import Delays, bind_level
 from duly.brokers.rabbitmq.link import Connection
 from duly.brokers.rabbitmq.topology import declare_queue
+from duly.inspection.graves import Buries
 from duly.inspection.survey import Surveys
 from duly.testing.conformance import BrokerSubject, Site
 from duly.testing.conformance.subject import Clock
@@ -106,5 +107,5 @@ def open_broker(site: Site) -> Broker:
 
 
 RABBITMQ = BrokerSubject(
-    name="rabbitmq", open=open_broker, clock=TickingClock, operations=(Surveys,)
+    name="rabbitmq", open=open_broker, clock=TickingClock, operations=(Surveys, Buries)
 )

@@ -15,6 +15,7 @@ from duly.broker import Broker, NotesRepeats
 from duly.brokers.sqlite import Clock, SQLiteBroker
 from duly.inspection.counting import Counting
 from duly.inspection.erasing import Erasing
+from duly.inspection.graves import Graveyard
 from duly.inspection.steering import Forgetting, Steering
 from duly.inspection.tracing import Remembering, Tracing
 from duly.schedules import Ticking
@@ -106,7 +107,7 @@ SQLITE_STORE = StoreSubject(
     own=own,
     broker=SQLITE,
     outbox=outbox,
-    operations=(Remembering, Forgetting),
+    operations=(Remembering, Forgetting, Graveyard),
 )
 
 # One environment of several in a file: every statement has to name its own tables.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from typing import Any
 
@@ -13,11 +14,12 @@ from duly.broker import Delivery
 from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.brokers.rabbitmq.link import content
 from duly.errors import ContractRefused, InvalidMessage
-from duly.guarantees import Retry
+from duly.guarantees import Dead, Retry
+from duly.inspection import Selection
 from duly.message import Topic
 from duly.worker.process import Worker
 from tests.rabbitmq.test_app import contract
-from tests.rabbitmq.test_topology import names, taken
+from tests.rabbitmq.test_topology import names
 from tests.rabbitmq.work import OPTIONS, awaited, bodies
 from tests.servers.rabbitmq import channel
 from tests.waiting import eventually
@@ -103,10 +105,14 @@ def test_what_nothing_names_is_a_dead_letter(
     rabbit_url: str, topic: Topic[Order], body: bytes, properties: dict[str, Any], why: str
 ):
     assert delivered(rabbit_url, topic, (body, properties)) == []
-    letter = taken(rabbit_url, names(rabbit_url).dead("orders", "sub"))
-    assert letter.body in (body, body.decode())
-    with pytest.raises(AssertionError, match=why):
-        raise AssertionError(letter.properties["application_headers"]["duly-error"])
+    broker = RabbitMQBroker(rabbit_url)
+    try:
+        broker.declare([topic])
+        [letter] = broker.graveyard.select(Selection(), 100)
+    finally:
+        broker.close()
+    assert letter.message.body == body
+    assert re.search(why, letter.error)
 
 
 def test_what_duly_publishes_has_its_id(rabbit_url: str):
@@ -134,6 +140,20 @@ def test_what_nothing_names_may_be_accepted_and_keeps_the_id_it_is_given(rabbit_
         [again] = awaited(lane)
         assert (again.message_id, again.attempt) == (first.message_id, 2)
         assert bodies([again]) == ["{}"]
+    finally:
+        broker.close()
+
+
+def test_it_keeps_the_id_it_is_given_as_a_dead_letter_too(rabbit_url: str):
+    broker = RabbitMQBroker(rabbit_url)
+    try:
+        broker.declare([ACCEPTING])
+        lane = broker.subscribe([ACCEPTING], "sub", OPTIONS)
+        send(rabbit_url, (b"{}", {}))
+        [held] = awaited(lane)
+        lane.settle([Dead(held.receipt, "no")])
+        [letter] = broker.graveyard.select(Selection(), 100)
+        assert letter.message.id == held.message_id
     finally:
         broker.close()
 

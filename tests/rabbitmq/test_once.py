@@ -20,10 +20,11 @@ from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.brokers.rabbitmq.once import OnceLane
 from duly.errors import BrokerError, ConfigurationError
 from duly.guarantees import Done, Guarantee
+from duly.inspection import Selection
 from duly.message import Topic
 from tests.postgres.proxy import Proxy
 from tests.rabbitmq.test_app import running
-from tests.rabbitmq.test_topology import names, send, taken
+from tests.rabbitmq.test_topology import names, send
 from tests.rabbitmq.work import A_LOT, ORDERS, bodies
 from tests.servers.postgres import named_after
 from tests.servers.rabbitmq import RabbitMQNode, channel, in_namespace
@@ -103,8 +104,8 @@ def test_what_has_no_identity_is_a_dead_letter_here_too(rabbit_url: str):
         send(rabbit_url, b"who am I")
         send(rabbit_url, b"a", message_id="a")
         assert bodies(came(lane, 1)) == ["a"]
-        letter = taken(rabbit_url, names(rabbit_url).dead(ORDERS.name, "sub"))
-        assert "without identity" in letter.properties["application_headers"]["duly-error"]
+        [letter] = broker.graveyard.select(Selection(), 100)
+        assert "without identity" in letter.error
     finally:
         broker.close()
 

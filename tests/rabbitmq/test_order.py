@@ -20,6 +20,7 @@ from duly.brokers.rabbitmq.partition import AHEAD, Partition
 from duly.brokers.rabbitmq.topology import Names
 from duly.errors import BrokerError, BrokerUnavailable, CommitUnknown, ConfigurationError
 from duly.guarantees import Dead, Done, Guarantee, Release, Retry
+from duly.inspection import DeadLetter, Selection
 from duly.message import Topic, partition_of
 from tests.postgres.proxy import Proxy
 from tests.rabbitmq.ordered import (
@@ -222,16 +223,15 @@ def test_other_keys_of_a_partition_go_on_beside_a_retry(process: Callable[[], Ra
     assert bodies(claimed(lane)) == [f"{other}:0"]
 
 
-def test_a_dead_letter_lets_its_key_go_on(process: Callable[[], RabbitMQBroker], rabbit_url: str):
+def test_a_dead_letter_lets_its_key_go_on(process: Callable[[], RabbitMQBroker]):
     broker = process()
     publish(broker, "k", 0, 1)
     lane = board(broker)
     [first] = claimed(lane, limit=1)
     assert list(lane.settle([Dead(first.receipt, "ValueError: no")])) == []
     assert drained(lane, count=1) == ["k:1"]
-    with channel(rabbit_url) as operator:
-        letter = operator.basic_get(names_at(rabbit_url).dead(RIDES.name, "board"))
-        assert letter.properties["application_headers"]["duly-error"] == "ValueError: no"
+    [letter] = broker.graveyard.select(Selection(), 10)
+    assert (letter.message.key, letter.error) == ("k", "ValueError: no")
 
 
 def test_notes_that_cannot_be_written_settle_nothing(
@@ -560,17 +560,15 @@ def test_what_cannot_be_read_holds_up_nothing(rabbit_url: str):
         send(rabbit_url, "0", b"who am I")
         publish(broker, "k", 0)
         assert drained(lane, count=1) == ["k:0"]
-        with channel(rabbit_url) as operator:
-            dead = names_at(rabbit_url).dead(RIDES.name, "board")
-            letters: list[Any] = []
+        letters: list[DeadLetter] = []
 
-            def comes() -> bool:
-                lane.claim(10, A_LOT, 0.0)
-                letters.append(operator.basic_get(dead))
-                return letters[-1] is not None
+        def comes() -> bool:
+            lane.claim(10, A_LOT, 0.0)
+            letters.extend(broker.graveyard.select(Selection(), 10))
+            return bool(letters)
 
-            eventually(comes, "it is a dead letter")
-        assert "without identity" in letters[-1].properties["application_headers"]["duly-error"]
+        eventually(comes, "it is a dead letter")
+        assert "without identity" in letters[-1].error
 
 
 def test_nobody_listens_is_told_here_too(rabbit_url: str):

@@ -12,7 +12,7 @@ from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.brokers.rabbitmq.link import content
 from duly.brokers.rabbitmq.topology import Names
 from duly.errors import ConfigurationError, PublishFailed
-from duly.guarantees import Dead, Done, Guarantee, Retry
+from duly.guarantees import Done, Guarantee, Retry
 from duly.message import Topic
 from tests.rabbitmq.work import (
     A_LOT,
@@ -119,19 +119,6 @@ def test_a_retry_waits_on_the_server_and_comes_back(rabbit_url: str):
         assert (bodies([again]), again.attempt, again.repeated) == (["a"], 2, True)
 
 
-def test_a_dead_letter_lies_in_its_queue_and_says_why(rabbit_url: str):
-    with broker_at(rabbit_url) as broker:
-        lane = lane_of(broker)
-        publish(broker, "a")
-        [held] = lane.claim(10, A_LOT, 10.0)
-        assert list(lane.settle([Dead(held.receipt, "ValueError: no such order")])) == []
-    letter = taken(rabbit_url, names(rabbit_url).dead(ORDERS.name, "sub"))
-    headers = letter.properties["application_headers"]
-    assert letter.body in ("a", b"a")
-    assert (headers["duly-error"], headers["duly-attempts"]) == ("ValueError: no such order", 1)
-    assert letter.properties["message_id"] == "a"
-
-
 def test_a_stranger_reads_what_duly_publishes(rabbit_url: str):
     with broker_at(rabbit_url) as broker:
         broker.publish([message("hello", id="o-1", key="k", headers={"tenant": "blue"})])
@@ -160,16 +147,6 @@ def test_duly_reads_what_a_stranger_publishes(rabbit_url: str):
         assert (plain.id, plain.source, plain.body) == ("one", "billing", b"plain")
         assert (event_.id, event_.source, event_.time_ms) == ("two", "/bank", 1767225600000)
         assert dict(event_.headers) == {"type": "paid", "tenant": "blue"}
-
-
-def test_what_has_no_identity_is_a_dead_letter_that_says_so(rabbit_url: str):
-    with broker_at(rabbit_url) as broker:
-        lane = lane_of(broker)
-        send(rabbit_url, b"who am I")
-        publish(broker, "a")
-        assert bodies(lane.claim(10, A_LOT, 10.0) or lane.claim(10, A_LOT, 10.0)) == ["a"]
-    letter = taken(rabbit_url, names(rabbit_url).dead(ORDERS.name, "sub"))
-    assert "without identity" in letter.properties["application_headers"]["duly-error"]
 
 
 def test_the_death_of_a_process_is_charged_to_who_was_alone(rabbit_url: str):

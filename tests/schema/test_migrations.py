@@ -31,7 +31,11 @@ NEWS = duly.Topic("news", str, guarantee="at-least-once")
 ADDS = (
     "alter table duly_messages add column colour text;\ncreate index duly_x on duly_messages (id);"
 )
-LEFT_BEHIND = r"schema 3, which code of schema 3 or later may use, .* runs schema 2: upgrade duly"
+NEXT = SCHEMA_VERSION + 1
+LEFT_BEHIND = (
+    rf"schema {NEXT}, which code of schema {NEXT} or later may use, .* runs schema "
+    rf"{SCHEMA_VERSION}: upgrade duly"
+)
 
 OPEN = f"""
 {WITH_CODE}
@@ -109,7 +113,7 @@ def test_what_newer_code_leaves_behind_writes_nothing_more(
     store.begin(None).rollback()
     own = sqlite3.connect(db_path, isolation_level=None)
     newer = newer_code(
-        tmp_path / "code", "alter table duly_messages rename column id to name;", oldest=3
+        tmp_path / "code", "alter table duly_messages rename column id to name;", oldest=NEXT
     )
     assert run(OPEN, newer, db_path) == ["opened"]
     outcome = publish(broker, "after")
@@ -134,12 +138,13 @@ def test_what_newer_code_leaves_behind_writes_nothing_more(
 def test_an_older_version_that_was_left_behind_is_refused_in_one_sentence(
     tmp_path: Path, db_path: Path
 ):
-    newer = newer_code(tmp_path / "newer", ADDS, oldest=2)
+    newer = newer_code(tmp_path / "newer", ADDS, oldest=SCHEMA_VERSION)
     assert run(OPEN, newer, db_path) == ["opened"]
     assert run(OPEN, NOW, db_path) == ["opened"]
     [said] = run(OPEN, older_code(tmp_path / "older"), db_path)
     assert said.startswith(f"BrokerUnusable {db_path}: a newer duly has brought this database to")
-    assert "schema 3, which code of schema 2 or later may use, and this process runs" in said
+    expected = f"schema {NEXT}, which code of schema {SCHEMA_VERSION} or later may use, and this"
+    assert expected in said
     assert said.endswith("schema 1: upgrade duly here and start it again. Nothing was changed.")
 
 
@@ -150,7 +155,7 @@ def test_two_versions_are_made_up_in_one_transaction(tmp_path: Path, db_path: Pa
     assert said.startswith("BrokerUnusable")
     assert meta(db_path)["schema"] == 1, "not half of the way"
     assert run(OPEN, newer_code(tmp_path / "right", ADDS, oldest=2), db_path) == ["opened"]
-    assert (meta(db_path)["schema"], meta(db_path)["oldest"]) == (3, 2)
+    assert (meta(db_path)["schema"], meta(db_path)["oldest"]) == (NEXT, 2)
 
 
 def test_tables_of_the_application_change_as_they_like(db_path: Path, broker: SQLiteBroker):

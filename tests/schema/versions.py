@@ -47,7 +47,9 @@ def older_code(folder: Path) -> Path:
     _replace(
         folder, "sql/migrations.py", rf"^SCHEMA_VERSION = {SCHEMA_VERSION}$", "SCHEMA_VERSION = 1"
     )
-    _replace(folder, "sql/sqlite.sql", r"^create table if not exists duly_schedules [^;]*;", "")
+    for file, table in (("sqlite", "schedules"), ("sqlite_store", "letters")):
+        made = rf"^create table if not exists duly_{table} [^;]*;"
+        _replace(folder, f"sql/{file}.sql", made, "select 1;")
     return folder
 
 

@@ -7,7 +7,7 @@ import click
 from duly.cli.asking import ask, progress
 from duly.cli.loading import load_app
 from duly.cli.tables import print_json
-from duly.operating.erasing import erasers, whose_messages
+from duly.operating.erasing import erasers, out_of_reach, whose_messages
 
 
 def erase_messages(
@@ -34,8 +34,11 @@ def erase_messages(
                 for count in place.erase(whose):
                     done += count
                     advance(count)
+        left = out_of_reach(app.backends())
     if as_json:
-        print_json({"erased": done})
-    else:
-        click.echo(f"erased {done:,}")
+        print_json({"erased": done} if left is None else {"erased": done, "out_of_reach": left})
+        return 0
+    click.echo(f"erased {done:,}")
+    if left is not None:
+        click.echo(left, err=True)
     return 0

@@ -18,11 +18,12 @@ from duly.cli.loading import load_app
 from duly.cli.tables import ago, drawn, print_json, print_table
 from duly.errors import ConfigurationError
 from duly.inspection import Holder, Inspection, Observing
-from duly.inspection.counting import Counting
+from duly.inspection.counting import Counting, Queueing
+from duly.inspection.graves import Buries
 from duly.inspection.steering import Steering
 from duly.message import now_ms
 from duly.schedules import Ticking
-from duly.store import outbox_of
+from duly.store import Store, outbox_of
 
 # The incidents of a consumer, and those of a topic, with the names that people see.
 _OF_CONSUMER = {
@@ -42,13 +43,17 @@ _OF_TOPIC = {
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What was found. Each consumer's row counts one of its topics; incidents are its own."""
+    """What was found. Each consumer's row counts one of its topics; incidents are its own.
+
+    ``delayed``: what waits for its time, where the broker cannot say for whom.
+    """
 
     consumers: Sequence[Mapping[str, Any]]
     topics: Sequence[Mapping[str, Any]]
     schedules: Sequence[Mapping[str, Any]]
     workers: Sequence[Holder]
     outbox: Mapping[str, Any] | None
+    delayed: int | None = None
 
 
 def show_status(spec: str, *, as_json: bool) -> int:
@@ -87,7 +92,7 @@ def with_rates(before: Status, now: Status, seconds: float) -> Status:
         name: str, keys: Sequence[str], old: Sequence[Mapping[str, Any]], row: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         was = next((each for each in old if all(each[k] == row[k] for k in keys)), row)
-        if row[name] is None or was[name] is None:
+        if row.get(name) is None or was.get(name) is None:
             return row
         return {**row, f"{name}_per_s": round((row[name] - was[name]) / seconds)}
 
@@ -102,6 +107,10 @@ def with_rates(before: Status, now: Status, seconds: float) -> Status:
 def look(app: App) -> Status:
     """Read all of it. Raises `ConfigurationError` where the broker cannot tell."""
     broker, store = app.backends()
+    if isinstance(broker, Queueing):
+        named = [{"topic": topic.name} for topic in app.topics]
+        outbox = _outbox(broker, store)
+        return Status(_queued(broker), named, _schedules(app, broker), [], outbox, broker.delayed())
     if not isinstance(broker, Inspection):
         raise ConfigurationError(f"{broker.capabilities.name} cannot look inside itself")
     counts = broker.incident_counts()
@@ -143,11 +152,34 @@ def look(app: App) -> Status:
     if isinstance(broker, Counting):
         busy = {holder.worker for holder in workers}
         workers += [Holder(w, True, "-", "-", 0) for w in broker.workers() if w not in busy]
+    return Status(consumers, topics, schedules, workers, _outbox(broker, store))
+
+
+def _outbox(broker: Broker, store: Store | None) -> Mapping[str, Any] | None:
     # Where the broker is the store's own database nothing goes through the outbox.
     apart = store is not None and store.capabilities.database != broker.capabilities.database
     outbox = outbox_of(store) if store is not None and apart else None
-    backlog = None if outbox is None else asdict(outbox.backlog())
-    return Status(consumers, topics, schedules, workers, backlog)
+    return None if outbox is None else asdict(outbox.backlog())
+
+
+def _queued(broker: Queueing) -> Sequence[Mapping[str, Any]]:
+    """What a broker can count that cannot look inside itself."""
+    dead: Mapping[tuple[str, str], int] = {}
+    if isinstance(broker, Buries):
+        broker.carry()
+        dead = broker.graveyard.count()
+    return [
+        {
+            "consumer": state.subscription,
+            "topic": state.topic,
+            "backlog": state.backlog,
+            "in_flight": None,
+            "parked": None,
+            "dead": dead.get((state.subscription, state.topic), 0),
+            "workers": state.workers,
+        }
+        for state in broker.queued()
+    ]
 
 
 def _schedules(app: App, broker: Broker) -> Sequence[Mapping[str, Any]]:
@@ -166,7 +198,7 @@ _Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 def _tables(status: Status) -> Sequence[_Table]:
     tables = [
         _table(("consumer", "topic", "backlog", "in_flight", "parked", "dead", "oldest_ms",
-                "state", "passed", "passed_per_s", *_OF_CONSUMER), status.consumers),
+                "state", "passed", "passed_per_s", "workers", *_OF_CONSUMER), status.consumers),
         _table(("topic", "published", "published_per_s", *_OF_TOPIC), status.topics),
     ]  # fmt: skip
     if status.schedules:
@@ -175,6 +207,8 @@ def _tables(status: Status) -> Sequence[_Table]:
     workers = [{**asdict(h), "alive": "yes" if h.alive else "no"} for h in status.workers]
     if workers:
         tables.append(_table(("worker", "alive", "subscription", "topic", "messages"), workers))
+    if status.delayed is not None:
+        tables.append(_table(("delayed",), [{"delayed": status.delayed}]))
     if status.outbox is not None:
         tables.append(_table(("unsent", "given_up", "oldest_ms"), [status.outbox]))
     return tables
@@ -183,10 +217,12 @@ def _tables(status: Status) -> Sequence[_Table]:
 def _table(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> _Table:
     # Rates are there after two looks only, and then say more than the totals.
     rated = {name.removesuffix("_per_s") for row in rows for name in row if name.endswith("_per_s")}
+    # And not every broker can tell everything.
+    told = {name for row in rows for name in row} or {*names}
     names = [
         name
         for name in names
-        if name not in rated and (name.removesuffix("_per_s") in rated or "_per_s" not in name)
+        if name not in rated and (name in told if "_per_s" not in name else name[:-6] in rated)
     ]
     head = [name.removesuffix("_ms").replace("_per_s", "/s").replace("_", " ") for name in names]
     return head, [[_cell(name, row.get(name)) for name in names] for row in rows]

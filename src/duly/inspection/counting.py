@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 
@@ -16,4 +17,30 @@ class Counting(Protocol):
 
     def workers(self) -> Sequence[str]:
         """The worker processes that are alive, also those that hold nothing now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """What waits to be claimed of one topic by one subscription, and how many processes consume it.
+
+    ``workers``: so many are connected, whatever they do.
+    """
+
+    subscription: str
+    topic: str
+    backlog: int
+    workers: int
+
+
+@runtime_checkable
+class Queueing(Protocol):
+    """What a broker can count that offers no `duly.inspection.Inspection`."""
+
+    def queued(self) -> Sequence[Queued]:
+        """One for each topic of each subscription that was made known here, by name."""
+        ...
+
+    def delayed(self) -> int:
+        """How many messages wait for their time, of all subscriptions together."""
         ...

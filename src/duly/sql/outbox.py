@@ -24,6 +24,8 @@ from duly.store import Backlog, GivenUp, Outgoing, Refusal
 _ERASED_AT_ONCE = 100
 _ERASED_BYTES_AT_ONCE = 4 * 1024 * 1024
 _ALL = -1
+# In the order in which messages move.
+_PLACES = ("outbox", "log_dead", "letters")
 
 _encode_headers = msgspec.json.Encoder().encode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
@@ -156,22 +158,24 @@ def _undeclared(message: Message[Any]) -> PublishFailed:
 
 
 def holdings(whose: Whose) -> Steps[int]:
-    """How many of a person's messages are here: on their way, given up, or dead of a log."""
-    waiting = yield Ask("outbox_of_person", (*astuple(whose), _ALL))
-    dead = yield Ask("log_dead_of_person", (*astuple(whose), _ALL))
-    return len(waiting) + len(dead)
+    """How many of a person's messages are here: on their way, given up, or dead."""
+    total = 0
+    for place in _PLACES:
+        total += len((yield Ask(f"{place}_of_person", (*astuple(whose), _ALL))))
+    return total
 
 
 def erase(whose: Whose) -> Steps[int]:
     """Remove some of them; returns how many, 0 when none is left."""
     some = (*astuple(whose), _ERASED_AT_ONCE)
-    rows = _portion((yield Ask("outbox_of_person", some)))
-    dead = [] if rows else _portion((yield Ask("log_dead_of_person", some)))
     yield Ask("overwrite_deleted")
-    yield Many("outbox_sent_refused", rows)
-    yield Many("outbox_erase", rows)
-    yield Many("log_dead_erase", dead)
-    return len(rows) + len(dead)
+    for place in _PLACES:
+        if rows := _portion((yield Ask(f"{place}_of_person", some))):
+            if place == "outbox":
+                yield Many("outbox_sent_refused", rows)
+            yield Many(f"{place}_erase", rows)
+            return len(rows)
+    return 0
 
 
 def _portion(sizes: Sequence[tuple[int, int]]) -> list[tuple[int]]:

@@ -61,3 +61,9 @@ language sql immutable as $$
         || '\x00'::bytea || convert_to(id, 'UTF8')
     )
 $$;
+
+
+-- name: migration_3
+-- oldest: 2
+-- Nothing of a log changes.
+select 1;

@@ -1,4 +1,5 @@
--- Every statement of duly's store on PostgreSQL: inbox, cursors, outbox, dead letters of logs.
+-- Every statement of duly's store on PostgreSQL: inbox, cursors, outbox, dead letters of other
+-- brokers.
 -- A statement for many rows takes them as columns behind the parameters that all share.
 
 
@@ -94,6 +95,27 @@ create table if not exists duly.log_dead (
 -- A delivery below the cursor may be of one that was given up on.
 create index if not exists log_dead_by_offset on duly.log_dead (consumer, log, "offset");
 
+-- name: create_letters
+-- Dead letters of a broker that keeps none itself. identity: a hash of consumer, topic, source, id
+-- and body, since a second writing of one changes nothing.
+create table if not exists duly.letters (
+    letter_id bigint generated always as identity primary key,
+    identity bytea not null unique,
+    consumer text not null,
+    topic text not null,
+    source text not null,
+    id text not null,
+    key text,
+    time_ms bigint not null,
+    headers text,
+    due_ms bigint,
+    body bytea not null,
+    error text not null,
+    attempts integer not null,
+    dead_ms bigint not null,
+    replays integer not null
+);
+
 
 -- ===== inbox ==================================================================================
 
@@ -175,6 +197,48 @@ select 1 from duly.log_dead where consumer = $1 and log = $2 and "offset" = $3 l
 select dead_id, consumer, topic, source, id, key, time_ms, headers, due_ms, body,
     error, attempts, dead_ms
 from duly.log_dead where $1::text is null or consumer = $1 order by dead_id desc limit $2;
+
+
+-- ===== dead letters ===========================================================================
+
+-- name: keep_letters
+insert into duly.letters as kept (
+    identity, consumer, topic, source, id, key, time_ms, headers, due_ms, body,
+    error, attempts, dead_ms, replays
+)
+select * from unnest(
+    $1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[],
+    $8::text[], $9::bigint[], $10::bytea[], $11::text[], $12::bigint[], $13::bigint[], $14::bigint[]
+)
+on conflict (identity) do update set
+    error = excluded.error, attempts = excluded.attempts, dead_ms = excluded.dead_ms,
+    replays = excluded.replays
+where excluded.replays > kept.replays;
+
+-- name: letters
+select consumer, topic, source, id, key, time_ms, headers, due_ms, body,
+    error, attempts, dead_ms, letter_id, replays
+from duly.letters
+where ($1::text is null or consumer = $1::text) and ($2::text is null or topic = $2::text)
+and ($3::text is null or id = $3::text) and ($4::text is null or strpos(error, $4::text) > 0)
+and ($5::bigint is null or dead_ms >= $5::bigint)
+and ($6::bigint is null or dead_ms < $6::bigint)
+and ($7::bigint is null or letter_id < $7::bigint)
+order by letter_id desc limit $8::bigint;
+
+-- name: letter_is_kept
+-- A row for each, in order; of nulls where it is not.
+select l.letter_id
+from unnest($1::bigint[], $2::bigint[]) with ordinality as k(letter_id, replays, n)
+left join duly.letters l on l.letter_id = k.letter_id and l.replays = k.replays
+order by k.n;
+
+-- name: remove_letters
+delete from duly.letters l using unnest($1::bigint[], $2::bigint[]) as k(letter_id, replays)
+where l.letter_id = k.letter_id and l.replays = k.replays;
+
+-- name: count_letters
+select consumer, topic, count(*) from duly.letters group by consumer, topic order by consumer, topic;
 
 
 -- ===== outbox =================================================================================
@@ -306,3 +370,12 @@ limit nullif($5::bigint, -1);
 
 -- name: log_dead_erase
 delete from duly.log_dead where dead_id = any ($1::bigint[]);
+
+-- name: letters_of_person
+select l.letter_id, octet_length(l.body) from duly.letters l
+where ($1::text is null or l.key = $1::text) and ($2::text is null or l.id = $2::text)
+and ($3::text is null or l.source = $3::text) and ($4::text is null or l.topic = $4::text)
+limit nullif($5::bigint, -1);
+
+-- name: letters_erase
+delete from duly.letters where letter_id = any ($1::bigint[]);

@@ -15,3 +15,25 @@ create table duly_schedules (
     name text primary key,
     tick_ms integer not null
 ) without rowid;
+
+
+-- name: migration_3
+-- oldest: 1
+-- A store keeps dead letters of brokers that keep none.
+create table duly_letters (
+    letter_id integer primary key autoincrement,
+    identity blob not null unique,
+    consumer text not null,
+    topic text not null,
+    source text not null,
+    id text not null,
+    key text,
+    time_ms integer not null,
+    headers text,
+    due_ms integer,
+    body blob not null,
+    error text not null,
+    attempts integer not null,
+    dead_ms integer not null,
+    replays integer not null
+);

@@ -1,4 +1,4 @@
--- Every statement of duly's store on SQLite: inbox, cursors, outbox, dead letters of logs.
+-- Every statement of duly's store on SQLite: inbox, cursors, outbox, dead letters of other brokers.
 
 
 -- ===== tables =================================================================================
@@ -93,6 +93,27 @@ create table if not exists duly_log_dead (
 -- A delivery below the cursor may be of one that was given up on.
 create index if not exists duly_log_dead_by_offset on duly_log_dead (consumer, log, "offset");
 
+-- name: create_letters
+-- Dead letters of a broker that keeps none itself. identity: a hash of consumer, topic, source, id
+-- and body, since a second writing of one changes nothing.
+create table if not exists duly_letters (
+    letter_id integer primary key autoincrement,
+    identity blob not null unique,
+    consumer text not null,
+    topic text not null,
+    source text not null,
+    id text not null,
+    key text,
+    time_ms integer not null,
+    headers text,
+    due_ms integer,
+    body blob not null,
+    error text not null,
+    attempts integer not null,
+    dead_ms integer not null,
+    replays integer not null
+);
+
 
 -- ===== inbox ==================================================================================
 
@@ -155,6 +176,37 @@ select 1 from duly_log_dead where consumer = ? and log = ? and "offset" = ? limi
 select dead_id, consumer, topic, source, id, key, time_ms, headers, due_ms, body,
     error, attempts, dead_ms
 from duly_log_dead where ?1 is null or consumer = ?1 order by dead_id desc limit ?2;
+
+
+-- ===== dead letters ===========================================================================
+
+-- name: keep_letters
+insert into duly_letters (
+    identity, consumer, topic, source, id, key, time_ms, headers, due_ms, body,
+    error, attempts, dead_ms, replays
+) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+on conflict (identity) do update set
+    error = excluded.error, attempts = excluded.attempts, dead_ms = excluded.dead_ms,
+    replays = excluded.replays
+where excluded.replays > duly_letters.replays;
+
+-- name: letters
+select consumer, topic, source, id, key, time_ms, headers, due_ms, body,
+    error, attempts, dead_ms, letter_id, replays
+from duly_letters
+where (?1 is null or consumer = ?1) and (?2 is null or topic = ?2) and (?3 is null or id = ?3)
+and (?4 is null or instr(error, ?4)) and (?5 is null or dead_ms >= ?5)
+and (?6 is null or dead_ms < ?6) and (?7 is null or letter_id < ?7)
+order by letter_id desc limit ?8;
+
+-- name: letter_is_kept
+select 1 from duly_letters where letter_id = ? and replays = ?;
+
+-- name: remove_letters
+delete from duly_letters where letter_id = ? and replays = ?;
+
+-- name: count_letters
+select consumer, topic, count(*) from duly_letters group by consumer, topic order by consumer, topic;
 
 
 -- ===== outbox =================================================================================
@@ -266,3 +318,11 @@ and (?3 is null or d.source = ?3) and (?4 is null or d.topic = ?4) limit ?5;
 
 -- name: log_dead_erase
 delete from duly_log_dead where dead_id = ?;
+
+-- name: letters_of_person
+select l.letter_id, length(l.body) from duly_letters l
+where (?1 is null or l.key = ?1) and (?2 is null or l.id = ?2)
+and (?3 is null or l.source = ?3) and (?4 is null or l.topic = ?4) limit ?5;
+
+-- name: letters_erase
+delete from duly_letters where letter_id = ?;

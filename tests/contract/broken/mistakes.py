@@ -53,6 +53,7 @@ from tests.contract.broken.brokers import (
     TakesWhatNobodyReads,
     TellsNoErrors,
 )
+from tests.contract.broken.burying import BURYING
 from tests.contract.broken.coats import Outlives, Sound
 from tests.contract.broken.mending import (
     AddsTopicsUp,
@@ -439,7 +440,10 @@ OUTBOXES = (
 
 MISTAKES = {
     mistake.name(): mistake
-    for mistake in (*BROKERS, *OTHERS, *INSIDE, *OPERATED, *STORES, *OTHER_STORES, *OUTBOXES)
+    for mistake in (
+        *(*BROKERS, *OTHERS, *INSIDE, *OPERATED, *BURYING),
+        *(*STORES, *OTHER_STORES, *OUTBOXES),
+    )
 }
 
 

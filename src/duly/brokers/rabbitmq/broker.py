@@ -12,49 +12,44 @@ from typing import Any
 
 from duly.broker import Capabilities, Outcome, SubscribeOptions
 from duly.brokers.rabbitmq.address import Address, address_of
+from duly.brokers.rabbitmq.burial import Burial
 from duly.brokers.rabbitmq.delays import Delays, way
 from duly.brokers.rabbitmq.fixed import check_order
 from duly.brokers.rabbitmq.intake import Intake, Item
 from duly.brokers.rabbitmq.lane import Lane, Move
+from duly.brokers.rabbitmq.letters import letter_of
 from duly.brokers.rabbitmq.link import Connection, Link, content
 from duly.brokers.rabbitmq.once import OnceLane
+from duly.brokers.rabbitmq.operated import Operated
 from duly.brokers.rabbitmq.ordered import OrderedIntake
 from duly.brokers.rabbitmq.ordered_lane import OrderedLane
 from duly.brokers.rabbitmq.outgoing import MAX_MESSAGE_BYTES, Outgoing
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
-from duly.brokers.rabbitmq.survey import examined, survey_of, version_of
+from duly.brokers.rabbitmq.survey import survey_of, version_of
 from duly.brokers.rabbitmq.topology import (
     Names,
     declare_subscription,
     declare_topic,
     record,
 )
-from duly.brokers.rabbitmq.wire import (
-    ATTEMPTS,
-    DEAD_MS,
-    ERROR,
-    History,
-    moved,
-    named,
-)
+from duly.brokers.rabbitmq.wire import History, moved, named
 from duly.errors import (
     BrokerError,
     BrokerUnavailable,
     ConfigurationError,
 )
 from duly.guarantees import Guarantee
-from duly.inspection.health import Finding
+from duly.inspection import DeadLetter
 from duly.inspection.survey import Survey
 from duly.message import Message, Topic, now_ms
 
 log = logging.getLogger("duly.rabbitmq")
 
-_MAX_ERROR_CHARS = 4000
 _WATCH_S = 1.0
 _ASK_S = 10.0
 
 
-class RabbitMQBroker:
+class RabbitMQBroker(Operated):
     """A broker on RabbitMQ. Safe to use from any thread; not across fork().
 
     ``url`` is an AMQP URI. ``deadline_s`` bounds how long a publish waits for the server's word.
@@ -88,9 +83,6 @@ class RabbitMQBroker:
         self._names = Names(self._address.namespace)
         self._delays = delays(self._names)
         self._topics: dict[str, Topic[Any]] = {}
-        # What was declared: topic, subscription, by how many partitions it is divided, and whether
-        # it is at-most-once.
-        self._prepared: set[tuple[str, str, int, bool]] = set()
         self._intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake] = {}
         self._lanes: dict[int, Lane | OrderedLane] = {}
         self._once: set[OnceLane] = set()
@@ -102,6 +94,11 @@ class RabbitMQBroker:
         self._outgoing = Outgoing(
             self._names, self._topics, self._publisher, self._delays, self.link, wall_ms
         )
+        self._burial = Burial(self.link, self._names, self._topics, self._send)
+        # Subscriptions that were made, and by how many partitions each is divided.
+        self._known: dict[tuple[str, str], int] = {}
+        # Those of them that are at-most-once.
+        self._taken_once: set[tuple[str, str]] = set()
         try:
             self.link.start()
             version_of(self.link.server, self.link.where)
@@ -113,6 +110,7 @@ class RabbitMQBroker:
             target=self._watching, name="duly-rabbitmq-watch", daemon=True
         )
         self._watch.start()
+        self._burial.start(self._closed, self._worked)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -129,15 +127,13 @@ class RabbitMQBroker:
         wanted = [topic.name for topic in topics]
         return survey_of(self._address, self._names, version, subscriptions, wanted)
 
-    def examine(self) -> Sequence[Finding]:
-        """As `Examining.examine`: whether the server takes messages."""
-        return examined(self._publisher.link.blocked)
-
     # --- declaring
 
     def declare(self, topics: Iterable[Topic[Any]]) -> None:
         """As `Broker.declare`; ``partitions`` and ``guarantee`` of a topic are fixed."""
-        topics = list(topics)
+        # What is known asks no server: a transaction that publishes by an outbox declares, too,
+        # and has to go on while there is none.
+        topics = [topic for topic in topics if self._topics.get(topic.name) is not topic]
         for topic in topics:
             self._check_fixed(topic)
         for topic in topics:
@@ -189,7 +185,7 @@ class RabbitMQBroker:
                     once=once,
                 )
             )
-            self._prepared.add((topic.name, subscription, partitions, once))
+            self._note(topic, subscription, options)
 
     def _declare_again(self, connection: Connection) -> None:
         """A connection to publish was lost: perhaps because an exchange is gone, and with it who
@@ -197,8 +193,14 @@ class RabbitMQBroker:
         """
         for topic in list(self._topics.values()):
             declare_topic(connection, self._names, topic.name, topic.partitions)
-        for name, subscription, partitions, once in list(self._prepared):
+        for (name, subscription), partitions in list(self._known.items()):
+            once = (name, subscription) in self._taken_once
             declare_subscription(connection, self._names, name, subscription, partitions, once=once)
+
+    def _note(self, topic: Topic[Any], subscription: str, options: SubscribeOptions) -> None:
+        self._known[topic.name, subscription] = topic.partitions if options.order_by_key else 0
+        if options.guarantee is Guarantee.AT_MOST_ONCE:
+            self._taken_once.add((topic.name, subscription))
 
     def _check_order(
         self, topics: Sequence[Topic[Any]], subscription: str, order_by_key: bool
@@ -235,6 +237,9 @@ class RabbitMQBroker:
         self._check_options(subscription, options)
         self._check_order(topics, subscription, options.order_by_key)
         self._check_guarantee(subscription, options)
+        self._burial.prepare()
+        for topic in topics:
+            self._note(topic, subscription, options)
         if options.guarantee is Guarantee.AT_MOST_ONCE:
             return self._subscribe_once(topics, subscription)
         with self._lock:
@@ -300,13 +305,15 @@ class RabbitMQBroker:
 
     def move(self, moves: Sequence[Move]) -> None:
         """As `Surroundings.move`."""
-        self._send([self._sending_of(move) for move in moves])
+        self._burial.bury([_letter(move, move.error) for move in moves if move.error is not None])
+        self._send([self._sending_of(move) for move in moves if move.error is None])
 
     def keep(self, notes: Sequence[tuple[str, bytes]]) -> None:
         """As `Writing.keep`."""
         self._send([Sending(content(body, {}), "", queue) for queue, body in notes])
 
     def _send(self, sendings: Sequence[Sending]) -> None:
+        """Returns when the server has them. Raises `BrokerError`: some may be there."""
         self._publisher.send(sendings)
         failed = [sending for sending in sendings if sending.state is not State.CONFIRMED]
         if failed:
@@ -320,23 +327,15 @@ class RabbitMQBroker:
     def _sending_of(self, move: Move) -> Sending:
         topic, subscription = move.item.topic.name, move.intake.subscription
         target = self._names.queue(topic, subscription)
-        more: Mapping[str, Any] = {}
-        if move.error is not None:
-            target = self._names.dead(topic, subscription)
-            more = {
-                ERROR: move.error[:_MAX_ERROR_CHARS],
-                ATTEMPTS: move.history.charged,
-                DEAD_MS: now_ms(),
-            }
-        elif move.alone:
+        if move.alone:
             target = self._names.alone(topic, subscription)
-        exchange = ""
+        exchange, more = "", dict[str, Any]()
         if move.delay_s > 0:
             levels = self._delays.levels_for(move.delay_s)
             self._delays.make(levels, self.link)
-            exchange, more = self._delays.entry, way(levels, target)
+            exchange, more = self._delays.entry, dict(way(levels, target))
         item = move.item
-        more = {**named(item.properties, item.message), **more}
+        more |= named(item.properties, item.message)
         properties = moved(item.properties, move.history, more)
         return Sending(content(item.body, properties), exchange, target)
 
@@ -382,6 +381,11 @@ class RabbitMQBroker:
             self.move(moves)
             tags = [move.item.tag for move in moves]
             self.link.call(lambda _: intake.acknowledge(generation, tags))
+
+    def _worked(self) -> set[tuple[str, str]]:
+        """What this process works on: (topic, subscription)."""
+        subscriptions = {intake.subscription for intake in list(self._intakes.values())}
+        return {known for known in list(self._known) if known[1] in subscriptions}
 
     # --- the connection
 
@@ -457,6 +461,15 @@ class RabbitMQBroker:
         self._closed.set()
         self.link.close()
         self._publisher.close()
+
+
+def _letter(move: Move, error: str) -> DeadLetter:
+    item = move.item
+    # One that had no identity keeps what it was given.
+    properties = moved(item.properties, move.history, named(item.properties, item.message))
+    return letter_of(
+        item.topic, move.intake.subscription, item.body, properties, error, move.history.charged
+    )
 
 
 def _uncounted(item: Item) -> History:

@@ -14,7 +14,7 @@ at least once confirms the way: a server that dies in the middle may double a me
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -102,6 +102,10 @@ class Delays:
         }
         declare_queue(connection, name, arguments)
         bind_level(connection, name, name, level)
+
+    def queues(self) -> Iterator[str]:
+        """Every queue that there may be."""
+        return map(self.names.delay, _EVERY_LEVEL)
 
     def forget(self) -> None:
         """Declare again what is needed: it may have been deleted while nobody was connected."""

@@ -20,7 +20,7 @@ import msgspec
 from duly.brokers.rabbitmq.link import Connection
 from duly.brokers.rabbitmq.tags import Tags, acknowledge
 from duly.brokers.rabbitmq.topology import Names, count, declare_subscription
-from duly.brokers.rabbitmq.wire import History, deliveries_in, history_in, message_in
+from duly.brokers.rabbitmq.wire import History, deliveries_in, history_in, message_in, replays_in
 from duly.errors import InvalidMessage
 from duly.message import Message, Topic
 
@@ -44,7 +44,10 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
 class Item:
     """A delivered message that is not settled. ``tag`` is the channel's name for it."""
 
-    __slots__ = ("alone", "body", "history", "message", "properties", "tag", "taken_back", "topic")
+    __slots__ = (
+        *("alone", "body", "history", "message", "properties", "replays", "tag", "taken_back"),
+        "topic",
+    )
 
     def __init__(
         self, topic: Topic[Any], tag: int, body: bytes, properties: Any, *, alone: bool
@@ -58,6 +61,7 @@ class Item:
         # What the server counts is somebody's death with the message in hand.
         self.taken_back = deliveries_in(properties)
         self.history = history_in(properties)
+        self.replays = replays_in(properties)
         if alone:
             charged = self.history.charged + self.taken_back
             self.history = History(charged, repeated=True)

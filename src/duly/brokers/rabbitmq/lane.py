@@ -149,6 +149,8 @@ class Lane:
                     item.history.charged + 1,
                     item.history.repeated,
                     item.alone,
+                    None,
+                    item.replays,
                 )
             )
         return deliveries

@@ -125,6 +125,8 @@ class OrderedLane:
                     history.charged + 1,
                     history.repeated,
                     entry.suspect,
+                    None,
+                    entry.item.replays,
                 )
             )
         return deliveries

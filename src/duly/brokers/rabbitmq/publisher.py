@@ -76,15 +76,16 @@ class Publisher:
         self._loose: Any = None
         self.link = Link(address, "publisher", self._up, self._down, self._pump)
 
-    def send(self, sendings: Sequence[Sending]) -> None:
+    def send(self, sendings: Sequence[Sending], deadline_s: float | None = None) -> None:
         """Send these, in order; returns when the fate of each is known, or the deadline is over."""
         if not sendings:
             return
+        deadline_s = self._deadline_s if deadline_s is None else deadline_s
         portion = Portion(sendings)
         with self._lock:
             self._waiting.extend(sendings)
-        self.link.post(self._pump, self._deadline_s)
-        if not portion.ended.wait(self._deadline_s):
+        self.link.post(self._pump, deadline_s)
+        if not portion.ended.wait(deadline_s):
             self._give_up(sendings)
 
     @property

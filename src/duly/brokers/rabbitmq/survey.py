@@ -15,7 +15,6 @@ from duly.brokers.rabbitmq.address import Address
 from duly.brokers.rabbitmq.management import Forbidden, Management, Unseen
 from duly.brokers.rabbitmq.topology import Names
 from duly.errors import BrokerUnusable
-from duly.inspection.health import Finding
 from duly.inspection.survey import Hold, Peril, Survey
 
 # Older ones know no dead-lettering that keeps a message until it is taken, and do not say so.
@@ -76,20 +75,6 @@ def survey_of(
         return Survey((), (), (f"{shown}: policies were not looked at: {error}",), hold)
     seen = (f"{shown}: policies on {names.namespace}/ were looked at", *looked.harmless)
     return Survey(perils, seen, looked.unseen, hold)
-
-
-def examined(blocked: str | None) -> Sequence[Finding]:
-    """What a connection that publishes is told."""
-    if blocked is None:
-        return [Finding("ok", "publishing", "the server has no alarm")]
-    return [
-        Finding(
-            "wrong",
-            "publishing",
-            f"the server has an alarm and takes no messages: {blocked}",
-            "Free memory or disk there (rabbitmq-diagnostics alarms).",
-        )
-    ]
 
 
 class _Look:

@@ -5,7 +5,8 @@
 ``duly/<topic>/<consumer>``     a quorum queue bound to it: what one subscription has to do; of one
                                 that is at-most-once, a transient classic one
 ``.../<consumer>/alone``        suspects: what somebody died with is worked one at a time
-``.../<consumer>/dead``         dead letters
+``.../<consumer>/dead``         what the server gave up on, on its way to the dead letters
+``duly/dead``                   a stream: dead letters of apps without a store
 ``duly/<topic>/_due``           an exchange: where its messages with a due time are published
 ``.../<consumer>/_due``         its way to the delays, which is there as long as that queue is
 ``duly/_delay/<ms>``            an exchange and a queue from which messages go on after so long
@@ -35,7 +36,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from duly.brokers.rabbitmq.link import DENIED, NOT_FOUND, REFUSED, Connection
-from duly.errors import ConfigurationError
+from duly.errors import BrokerUnavailable, ConfigurationError
 from duly.guarantees import GuaranteeName
 from duly.message import Topic
 
@@ -75,7 +76,7 @@ class Names:
         return self._fitting("/alone", topic, subscription)
 
     def dead(self, topic: str, subscription: str) -> str:
-        """What it gave up on."""
+        """What the server gave up on for it."""
         return self._fitting("/dead", topic, subscription)
 
     def due(self, topic: str) -> str:
@@ -85,6 +86,11 @@ class Names:
     def gate(self, topic: str, subscription: str) -> str:
         """The exchange by which they get to the delays while a subscription is there."""
         return self._fitting("/_due", topic, subscription)
+
+    @property
+    def letters(self) -> str:
+        """The dead letters of apps without a store."""
+        return f"{self.namespace}/dead"
 
     def by_key(self, topic: str) -> str:
         """The exchange that divides a topic into partitions."""
@@ -339,9 +345,29 @@ def declare_queue(
         channel.close()
 
 
+# For so long a stream keeps what nobody has looked at.
+_STREAM_AGE = "1Y"
+
+
+def declare_stream(connection: Connection, name: str) -> None:
+    """A stream. Raises `ConfigurationError` where it is there as something else."""
+    channel = connection.channel()
+    try:
+        channel.queue_declare(
+            name,
+            durable=True,
+            auto_delete=False,
+            arguments={"x-queue-type": "stream", "x-max-age": _STREAM_AGE},
+        )
+    except (REFUSED, DENIED) as error:
+        raise _differs("stream", name, error) from None
+    finally:
+        channel.close()
+
+
 def count(connection: Connection, queues: Iterable[str]) -> Mapping[str, tuple[int, int]]:
     """How many messages of each queue wait to be delivered, and how many consumers it has; of
-    those that are there.
+    those that are there. Raises `BrokerUnavailable` for one that is and does not answer.
     """
     found = {}
     channel = connection.channel()
@@ -349,12 +375,22 @@ def count(connection: Connection, queues: Iterable[str]) -> Mapping[str, tuple[i
         for name in queues:
             try:
                 told = channel.queue_declare(name, passive=True, durable=True, auto_delete=False)
-            except NOT_FOUND:
+            except NOT_FOUND as error:
+                check_absent(error, name)
                 continue
             found[name] = (told.message_count, told.consumer_count)
     finally:
         channel.close()
     return found
+
+
+def check_absent(error: Exception, queue: str) -> None:
+    """Raise `BrokerUnavailable` where a queue is said not to be found because its node is down, or
+    it did not come back with it.
+    """
+    if "no queue" not in str(error):
+        reason = str(error).partition(" - ")[2] or error
+        raise BrokerUnavailable(f"the queue {queue!r} does not answer: {reason}") from None
 
 
 def _differs(kind: str, name: str, error: Exception) -> ConfigurationError:

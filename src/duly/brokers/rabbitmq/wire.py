@@ -33,6 +33,7 @@ _SHORT = 255  # bytes of a property
 
 CHARGED, REPEATED = "duly-charged", "duly-repeated"
 ERROR, ATTEMPTS, DEAD_MS = "duly-error", "duly-attempts", "duly-dead-ms"
+REPLAYS = "duly-replays"
 _TIME_MS, _DUE_MS = "duly-time-ms", "duly-due-ms"
 _DELIVERIES = "x-delivery-count"
 # What told the way of a message until it came here.
@@ -94,6 +95,12 @@ def history_in(properties: Mapping[str, Any]) -> History:
         charged if isinstance(charged, int) and charged >= 0 else 0,
         headers.get(REPEATED) is True,
     )
+
+
+def replays_in(properties: Mapping[str, Any]) -> int:
+    """How often people brought it back from the dead letters."""
+    replays = (properties.get("application_headers") or {}).get(REPLAYS, 0)
+    return replays if isinstance(replays, int) and replays >= 0 else 0
 
 
 def deliveries_in(properties: Mapping[str, Any]) -> int:

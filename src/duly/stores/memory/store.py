@@ -15,6 +15,7 @@ from duly.guarantees import Admission, Dead
 from duly.message import Message, Topic, now_ms
 from duly.store import Scope, StoreCapabilities
 from duly.stores.memory.admission import ByCursor, ByInbox, Cursor, Memory
+from duly.stores.memory.graveyard import MemoryGraveyard
 from duly.stores.memory.outbox import MemoryOutbox
 from duly.stores.memory.session import (
     ByClaim,
@@ -69,6 +70,7 @@ class MemoryStore:
             changed if database is None else database.claims.changed
         )
         self._outbox = MemoryOutbox(changed, clock)
+        self._graveyard = MemoryGraveyard(self._lock)
         self._open: MemorySession | None = None
         self._topics: set[str] = set()
         self._tables: Tables = {}
@@ -85,6 +87,11 @@ class MemoryStore:
     def outbox(self) -> MemoryOutbox:
         """What transactions published; empty for ever where the broker is the same database."""
         return self._outbox
+
+    @property
+    def graveyard(self) -> MemoryGraveyard:
+        """Dead letters of a broker that keeps none."""
+        return self._graveyard
 
     def declare(self, topics: Sequence[Topic[Any]]) -> None:
         """Make known the topics that transactions publish to."""

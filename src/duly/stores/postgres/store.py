@@ -16,6 +16,7 @@ from duly.inspection.erasing import Whose
 from duly.inspection.health import Finding
 from duly.message import Message, Topic, now_ms
 from duly.sql import inbox, outbox
+from duly.sql.graves import SQLGraveyard
 from duly.sql.postgres import Database, LoopLine, OwnLine
 from duly.sql.postgres.connections import AsyncSource, async_source_of
 from duly.sql.postgres.errors import broker_error
@@ -114,6 +115,11 @@ class PostgresStore:
     def outbox_by(self, clock_ms: Callable[[], int]) -> PostgresOutbox:
         """The same where the relay's lease goes by another clock than the database's."""
         return PostgresOutbox(self._database, self._filled, wall_ms=clock_ms, lease_ms=clock_ms)
+
+    @property
+    def graveyard(self) -> SQLGraveyard:
+        """Dead letters of a broker that keeps none."""
+        return SQLGraveyard(self._database)
 
     def declare(self, topics: Sequence[Topic[Any]]) -> None:
         """Make known the topics that transactions publish to, creating what they need."""
@@ -234,7 +240,7 @@ class PostgresStore:
         return [*examine(self._database)]
 
     def holdings(self, whose: Whose) -> int:
-        """How many copies of a person's messages wait in the outbox or are dead of a log."""
+        """How many copies of a person's messages wait in the outbox or are dead."""
         return self._database.read(lambda: outbox.holdings(whose))
 
     def erase(self, whose: Whose) -> Iterator[int]:

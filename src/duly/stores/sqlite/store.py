@@ -17,6 +17,7 @@ from duly.inspection.erasing import Whose
 from duly.inspection.health import Finding
 from duly.message import Message, Topic, now_ms
 from duly.sql import inbox, log, outbox
+from duly.sql.graves import SQLGraveyard
 from duly.sql.sqlite import DatabaseFile, boot_ms
 from duly.sql.sqlite.driver import broker_error
 from duly.sql.sqlite.guard import Guard, GuardedConnection
@@ -101,6 +102,11 @@ class SQLiteStore:
     def outbox(self) -> SQLiteOutbox:
         """What transactions published; empty for ever where the broker is the same file."""
         return SQLiteOutbox(self._file, wall_ms=self._wall_ms, boot_time_ms=self._boot_ms)
+
+    @property
+    def graveyard(self) -> SQLGraveyard:
+        """Dead letters of a broker that keeps none."""
+        return SQLGraveyard(self._file)
 
     def declare(self, topics: Sequence[Topic[Any]]) -> None:
         """Make known the topics that transactions publish to, creating what they need."""
@@ -188,7 +194,7 @@ class SQLiteStore:
         return [*examine(self._file)]
 
     def holdings(self, whose: Whose) -> int:
-        """How many copies of a person's messages wait in the outbox or are dead of a log."""
+        """How many copies of a person's messages wait in the outbox or are dead."""
         return self._file.read(lambda: outbox.holdings(whose))
 
     def erase(self, whose: Whose) -> Iterator[int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from duly.broker import Broker, NotesRepeats, Subscription
 from duly.brokers.memory import MemoryDatabase, MemoryLog, MemoryQueue
+from duly.inspection.graves import Graveyard
 from duly.schedules import Ticking
 from duly.store import Store
 from duly.stores.memory import MemoryStore
@@ -68,9 +69,18 @@ def _own(_: Site, store: Store) -> Iterator[Any]:
 
 
 STORE = StoreSubject(
-    name="memory-store", open=_open_store, effects=_effects, own=_own, broker=DATABASE
+    name="memory-store",
+    open=_open_store,
+    effects=_effects,
+    own=_own,
+    broker=DATABASE,
+    operations=(Graveyard,),
 )
 # What brokers are tested beside: a database of its own, whatever the broker is.
 STORE_APART = StoreSubject(
-    name="memory-store", open=lambda site, _: _store(site, None), effects=_effects, own=_own
+    name="memory-store",
+    open=lambda site, _: _store(site, None),
+    effects=_effects,
+    own=_own,
+    operations=(Graveyard,),
 )

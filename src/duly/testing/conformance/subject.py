@@ -72,8 +72,9 @@ class BrokerSubject:
       Where it is None workers die in silence only, until their lease ends.
     - ``clock``: makes the time of one test, for brokers that need to be told how it passes.
     - ``operations``: which more protocols the broker has: of `duly.inspection` `Steering`,
-      `Tracing` (with `Following`), `Erasing`, `Counting` and `Surveys`, of `duly.schedules`
-      `Ticking`, of `duly.broker` `NotesRepeats` (of its subscriptions). Each adds an area.
+      `Tracing` (with `Following`), `Erasing`, `Counting`, `Surveys` and `Buries`, of
+      `duly.schedules` `Ticking`, of `duly.broker` `NotesRepeats` (of its subscriptions).
+      Each adds an area.
     """
 
     name: str
@@ -124,7 +125,7 @@ class StoreSubject:
       tested. By cursor and by inbox are tested beside the brokers in memory.
     - ``outbox``: the store's outbox under the site's clock, where `outbox_of` gives another.
     - ``operations``: which more protocols of `duly.inspection` the store has: `Remembering`,
-      `Forgetting`. Each adds an area.
+      `Forgetting`, and `Graveyard` (its ``graveyard``). Each adds an area.
     """
 
     name: str

@@ -12,11 +12,13 @@ from typing import Any
 from duly.broker import NotesRepeats
 from duly.inspection.counting import Counting
 from duly.inspection.erasing import Erasing
+from duly.inspection.graves import Buries, Graveyard
 from duly.inspection.steering import Forgetting, Steering
 from duly.inspection.survey import Surveys
 from duly.inspection.tracing import Remembering, Tracing
 from duly.schedules import Ticking
 from duly.testing.conformance.areas.admission import ExactlyOnce, Savepoints
+from duly.testing.conformance.areas.burying import Burying
 from duly.testing.conformance.areas.claims import Claims, Deaths, Receipts
 from duly.testing.conformance.areas.commits import DoubtInTransactions, FaultsInTransactions
 from duly.testing.conformance.areas.counted import Counted, Suppressed
@@ -32,6 +34,7 @@ from duly.testing.conformance.areas.described import Page, StorePage, StorePageB
 from duly.testing.conformance.areas.durability import Durable, DurableInside, Forgetful, Restart
 from duly.testing.conformance.areas.erased import Erased
 from duly.testing.conformance.areas.faults import Confirmed, Faults, Unconfirmed
+from duly.testing.conformance.areas.graves import Graves, GravesDurably
 from duly.testing.conformance.areas.histories import Histories
 from duly.testing.conformance.areas.identity import Identity, NoIdentity
 from duly.testing.conformance.areas.inbox import ByInbox
@@ -142,10 +145,15 @@ BY_OPERATION: dict[Any, Area] = {
     Counting: Counted,
     Surveys: Surveyed,
     NotesRepeats: Suppressed,
+    Buries: Burying,
 }
 
 # Of a store that its subject says can do so.
-BY_OPERATION_OF_A_STORE: dict[Any, Area] = {Remembering: Remembered, Forgetting: Forgotten}
+BY_OPERATION_OF_A_STORE: dict[Any, Area] = {
+    Remembering: Remembered,
+    Forgetting: Forgotten,
+    Graveyard: Graves,
+}
 
 EVERY_STORE: tuple[Area, ...] = (
     StorePage,
@@ -188,6 +196,7 @@ def every_area() -> Iterator[Area]:
     yield TickedDurably
     yield from EVERY_STORE
     yield from BY_OPERATION_OF_A_STORE.values()
+    yield GravesDurably
     yield from OF_SOME_STORES
 
 
@@ -195,6 +204,8 @@ def brokers(subject: BrokerSubject, expected: Expected) -> Iterator[Area]:
     """The areas of a broker that can what its page says."""
     yield from EVERY_BROKER
     for capability, (present, absent) in BY_CAPABILITY.items():
+        if capability == "mending" and Buries in subject.operations:
+            continue  # people's commands reach what is buried
         yield from present if expected.can.get(capability) else absent
     for both, areas in BY_CAPABILITIES.items():
         if all(expected.can.get(capability) for capability in both):
@@ -227,3 +238,5 @@ def stores(subject: StoreSubject, expected: Expected) -> Iterator[Area]:
     for operation in subject.operations:
         if operation in BY_OPERATION_OF_A_STORE:
             yield BY_OPERATION_OF_A_STORE[operation]
+    if Graveyard in subject.operations and expected.can.get("durable"):
+        yield GravesDurably
