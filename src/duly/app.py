@@ -363,8 +363,9 @@ def declare_at(broker: Broker, store: Store | None) -> Declare | None:
     known: set[str] = set()
 
     def declare(topics: Iterable[Topic[Any]], messages: Sequence[Message[Any]]) -> None:
-        refuse_delays(broker, messages)
-        if new := [topic for topic in topics if topic.name not in known]:
+        named = {topic.name: topic for topic in topics}
+        refuse_delays(broker, named, messages)
+        if new := [topic for name, topic in named.items() if name not in known]:
             broker.declare(new)
             known.update(topic.name for topic in new)
 

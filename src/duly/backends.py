@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from duly.broker import Broker, Prepares
+from duly.broker import Broker, Prepares, SubscribeOptions
 from duly.consumer import Consumer
 from duly.errors import ConfigurationError
 from duly.inspection.graves import Buries, graveyard_of
@@ -111,11 +111,14 @@ class Backends:
             return
         for consumer in self._consumers():
             names = {topic.name for topic in consumer.topics}
-            broker.prepare(
-                [topic for topic in topics if topic.name in names],
-                consumer.name,
+            options = SubscribeOptions(
+                consumer.guarantee,
                 order_by_key=consumer.options.order_by_key,
+                hold_key_on_dead=consumer.options.hold_key_on_dead,
+                start=consumer.options.start,
             )
+            wanted = [topic for topic in topics if topic.name in names]
+            broker.prepare(wanted, consumer.name, options)
 
     def broker_for(self, topic: Topic[Any]) -> Broker:
         """The broker, ready for messages of this topic."""
@@ -138,7 +141,15 @@ class Backends:
         known = self._known.setdefault(topic.name, topic)
         if known is topic:
             return
-        for what in ("type", "guarantee", "partitions", "versions"):
+        for what in (
+            "type",
+            "guarantee",
+            "partitions",
+            "may_go_unheard",
+            "dedup_by",
+            "without_identity",
+            "versions",
+        ):
             was, now = getattr(known, what), getattr(topic, what)
             if was != now:
                 raise ConfigurationError(

@@ -146,13 +146,19 @@ class Capabilities:
     - ``is_log``: deliveries carry a `LogPosition`; settlements cover a prefix per partition.
     - ``durable``: stored messages survive the death of every process.
     - ``confirms_settlement``: when settle returns, a settled message is never delivered again.
+    - ``hands_out_once``: what an at-most-once subscription claims has left the broker, and is never
+      delivered again, though no settlement is confirmed. What waits for it need not survive a
+      restart of the broker.
     - ``identity_retention``: repeated publishes on exactly-once topics are dropped.
     - ``retries_in_place``: a retried message holds up those behind it in its partition.
     - ``orders_by_key``: consumers may ask for order by key.
     - ``holds_keys``: and also for a key to wait behind its dead letter.
     - ``delays``: messages may have a due time.
+    - ``delays_in_order``: also those of a topic with partitions: the later ones of their key wait
+      for them, where order by key is asked for.
     - ``replays``: a new subscription may begin with messages from before it was made. Where it
-      cannot, the broker is `Prepares`, and a message that no subscription takes is refused.
+      cannot, the broker is `Prepares`, and a message that no subscription takes is refused, unless
+      the topic `may_go_unheard`.
     - ``one_writer``: one transaction at a time; more processes do not speed that up.
     - ``redelivery_horizon_s``: the longest after its first delivery that a message can come
       again by itself; None: no bound.
@@ -164,15 +170,22 @@ class Capabilities:
     is_log: bool = False
     durable: bool = True
     confirms_settlement: bool = True
+    hands_out_once: bool = False
     identity_retention: bool = True
     retries_in_place: bool = False
     orders_by_key: bool = True
     holds_keys: bool = True
     delays: bool = True
+    delays_in_order: bool = True
     replays: bool = True
     one_writer: bool = False
     redelivery_horizon_s: float | None = None
     max_message_bytes: int = 512 * 1024 * 1024
+
+    @property
+    def settles_before_it_runs(self) -> bool:
+        """Whether an at-most-once handler can be started for what surely does not come again."""
+        return self.confirms_settlement or self.hands_out_once
 
 
 Start = Literal["earliest", "latest"] | datetime
@@ -296,11 +309,11 @@ class Prepares(Protocol):
     """
 
     def prepare(
-        self, topics: Iterable[Topic[Any]], subscription: str, *, order_by_key: bool = False
+        self, topics: Iterable[Topic[Any]], subscription: str, options: SubscribeOptions
     ) -> None:
         """Make the subscription of these declared topics, so that it is given what is published
-        from now on; again is harmless. Its guarantee is recorded when it is first worked.
-        ``order_by_key`` is what `SubscribeOptions` will say.
+        from now on; again is harmless. Lanes will ask for it with such options; its guarantee is
+        recorded when it is first worked.
 
         Raises `ConfigurationError` where it cannot be made, `BrokerError`.
         """

@@ -441,6 +441,10 @@ def test_an_option_that_would_not_be_honoured_is_refused(wrong: dict[str, Any]) 
         {"partitions": "x"},
         {"identity_retention_s": float("nan")},
         {"key": "x"},
+        {"may_go_unheard": "yes"},
+        {"dedup_by": ""},
+        {"dedup_by": 7},
+        {"without_identity": "drop"},
         {"max_body_bytes": 10.0},
     ],
 )

@@ -21,6 +21,38 @@ topic = duly.Topic("orders", dict, guarantee="at-least-once")
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
+class TestNaming:
+    def test_a_function_of_the_payload_gives_the_id(self):
+        named = duly.Topic(
+            "o", dict[str, str], guarantee="at-least-once", dedup_by=lambda o: o["number"]
+        )
+        assert named.message({"number": "o-1"}, source="shop").id == "o-1"
+        assert named.message({"number": "o-1"}, source="shop", id="other").id == "other"
+        several = named.messages([{"number": "a"}, {"number": "b"}], source="shop")
+        assert [message.id for message in several] == ["a", "b"]
+
+    def test_a_header_gives_the_id(self):
+        named = duly.Topic("o", dict, guarantee="at-least-once", dedup_by="number")
+        assert named.message({}, source="shop", headers={"number": "o-1"}).id == "o-1"
+        with pytest.raises(duly.InvalidMessage, match="no such header"):
+            named.message({}, source="shop")
+
+    @pytest.mark.parametrize("wrong", [lambda _: "", lambda _: 7, lambda o: o["none"]])
+    def test_what_names_nothing_is_refused(self, wrong: Any):
+        named: duly.Topic[Any] = duly.Topic("o", dict, guarantee="at-least-once", dedup_by=wrong)
+        with pytest.raises(duly.InvalidMessage):
+            named.message({}, source="shop")
+
+    def test_a_function_knows_one_version_only(self):
+        named = duly.Topic(
+            "o", dict[str, str], guarantee="at-least-once", dedup_by=lambda o: o["number"]
+        )
+        with pytest.raises(duly.ConfigurationError, match="name a header"):
+            named.versioned("o.v2", unknown_type="wait")
+        by_header = duly.Topic("o", dict, guarantee="at-least-once", dedup_by="number")
+        assert by_header.versioned("o.v2", unknown_type="wait").naming is not None
+
+
 class TestIds:
     def test_are_uuids_of_version_7_that_grow(self):
         ids = [topic.message({}, source="shop").id for _ in range(2000)] + new_ids(2000)

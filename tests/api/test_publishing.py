@@ -115,6 +115,13 @@ class TestOne:
         with pytest.raises(duly.ConfigurationError, match="cannot delay"):
             app.publish(rides, {}, delay_s=1, within=object())
 
+    def test_a_broker_that_cannot_delay_in_order(self):
+        app = duly.App("shop", FakeBroker(delays_in_order=False))
+        app.publish(rides, {}, delay_s=1)
+        ordered = duly.Topic("ordered", dict, guarantee="at-least-once", partitions=4)
+        with pytest.raises(duly.ConfigurationError, match="cannot delay in order by key"):
+            app.publish(ordered, {}, delay_s=1)
+
     def test_repeats_and_conflicts(self, memory):
         assert memory.publish(orders, {"n": 1}, id="o-1") == Published("o-1")
         assert memory.publish(orders, {"n": 1}, id="o-1") == duly.RepeatDropped("o-1")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import atexit
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from duly.broker import Broker
 from duly.brokers.rabbitmq import RabbitMQBroker
-from duly.brokers.rabbitmq.delays import Delays
-from duly.brokers.rabbitmq.link import Link
+from duly.brokers.rabbitmq.delays import Delays, bind_level
+from duly.brokers.rabbitmq.link import Connection
 from duly.brokers.rabbitmq.topology import declare_queue
 from duly.inspection.graves import Buries
 from duly.inspection.survey import Surveys
@@ -25,14 +26,13 @@ class TickingClock(Clock):
 
     def __init__(self) -> None:
         super().__init__()
-        self.due: dict[str, float] = {}
+        self.due: dict[str, tuple[float, str]] = {}
         self.broker: RabbitMQBroker | None = None
 
     def advance(self, seconds: float) -> None:
         super().advance(seconds)
-        for queue in [queue for queue, due in self.due.items() if due <= self()]:
-            del self.due[queue]
-            release(queue)
+        for queue in [queue for queue, (due, _) in self.due.items() if due <= self()]:
+            release(queue, self.due.pop(queue)[1])
 
 
 @functools.cache
@@ -45,13 +45,13 @@ def _operator() -> Any:
     return waiting
 
 
-def release(queue: str) -> None:
+def release(queue: str, onward: str) -> None:
     """What the server does with all of a queue whose time has come."""
     waiting, confirmed = _operator(), []
     waiting.events["basic_ack"] = {lambda *told: confirmed.append(told)}
     while (message := waiting.basic_get(queue)) is not None:
         tag, key = message.delivery_tag, message.delivery_info["routing_key"]
-        waiting.basic_publish(message, "", key, mandatory=True)
+        waiting.basic_publish(message, onward, key, mandatory=True)
         while not confirmed:
             waiting.connection.drain_events(timeout=30)
         confirmed.clear()
@@ -77,24 +77,20 @@ def _told(queues: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 
 class ClockedDelays(Delays):
-    """Queues in which messages wait for the clock of a test."""
+    """One level for each end of a delay, by the clock of a test: it lets go when told to."""
 
     clock: TickingClock
 
-    def exchange_for(self, delay_s: float, link: Link) -> str:
+    def levels_for(self, delay_s: float, *, exactly: bool = False) -> Sequence[int]:
         due = self.clock() + delay_s
-        name = f"{self._names.namespace}/waits/{due:.3f}"
-        self.clock.due[name] = due
+        level = math.ceil(due * 1000)
+        self.clock.due[f"{self.names.namespace}/waits/{level}"] = due, self.names.onward
+        return [level]
 
-        def declare(connection: Any) -> None:
-            declare_queue(connection, name, {})
-            made = connection.channel()
-            made.exchange_declare(name, "fanout", durable=True, auto_delete=False)
-            made.queue_bind(name, name)
-            made.close()
-
-        link.call(declare)
-        return name
+    def declare(self, connection: Connection, level: int) -> None:
+        name = f"{self.names.namespace}/waits/{level}"
+        declare_queue(connection, name, {})
+        bind_level(connection, name, self.entry, level)
 
 
 def open_broker(site: Site) -> Broker:
@@ -106,7 +102,7 @@ def open_broker(site: Site) -> Broker:
     if clock.broker is not None:
         bury(clock.broker)  # or it was closed
     kind: Callable[..., Any] = type("Delays", (ClockedDelays,), {"clock": clock})
-    clock.broker = RabbitMQBroker(url, clock=clock, delays=kind)
+    clock.broker = RabbitMQBroker(url, clock=clock, wall_ms=clock.wall_ms, delays=kind)
     return clock.broker
 
 

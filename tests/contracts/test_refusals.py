@@ -69,6 +69,22 @@ CASES: dict[str, tuple[Callable[[], Contract], str, str]] = {
         "does not confirm that a message is settled",
         "exactly-once with a store",
     ),
+    "order of what nothing names": (
+        lambda: contract(
+            consumer(
+                "at-least-once",
+                topic("at-least-once", partitions=8, without_identity="accept"),
+                order_by_key=True,
+            )
+        ),
+        "what nothing names cannot be told from others of its key",
+        "dedup_by=",
+    ),
+    "exactly-once of what nothing names": (
+        lambda: contract(consumer("exactly-once", topic(without_identity="accept"))),
+        "cannot be known again when it is delivered a second time",
+        "Topic(..., dedup_by=...)",
+    ),
     "repeats that nobody drops, at-least-once": (
         lambda: contract(consumer("at-least-once"), broker=LOG, store=OTHER_FILE),
         "drops no repeated publishes, nor does consumer 'billing'",

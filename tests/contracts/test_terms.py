@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -109,6 +110,49 @@ def test_what_drops_repeated_publishes():
     assert terms.identity_retention_s is None
     (terms,) = contract(topics=(AT_LEAST,)).topics
     assert terms.drops_repeats is None
+
+
+def test_what_becomes_of_a_message_that_nobody_takes():
+    keeps_none = dataclasses.replace(QUEUE, replays=False)
+    for unheard, said in ((False, "is refused"), (True, "is stored nowhere")):
+        wanted = topic("at-least-once", may_go_unheard=unheard)
+        (terms,) = contract(topics=(wanted,), broker=keeps_none, store=None).topics
+        assert f"no subscription takes {said}" in " ".join(terms.limits)
+        (terms,) = contract(topics=(wanted,), broker=QUEUE, store=None).topics
+        assert "takes" not in " ".join(terms.limits)
+
+
+def test_what_is_handed_out_once_may_be_handled_at_most_once():
+    unconfirmed = dataclasses.replace(QUEUE, confirms_settlement=False, hands_out_once=True)
+    made = contract(
+        consumer("at-most-once", topic("at-most-once"), batch=20, lanes=2), broker=unconfirmed
+    )
+    terms = made.consumer("billing")
+    assert terms.provided_by == "taken out of a queue for good, before the handler starts"
+    assert (terms.crash_loses, terms.crash_repeats) == (40, 0)
+    assert "at risk in one crash: 40 messages" in limits(made)
+    assert "a restart of a queue loses what waits for it there" in limits(made)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dedup_by": "x-order"}, "known by its header 'x-order'"),
+        ({"dedup_by": lambda order: order["id"]}, "what dedup_by makes of its payload"),
+        ({"without_identity": "accept"}, "without identity is another event at each delivery"),
+    ],
+)
+def test_what_names_the_messages_of_other_programs(options: dict[str, Any], said: str):
+    (terms,) = contract(topics=(topic("at-least-once", **options),)).topics
+    assert said in " ".join(terms.limits)
+
+
+def test_what_cannot_wait_in_order_is_said():
+    unordered = dataclasses.replace(SQL, delays_in_order=False)
+    for partitions, said in ((0, False), (8, True)):
+        wanted = topic("at-least-once", partitions=partitions)
+        (terms,) = contract(topics=(wanted,), broker=unordered).topics
+        assert ("no delays" in " ".join(terms.limits)) == said
 
 
 def test_the_inbox_says_what_it_does_with_what_is_older():

@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 
 from tests.cli.conftest import Place, children, end, place
 from tests.harness.test_plugin import run_pytest
+from tests.servers.rabbitmq import RabbitMQNode
 from tests.waiting import eventually
 
 __all__ = ["place"]
@@ -76,9 +78,9 @@ def printed(place: Place) -> str:
     return (place.path / "run.log").read_text(errors="replace")
 
 
-def test_there_are_eight_with_what_they_show():
+def test_there_are_nine_with_what_they_show():
     numbers = sorted(re.sub(r"\D", "", path.name) for path in NUMBERED)
-    assert numbers == [f"{number:02}" for number in range(1, 9)]
+    assert numbers == [f"{number:02}" for number in range(1, 10)]
     for path in NUMBERED:
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 100, path.name
@@ -236,6 +238,29 @@ def test_a_plain_script_publishes_works_and_ends(place: Place):
     with sqlite3.connect(place.path / "greetings.db") as db:
         assert db.execute("select count(*) from duly_claims").fetchone() == (0,)
     db.close()
+
+
+@pytest.fixture
+def rabbit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server of the example's own, for it names exchanges and queues without a namespace."""
+    with RabbitMQNode() as node:
+        monkeypatch.setenv("DULY_BROKER", node.url)
+        yield
+
+
+@pytest.mark.usefixtures("rabbit")
+def test_a_program_without_duly_shares_rabbitmq_with_one(place: Place):
+    has(place, "ex09_rabbitmq_pika.py")
+    running = run(place, "ex09_rabbitmq_pika:app", "--consumers", "billing")
+
+    eventually(lambda: " works" in printed(place), "it runs", lambda: printed(place))
+    kill_a_worker(running)
+    said = script(place, "ex09_rabbitmq_pika.py")
+    numbers = {f"o-{number}" for number in range(100)}
+    assert set(re.findall(r"^mail (\S+)", said, re.MULTILINE)) == numbers
+    assert end(running).status == 0
+    charged = place.rows("select number, count(*) from charges group by 1", database="shop.db")
+    assert sorted(charged) == sorted((number, 1) for number in numbers)
 
 
 def test_the_tests_of_an_application_pass(place: Place):

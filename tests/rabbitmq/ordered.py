@@ -44,7 +44,7 @@ def rides_at(url: str, **more: Any) -> Iterator[RabbitMQBroker]:
     broker = RabbitMQBroker(url, **more)
     try:
         broker.declare([RIDES])
-        broker.prepare([RIDES], "board", order_by_key=True)
+        broker.prepare([RIDES], "board", IN_ORDER)
         yield broker
     finally:
         broker.close()

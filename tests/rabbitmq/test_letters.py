@@ -363,7 +363,7 @@ def test_a_replay_goes_to_the_partition_of_its_key(rabbit_url: str):
     options = SubscribeOptions(Guarantee.AT_LEAST_ONCE, order_by_key=True)
     with broker_at(rabbit_url) as broker:
         broker.declare([topic])
-        broker.prepare([topic], "board", order_by_key=True)
+        broker.prepare([topic], "board", options)
         keys = [f"ride-{n}" for n in range(8)]
         broker.publish([topic.message(key, source="tests", id=key, key=key) for key in keys])
         assert [(each.backlog, each.workers) for each in broker.queued()] == [(8, 0), (0, 0)]

@@ -481,7 +481,7 @@ def test_a_consumer_that_the_server_does_not_see_stands_in_line_again(rabbit_url
 
 def test_without_order_a_subscription_has_one_queue(process: Callable[[], RabbitMQBroker]):
     broker = process()
-    broker.prepare([RIDES], "notify")
+    broker.prepare([RIDES], "notify", SubscribeOptions(Guarantee.AT_LEAST_ONCE))
     for number in range(3):
         for key in KEYS:
             publish(broker, key, number)
@@ -499,10 +499,11 @@ def test_without_order_a_subscription_has_one_queue(process: Callable[[], Rabbit
 @pytest.mark.parametrize("first", [True, False])
 def test_whether_in_order_is_fixed(process: Callable[[], RabbitMQBroker], first: bool):
     broker = process()
-    broker.prepare([RIDES], "mail", order_by_key=first)
-    with pytest.raises(ConfigurationError, match=f"there with order_by_key={first}"):
-        broker.prepare([RIDES], "mail", order_by_key=not first)
+    here = SubscribeOptions(Guarantee.AT_LEAST_ONCE, order_by_key=first)
     options = SubscribeOptions(Guarantee.AT_LEAST_ONCE, order_by_key=not first)
+    broker.prepare([RIDES], "mail", here)
+    with pytest.raises(ConfigurationError, match=f"there with order_by_key={first}"):
+        broker.prepare([RIDES], "mail", options)
     with pytest.raises(ConfigurationError, match="new name"):
         broker.subscribe([RIDES], "mail", options)
 
@@ -545,7 +546,7 @@ def test_a_stranger_finds_the_partition_of_a_key(rabbit_url: str):
 def test_what_names_no_partition_goes_to_the_first(rabbit_url: str, key: str):
     with rides_at(rabbit_url) as broker:
         lane = board(broker)
-        broker.prepare([RIDES], "notify")
+        broker.prepare([RIDES], "notify", SubscribeOptions(Guarantee.AT_LEAST_ONCE))
         for number in range(3):
             send(rabbit_url, key, f"x:{number}".encode(), message_id=str(number))
         assert in_order(drained(lane, count=3))

@@ -227,7 +227,7 @@ def test_a_limit_that_refuses_publishing_is_told_and_loses_nothing(
 def test_an_alternate_exchange_would_swallow_what_nobody_takes(
     node: RabbitMQNode, url: str, namespace: str
 ):
-    pattern = f"^{namespace}/orders$"
+    pattern = f"^{namespace}/orders/_due$"
     swallow = {"alternate-exchange": "amq.fanout"}
     refused = pytest.raises(ContractRefused, match=r"topic 'orders'.*\n?.*alternate-exchange")
     with policy(node, pattern, swallow, to="exchanges"), refused:
@@ -236,7 +236,7 @@ def test_an_alternate_exchange_would_swallow_what_nobody_takes(
 
 def test_what_may_be_lost_anyway_is_not_refused(node: RabbitMQNode, url: str, namespace: str):
     swallow = {"alternate-exchange": "amq.fanout"}
-    with policy(node, f"^{namespace}/readings$", swallow, to="exchanges"):
+    with policy(node, f"^{namespace}/readings", swallow, to="exchanges"):
         app = duly.App("shop", broker=url)
         with app:
             broker, _ = app.backends()
@@ -246,13 +246,13 @@ def test_what_may_be_lost_anyway_is_not_refused(node: RabbitMQNode, url: str, na
 def test_the_queues_of_delays_too(node: RabbitMQNode, url: str, namespace: str):
     with channel(url) as stranger:
         stranger.queue_declare(
-            f"{namespace}/delay/1024",
+            f"{namespace}/_delay/1024",
             durable=True,
             auto_delete=False,
             arguments={"x-queue-type": "quorum", "x-message-ttl": 1024},
         )
-    refused = pytest.raises(ContractRefused, match=r"expires = 5000 on the queue .*delay/1024")
-    with policy(node, f"^{namespace}/delay/", {"expires": 5000}), refused:
+    refused = pytest.raises(ContractRefused, match=r"expires = 5000 on the queue .*_delay/1024")
+    with policy(node, f"^{namespace}/_delay/", {"expires": 5000}), refused:
         contract(url)
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from duly.broker import Published, SubscribeOptions
 from duly.brokers.rabbitmq import RabbitMQBroker
-from duly.brokers.rabbitmq.delays import rounded_ms
 from duly.brokers.rabbitmq.link import content
 from duly.brokers.rabbitmq.topology import Names
 from duly.errors import ConfigurationError, PublishFailed
@@ -103,13 +102,6 @@ def test_nobody_need_listen_to_what_may_be_lost(rabbit_url: str):
         [outcome] = broker.publish([unheard.message("21", source="tests")])
         assert isinstance(outcome, PublishFailed)
         assert "no subscription takes it" in str(outcome)
-
-
-@pytest.mark.parametrize("delay_s", [0.001, 0.25, 1.0, 3.3, 47.0, 599.9, 86400.0])
-def test_a_delay_is_never_shorter_and_less_than_a_quarter_longer(delay_s: float):
-    waits_ms = rounded_ms(delay_s)
-    assert waits_ms >= delay_s * 1000
-    assert waits_ms < max(1.25 * delay_s * 1000, 65)
 
 
 def test_a_retry_waits_on_the_server_and_comes_back(rabbit_url: str):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from duly.broker import Delivery, Published, SubscribeOptions
+from duly.broker import Delivery, Published, SubscribeOptions, Subscription
 from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.brokers.rabbitmq.lane import Lane
 from duly.errors import BrokerError, CommitUnknown
@@ -25,7 +25,7 @@ def broker_at(url: str, **more: Any) -> Iterator[RabbitMQBroker]:
     broker = RabbitMQBroker(url, **more)
     try:
         broker.declare([ORDERS])
-        broker.prepare([ORDERS], "sub")
+        broker.prepare([ORDERS], "sub", OPTIONS)
         yield broker
     finally:
         broker.close()
@@ -50,7 +50,7 @@ def bodies(deliveries: Sequence[Delivery]) -> list[str]:
     return [delivery.message.body.decode() for delivery in deliveries]
 
 
-def awaited(lane: Lane, count: int = 1) -> list[Delivery]:
+def awaited(lane: Subscription, count: int = 1) -> list[Delivery]:
     """So many claimed messages, or more, as soon as they come."""
     got: list[Delivery] = []
 

@@ -111,17 +111,30 @@ def _topic_limits(setting: Setting, topic: Topic[Any]) -> Iterator[str]:
             "repeats are known by (source, id): give publish an id of your own for what may be "
             "published again by another process"
         )
+    if topic.dedup_by is not None:
+        yield f"what other programs publish is known by {_naming(topic)}, not by the id they give"
+    if topic.without_identity == "accept":
+        yield "what other programs publish without identity is another event at each delivery"
     if topic.partitions:
         yield f"order by key: up to {plural(topic.partitions, 'key stream')} side by side"
     if topic.versions is not None:
         yield from _versions(setting, topic.versions)
     if not setting.broker.replays and topic.promise is not Guarantee.AT_MOST_ONCE:
+        becomes = "stored nowhere (may_go_unheard)" if topic.may_go_unheard else "refused"
         yield (
-            "a message that no subscription takes is refused, and a new subscription begins with "
-            "what is published after it was made"
+            f"a message that no subscription takes is {becomes}, and a new subscription begins "
+            "with what is published after it was made"
         )
     if not setting.broker.delays:
         yield f"no delays: {setting.broker.name} delivers at once"
+    elif topic.partitions and not setting.broker.delays_in_order:
+        yield f"no delays: {setting.broker.name} has none in order by key"
+
+
+def _naming(topic: Topic[Any]) -> str:
+    if isinstance(topic.dedup_by, str):
+        return f"its header {topic.dedup_by!r}"
+    return "what dedup_by makes of its payload"
 
 
 def _versions(setting: Setting, versions: Versions[Any]) -> Iterator[str]:
@@ -183,6 +196,8 @@ def consumer_terms(setting: Setting, consumer: Consumer) -> ConsumerTerms:
 def _consuming(setting: Setting, consumer: Consumer, admission: Admission | None) -> str:
     match consumer.guarantee:
         case Guarantee.AT_MOST_ONCE:
+            if setting.broker.hands_out_once:
+                return f"taken out of {setting.broker.name} for good, before the handler starts"
             return f"settled in {setting.broker.name}, confirmed, before the handler starts"
         case Guarantee.AT_LEAST_ONCE:
             lease = duration(consumer.options.lease_s)
@@ -210,6 +225,8 @@ def _consumer_limits(
     setting: Setting, consumer: Consumer, admission: Admission | None
 ) -> Iterator[str]:
     yield _a_crash_costs(consumer)
+    if consumer.guarantee is Guarantee.AT_MOST_ONCE and setting.broker.hands_out_once:
+        yield f"a restart of {setting.broker.name} loses what waits for it there"
     if admission is not None:
         yield from _exactly_once_limits(setting, consumer, admission)
     yield from _handler_limits(setting, consumer)

@@ -150,7 +150,7 @@ def _of_consumer(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
             "pipeline=True is about the statements of a transaction, and it has none",
             "leave pipeline out",
         )
-    if consumer.guarantee is Guarantee.AT_MOST_ONCE and not setting.broker.confirms_settlement:
+    if consumer.guarantee is Guarantee.AT_MOST_ONCE and not setting.broker.settles_before_it_runs:
         yield Refusal(
             _named(consumer),
             f"{setting.broker.name} does not confirm that a message is settled and may deliver "
@@ -194,6 +194,15 @@ def _of_exactly_once(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
         )
     if setting.admission(consumer) is Admission.BY_INBOX:
         yield from _of_inbox(setting, consumer)
+    for topic in consumer.topics:
+        if topic.without_identity == "accept":
+            yield Refusal(
+                _named(consumer),
+                f'topic {topic.name!r} says without_identity="accept", and what has no identity '
+                "cannot be known again when it is delivered a second time",
+                "declare what names an event, Topic(..., dedup_by=...), and leave "
+                "without_identity out",
+            )
 
 
 def _of_inbox(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
@@ -238,6 +247,13 @@ def _of_order(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
             "holds keys (sqlite:///...)",
         )
     for topic in consumer.topics:
+        if topic.without_identity == "accept":
+            yield Refusal(
+                _named(consumer),
+                f'order_by_key=True, and topic {topic.name!r} says without_identity="accept": what '
+                "nothing names cannot be told from others of its key",
+                "leave one of them out, or declare Topic(..., dedup_by=...)",
+            )
         if topic.partitions == 0:
             yield Refusal(
                 _named(consumer),

@@ -26,6 +26,7 @@ from duly.message.limits import (
     several,
 )
 from duly.message.message import NO_HEADERS, Message, now_ms
+from duly.message.naming import Naming, WithoutIdentity, check_naming
 from duly.versions import UnknownTypes, Upcast, Versions
 
 T = TypeVar("T")
@@ -43,6 +44,15 @@ class Topic(Generic[T]):
     - ``max_body_bytes``: a larger body is refused before it is sent.
     - ``retention_s``: how long a message is kept after every subscription is done with it.
     - ``identity_retention_s``: how long an exactly-once topic remembers ids, to drop repeats.
+    - ``may_go_unheard``: nobody need listen. A message that no subscription takes is published all
+      the same, where a broker keeps nothing for later ones and would refuse it otherwise.
+    - ``dedup_by``: what names an event, the name of a header or a function of the payload. It is
+      the id of what is published without one; and of what other programs publish, where a broker
+      carries that, it is the identity in place of whatever id they give. The header is one of
+      theirs as it stands there.
+    - ``without_identity``: what becomes of a message of other programs that nothing names.
+      ``"dead"``: a dead letter. ``"accept"``: an event of its own each time that it is delivered;
+      exactly-once consumers of the topic are refused then.
     """
 
     name: str
@@ -53,6 +63,10 @@ class Topic(Generic[T]):
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     retention_s: float = 0.0
     identity_retention_s: float = 7 * 86400.0
+    may_go_unheard: bool = False
+    dedup_by: Callable[[T], str] | str | None = None
+    without_identity: WithoutIdentity = "dead"
+    naming: Naming[T] | None = field(init=False, repr=False)
     codec: Codec[T] = field(init=False, repr=False)
     promise: Guarantee = field(init=False, repr=False)
     versions: Versions[T] | None = field(init=False, repr=False, default=None)
@@ -71,6 +85,9 @@ class Topic(Generic[T]):
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         retention_s: float = 0.0,
         identity_retention_s: float = 7 * 86400.0,
+        may_go_unheard: bool = False,
+        dedup_by: Callable[[T], str] | str | None = None,
+        without_identity: WithoutIdentity = "dead",
     ) -> None: ...
     @overload
     def __init__(
@@ -84,6 +101,9 @@ class Topic(Generic[T]):
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         retention_s: float = 0.0,
         identity_retention_s: float = 7 * 86400.0,
+        may_go_unheard: bool = False,
+        dedup_by: Callable[[T], str] | str | None = None,
+        without_identity: WithoutIdentity = "dead",
     ) -> None: ...
     def __init__(
         self,
@@ -96,6 +116,9 @@ class Topic(Generic[T]):
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         retention_s: float = 0.0,
         identity_retention_s: float = 7 * 86400.0,
+        may_go_unheard: bool = False,
+        dedup_by: Callable[[T], str] | str | None = None,
+        without_identity: WithoutIdentity = "dead",
     ) -> None:
         check_name("topic", name)
         promise = guarantee_of(guarantee, f"topic {name!r}")
@@ -114,6 +137,11 @@ class Topic(Generic[T]):
             raise ConfigurationError(
                 f"topic {name!r}: key={key!r}; give a function of the payload, or publish(key=...)"
             )
+        if not isinstance(may_go_unheard, bool):
+            raise ConfigurationError(
+                f"topic {name!r}: may_go_unheard={may_go_unheard!r}; True or False"
+            )
+        check_naming(name, dedup_by, without_identity)
         put = object.__setattr__
         put(self, "name", name)
         put(self, "type", type)
@@ -123,6 +151,11 @@ class Topic(Generic[T]):
         put(self, "max_body_bytes", max_body_bytes)
         put(self, "retention_s", retention_s)
         put(self, "identity_retention_s", identity_retention_s)
+        put(self, "may_go_unheard", may_go_unheard)
+        put(self, "dedup_by", dedup_by)
+        put(self, "without_identity", without_identity)
+        read = self.decode
+        put(self, "naming", None if dedup_by is None else Naming(name, dedup_by, read))
         put(self, "codec", codec_for(type))
         put(self, "promise", promise)
 
@@ -146,6 +179,11 @@ class Topic(Generic[T]):
 
         Raises `ConfigurationError`.
         """
+        if callable(self.dedup_by):
+            raise ConfigurationError(
+                f"topic {self.name!r}: dedup_by is a function of the payload, and what is of "
+                'another version has none that it knows: name a header, dedup_by="..."'
+            )
         same = copy.copy(self)
         versions = Versions.declared(self.name, type, upcast or {}, unknown_type, look_again_s)
         object.__setattr__(same, "versions", versions)
@@ -177,7 +215,8 @@ class Topic(Generic[T]):
         Raises `InvalidMessage` or `MessageTooLarge`; nothing has been sent then.
         """
         if id is None:
-            id = generated.one()
+            naming = self.naming
+            id = generated.one() if naming is None else naming.of_payload(payload, headers)
         else:
             check_id(self.name, id)
         if self.versions is not None:
@@ -213,7 +252,7 @@ class Topic(Generic[T]):
         payloads = several(self.name, payloads)
         count = len(payloads)
         if ids is None:
-            ids = new_ids(count)
+            ids = self._new_ids(payloads, headers)
         else:
             check_count(self.name, "ids", ids, count)
             for id in ids:
@@ -230,6 +269,12 @@ class Topic(Generic[T]):
             Message(name, source, id, body, time_ms, key, checked, due_ms)
             for id, body, key in zip(ids, bodies, keys, strict=True)
         ]
+
+    def _new_ids(self, payloads: Sequence[T], headers: Mapping[str, str] | None) -> Sequence[str]:
+        naming = self.naming
+        if naming is None:
+            return new_ids(len(payloads))
+        return [naming.of_payload(payload, headers) for payload in payloads]
 
     def _keys(
         self, payloads: Sequence[T], ids: Sequence[str], given: Sequence[str | None] | None

@@ -283,27 +283,38 @@ def published_events(
 
 
 def _check_delay(broker: Broker, topic: Topic[Any], due_ms: int | None) -> None:
-    if due_ms is not None and not broker.capabilities.delays:
-        raise ConfigurationError(
-            f"topic {topic.name!r}: {broker.capabilities.name} delivers at once and cannot "
-            "delay. Leave delay_s= and due= out, or use a broker that can (sqlite:///...)."
-        )
+    if due_ms is not None and (why := _why_no_delay(broker, topic)):
+        raise ConfigurationError(f"topic {topic.name!r}: {why}")
 
 
-def refuse_delays(broker: Broker, messages: Sequence[Message[Any]]) -> None:
+def refuse_delays(
+    broker: Broker, topics: Mapping[str, Topic[Any]], messages: Sequence[Message[Any]]
+) -> None:
     """Raise the `InvalidMessage` of one that its broker could not deliver later.
 
     In a transaction with an outbox: refused by the broker after the commit, it would be missing.
     """
-    if not broker.capabilities.delays:
-        for message in messages:
-            if message.due_ms is not None:
-                raise InvalidMessage(
-                    f"topic {message.topic!r}, message {message.id!r}: it has a due time, and "
-                    f"{broker.capabilities.name} cannot delay messages. Leave delay_s= and due= "
-                    "out, or use a broker that can.",
-                    message_id=message.id,
-                )
+    for message in messages:
+        if message.due_ms is not None and (why := _why_no_delay(broker, topics[message.topic])):
+            raise InvalidMessage(
+                f"topic {message.topic!r}, message {message.id!r}: it has a due time. {why}",
+                message_id=message.id,
+            )
+
+
+def _why_no_delay(broker: Broker, topic: Topic[Any]) -> str | None:
+    can = broker.capabilities
+    if not can.delays:
+        return (
+            f"{can.name} delivers at once and cannot delay. Leave delay_s= and due= out, or use a "
+            "broker that can (sqlite:///...)."
+        )
+    if topic.partitions and not can.delays_in_order:
+        return (
+            f"{can.name} cannot delay in order by key. Leave delay_s= and due= out, publish to a "
+            "topic without partitions, or use a broker that can (sqlite:///...)."
+        )
+    return None
 
 
 def _does_not_join(within: Any, store: Any) -> str:

@@ -124,11 +124,11 @@ class WrappedBroker:
         self.inner.declare(topics)
 
     def prepare(
-        self, topics: Iterable[Topic[Any]], subscription: str, *, order_by_key: bool = False
+        self, topics: Iterable[Topic[Any]], subscription: str, options: SubscribeOptions
     ) -> None:
         """As `Prepares.prepare`; a broker that keeps messages for later needs none."""
         if isinstance(self.inner, Prepares):
-            self.inner.prepare(topics, subscription, order_by_key=order_by_key)
+            self.inner.prepare(topics, subscription, options)
 
     def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
         """As `Broker.publish`."""

@@ -57,6 +57,40 @@ class DeliversAtOnce(Broken):
         return self.inner.publish([replace(message, due_ms=None) for message in messages])
 
 
+class CountsFromPublishing(Broken):
+    """Holds back what is due later, by a clock that nobody sets."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.waiting: list[tuple[float, Message[Any]]] = []
+
+    def publish(self, messages: Sequence[Message[Any]]):
+        return [self.one(message) for message in messages]
+
+    def one(self, message: Message[Any]):
+        if message.due_ms is None:
+            return self.inner.publish([message])[0]
+        wait_s = (message.due_ms - self.inner.claims.wall_ms()) / 1000
+        self.waiting.append((self.inner.claims.clock() + wait_s, message))
+        return Published(message.id)
+
+    def subscribe(self, topics: Any, subscription: str, options: Any) -> Any:
+        return LetsGo(self, self.inner.subscribe(topics, subscription, options))
+
+
+class LetsGo(Coat):
+    def __init__(self, broker: CountsFromPublishing, inner: Any) -> None:
+        super().__init__(inner)
+        self.broker = broker
+
+    def claim(self, *how: Any):
+        now, waiting = self.broker.inner.claims.clock(), self.broker.waiting
+        due = [message for at, message in waiting if at <= now]
+        self.broker.waiting = [(at, message) for at, message in waiting if at > now]
+        self.broker.inner.publish([replace(message, due_ms=None) for message in due])
+        return self.inner.claim(*how)
+
+
 class ConfirmsWhatIsTooLarge(Broken):
     def publish(self, messages: Sequence[Message[Any]]):
         return [

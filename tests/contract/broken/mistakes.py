@@ -16,6 +16,7 @@ from tests.contract.broken.brokers import (
     ClosingSettles,
     ConfirmsBeforeItStores,
     ConfirmsWhatIsTooLarge,
+    CountsFromPublishing,
     CountsNoAttempts,
     CountsOffsetsAnew,
     CutsLongIds,
@@ -102,6 +103,13 @@ BROKERS = (
     Mistake(DropsByContent, ("Identity::test_equal_messages_under_two_ids_are_two_events",)),
     Mistake(TakesConflictsForRepeats, ("Identity::test_one_id_with_another_body_is_a_conflict",)),
     Mistake(DeliversAtOnce, ("Delays::test_a_due_time_is_kept",)),
+    Mistake(
+        CountsFromPublishing,
+        (
+            "Delays::test_a_due_time_names_a_moment[1]",
+            "Delays::test_a_due_time_names_a_moment[-1]",
+        ),
+    ),
     Mistake(ConfirmsWhatIsTooLarge, ("Limits::test_a_body_over_the_limit_is_refused",)),
     Mistake(CutsLongIds, ("Limits::test_the_longest_id_and_key_arrive_whole[x]",)),
     Mistake(
@@ -220,6 +228,17 @@ OTHERS = (
     Mistake(
         DeliversAtOnce,
         ("OrderWithDelays::test_a_due_time_holds_nothing_but_itself_before_it_is_reached",),
+    ),
+    Mistake(
+        Sound,
+        ("HandedOutOnce::test_what_was_claimed_never_comes_again",),
+        QUEUE,
+        says=("hands_out_once = false", "hands_out_once = true"),
+    ),
+    Mistake(
+        Sound,
+        ("NoOrderWithDelays::test_a_due_time_is_refused",),
+        says=("delays_in_order = true", "delays_in_order = false"),
     ),
     Mistake(
         IgnoresOrder,

@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from duly.broker import Capabilities, Outcome, Published, SubscribeOptions
+from duly.broker import Capabilities, Outcome, SubscribeOptions
 from duly.brokers.rabbitmq.address import Address, address_of
 from duly.brokers.rabbitmq.burial import Burial
-from duly.brokers.rabbitmq.delays import Delays
+from duly.brokers.rabbitmq.delays import Delays, way
 from duly.brokers.rabbitmq.fixed import check_order
 from duly.brokers.rabbitmq.intake import Intake, Item
 from duly.brokers.rabbitmq.lane import Lane, Move
 from duly.brokers.rabbitmq.link import Connection, Link, content
+from duly.brokers.rabbitmq.once import OnceLane
 from duly.brokers.rabbitmq.operated import Operated
 from duly.brokers.rabbitmq.ordered import OrderedIntake
 from duly.brokers.rabbitmq.ordered_lane import OrderedLane
+from duly.brokers.rabbitmq.outgoing import MAX_MESSAGE_BYTES, Outgoing
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
 from duly.brokers.rabbitmq.survey import version_of
 from duly.brokers.rabbitmq.topology import (
@@ -28,25 +30,18 @@ from duly.brokers.rabbitmq.topology import (
     declare_subscription,
     declare_topic,
     record,
-    recorded_topic,
 )
-from duly.brokers.rabbitmq.wire import History, moved, properties_of
+from duly.brokers.rabbitmq.wire import History, moved, named
 from duly.errors import (
     BrokerError,
     BrokerUnavailable,
     ConfigurationError,
-    InvalidMessage,
-    MessageTooLarge,
-    PublishFailed,
-    PublishUnknown,
 )
 from duly.guarantees import Guarantee
-from duly.message import Message, Topic, partition_of
+from duly.message import Message, Topic, now_ms
 
 log = logging.getLogger("duly.rabbitmq")
 
-# What a server takes unless it is configured otherwise.
-MAX_MESSAGE_BYTES = 128 * 1024 * 1024
 _WATCH_S = 1.0
 _ASK_S = 10.0
 
@@ -55,8 +50,9 @@ class RabbitMQBroker(Operated):
     """A broker on RabbitMQ. Safe to use from any thread; not across fork().
 
     ``url`` is an AMQP URI. ``deadline_s`` bounds how long a publish waits for the server's word.
-    ``clock`` gives the seconds that leases go by; ``delays`` says where retries wait. Raises on
-    opening `ConfigurationError`, `BrokerUnavailable` and `BrokerUnusable`.
+    ``clock`` gives the seconds that leases go by, ``wall_ms`` the time that due times go by;
+    ``delays`` says where messages wait. Raises on opening `ConfigurationError`,
+    `BrokerUnavailable` and `BrokerUnusable`.
     """
 
     def __init__(
@@ -66,15 +62,17 @@ class RabbitMQBroker(Operated):
         shown: str = "amqp://...",
         deadline_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
+        wall_ms: Callable[[], int] = now_ms,
         delays: Callable[[Names], Delays] = Delays,
     ) -> None:
         self._address: Address = address_of(url, shown)
         self._capabilities = Capabilities(
             name="RabbitMQ",
             confirms_settlement=False,
+            hands_out_once=True,
             identity_retention=False,
             holds_keys=False,
-            delays=False,
+            delays_in_order=False,
             replays=False,
             max_message_bytes=MAX_MESSAGE_BYTES,
         )
@@ -84,14 +82,20 @@ class RabbitMQBroker(Operated):
         self._topics: dict[str, Topic[Any]] = {}
         self._intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake] = {}
         self._lanes: dict[int, Lane | OrderedLane] = {}
+        self._once: set[OnceLane] = set()
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._closed = threading.Event()
         self._publisher = Publisher(self._address, deadline_s, self._declare_again)
         self.link = Link(self._address, "consumers", self._up, self._down)
-        self._burial = Burial(self.link, self._names, self._send)
+        self._outgoing = Outgoing(
+            self._names, self._topics, self._publisher, self._delays, self.link, wall_ms
+        )
+        self._burial = Burial(self.link, self._names, self._topics, self._send)
         # Subscriptions that were made, and by how many partitions each is divided.
         self._known: dict[tuple[str, str], int] = {}
+        # Those of them that are at-most-once.
+        self._taken_once: set[tuple[str, str]] = set()
         try:
             self.link.start()
             version_of(self.link.server, self.link.where)
@@ -150,13 +154,14 @@ class RabbitMQBroker(Operated):
         return found
 
     def prepare(
-        self, topics: Iterable[Topic[Any]], subscription: str, *, order_by_key: bool = False
+        self, topics: Iterable[Topic[Any]], subscription: str, options: SubscribeOptions
     ) -> None:
         """As `Prepares.prepare`."""
         topics = list(topics)
-        self._check_order(topics, subscription, order_by_key)
+        self._check_order(topics, subscription, options.order_by_key)
         for topic in topics:
-            partitions = topic.partitions if order_by_key else 0
+            partitions = topic.partitions if options.order_by_key else 0
+            once = options.guarantee is Guarantee.AT_MOST_ONCE
             self._call(
                 partial(
                     declare_subscription,
@@ -164,9 +169,10 @@ class RabbitMQBroker(Operated):
                     topic=topic.name,
                     subscription=subscription,
                     partitions=partitions,
+                    once=once,
                 )
             )
-            self._known[topic.name, subscription] = partitions
+            self._note(topic, subscription, options)
 
     def _declare_again(self, connection: Connection) -> None:
         """A connection to publish was lost: perhaps because an exchange is gone, and with it who
@@ -175,7 +181,13 @@ class RabbitMQBroker(Operated):
         for topic in list(self._topics.values()):
             declare_topic(connection, self._names, topic.name, topic.partitions)
         for (name, subscription), partitions in list(self._known.items()):
-            declare_subscription(connection, self._names, name, subscription, partitions)
+            once = (name, subscription) in self._taken_once
+            declare_subscription(connection, self._names, name, subscription, partitions, once=once)
+
+    def _note(self, topic: Topic[Any], subscription: str, options: SubscribeOptions) -> None:
+        self._known[topic.name, subscription] = topic.partitions if options.order_by_key else 0
+        if options.guarantee is Guarantee.AT_MOST_ONCE:
+            self._taken_once.add((topic.name, subscription))
 
     def _check_order(
         self, topics: Sequence[Topic[Any]], subscription: str, order_by_key: bool
@@ -195,88 +207,17 @@ class RabbitMQBroker(Operated):
 
     def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
         """As `Broker.publish`. Of at-most-once topics nothing is confirmed; of others a message
-        that no queue takes is `PublishFailed`.
+        that no queue takes is `PublishFailed`, unless the topic `may_go_unheard`.
         """
-        outcomes: list[Outcome | None] = [self._refusal(message) for message in messages]
-        sendings = [
-            self._sending(message)
-            for message, refusal in zip(messages, outcomes, strict=True)
-            if refusal is None
-        ]
-        if sendings and self._closed.is_set():
+        if messages and self._closed.is_set():
             raise BrokerUnavailable("RabbitMQ was closed; nothing was sent")
-        self._publisher.send(sendings)
-        sent = iter(sendings)
-        return [
-            self._outcome(message, next(sent)) if refusal is None else refusal
-            for message, refusal in zip(messages, outcomes, strict=True)
-        ]
-
-    def _refusal(self, message: Message[Any]) -> PublishFailed | None:
-        where = f"topic {message.topic!r}, message {message.id!r}"
-        if not self._is_known(message.topic):
-            return PublishFailed(f"{where}: nobody has declared it", message_id=message.id)
-        if message.size > MAX_MESSAGE_BYTES:
-            return MessageTooLarge(
-                f"{where}: the body has {message.size:,} bytes, RabbitMQ carries at most "
-                f"{MAX_MESSAGE_BYTES:,}. Nothing was sent.",
-                message_id=message.id,
-            )
-        if message.due_ms is not None:
-            return InvalidMessage(
-                f"{where}: it has a due time, and RabbitMQ delivers at once", message_id=message.id
-            )
-        return None
-
-    def _is_known(self, topic: str) -> bool:
-        """Whether a topic was declared, be it by another process: what that one put into an outbox
-        is brought here by whoever relays.
-        """
-        if topic not in self._topics:
-            found = self._call(partial(recorded_topic, names=self._names, topic=topic))
-            if found is None:
-                return False
-            self._topics.setdefault(topic, found)
-        return True
-
-    def _sending(self, message: Message[Any]) -> Sending:
-        surely = self._topics[message.topic].promise is not Guarantee.AT_MOST_ONCE
-        partitions = self._topics[message.topic].partitions
-        return Sending(
-            content(message.body, properties_of(message)),
-            self._names.topic(message.topic),
-            str(partition_of(message, partitions)) if partitions else "",
-            confirm=surely,
-            mandatory=surely,
-        )
-
-    def _outcome(self, message: Message[Any], sending: Sending) -> Outcome:
-        where = f"topic {message.topic!r}, message {message.id!r}"
-        match sending.state:
-            case State.CONFIRMED:
-                return Published(message.id)
-            case State.UNROUTABLE:
-                return PublishFailed(
-                    f"{where}: no subscription takes it, so it is stored nowhere. Start a consumer "
-                    "of the topic once, or declare the topic at-most-once if nobody need listen.",
-                    message_id=message.id,
-                )
-            case State.GIVEN_UP | State.WAITING:
-                return PublishFailed(
-                    f"{where}: not sent, {self._publisher.why_not}", message_id=message.id
-                )
-            case _:
-                return PublishUnknown(
-                    f"{where}: sent, and not confirmed: {self._publisher.why_not}. Publish it "
-                    "again under its id.",
-                    message_id=message.id,
-                )
+        return self._outgoing.publish(messages)
 
     # --- subscribing
 
     def subscribe(
         self, topics: Sequence[Topic[Any]], subscription: str, options: SubscribeOptions
-    ) -> Lane | OrderedLane:
+    ) -> Lane | OrderedLane | OnceLane:
         """As `Broker.subscribe`; refuses a start in the past, and a key that is held by a dead
         letter.
         """
@@ -285,7 +226,9 @@ class RabbitMQBroker(Operated):
         self._check_guarantee(subscription, options)
         self._burial.prepare()
         for topic in topics:
-            self._known[topic.name, subscription] = topic.partitions if options.order_by_key else 0
+            self._note(topic, subscription, options)
+        if options.guarantee is Guarantee.AT_MOST_ONCE:
+            return self._subscribe_once(topics, subscription)
         with self._lock:
             intake = self._intake_of(topics, subscription, options.order_by_key)
             lane: Lane | OrderedLane
@@ -296,17 +239,24 @@ class RabbitMQBroker(Operated):
             self._lanes[lane.number] = lane
             return lane
 
+    def _subscribe_once(self, topics: Sequence[Topic[Any]], subscription: str) -> OnceLane:
+        there = [self._topics[topic.name] for topic in topics]
+        lane = OnceLane(self, self._names, there, subscription, self._once.discard)
+        self._call(lane.open)
+        self._once.add(lane)
+        return lane
+
     def _intake_of(
         self, topics: Sequence[Topic[Any]], subscription: str, ordered: bool
     ) -> Intake | OrderedIntake:
         names = tuple(sorted(topic.name for topic in topics))
         intake = self._intakes.get((subscription, names))
         if intake is None:
+            there = [self._topics[name] for name in names]
             if ordered:
-                there = [self._topics[name] for name in names]
                 intake = OrderedIntake(self._names, there, subscription, self.clock)
             else:
-                intake = Intake(self._names, names, subscription)
+                intake = Intake(self._names, there, subscription)
             self._call(intake.open)
             self._intakes[subscription, names] = intake
         return intake
@@ -361,15 +311,19 @@ class RabbitMQBroker(Operated):
             )
 
     def _sending_of(self, move: Move) -> Sending:
-        topic, subscription = move.item.topic, move.intake.subscription
+        topic, subscription = move.item.topic.name, move.intake.subscription
         target = self._names.queue(topic, subscription)
         if move.alone:
             target = self._names.alone(topic, subscription)
-        exchange = ""
+        exchange, more = "", dict[str, Any]()
         if move.delay_s > 0:
-            exchange = self._delays.exchange_for(move.delay_s, self.link)
-        properties = moved(move.item.properties, move.history)
-        return Sending(content(move.item.body, properties), exchange, target)
+            levels = self._delays.levels_for(move.delay_s)
+            self._delays.make(levels, self.link)
+            exchange, more = self._delays.entry, dict(way(levels, target))
+        item = move.item
+        more |= named(item.properties, item.message)
+        properties = moved(item.properties, move.history, more)
+        return Sending(content(item.body, properties), exchange, target)
 
     def leave(self, lane: Lane, generation: int, alone: Sequence[Item]) -> None:
         """As `Surroundings.leave`; the last lane gives back what was delivered to this process."""
@@ -422,10 +376,14 @@ class RabbitMQBroker(Operated):
             declare_topic(connection, self._names, topic.name, topic.partitions)
         for intake in list(self._intakes.values()):
             intake.open(connection)
+        for lane in list(self._once):
+            lane.open(connection)
 
     def _down(self) -> None:
         for intake in list(self._intakes.values()):
             intake.lost()
+        for lane in list(self._once):
+            lane.lost()
 
     def _watching(self) -> None:
         """Look now and then for what nobody would notice: connections that hang, leases that are
@@ -479,6 +437,8 @@ class RabbitMQBroker(Operated):
         if not self._closed.is_set():
             for lane in list(self._lanes.values()):
                 lane.close()
+            for once in list(self._once):
+                once.close()
         self._closed.set()
         self.link.close()
         self._publisher.close()

@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from duly.brokers.rabbitmq.lane import Move
-from duly.brokers.rabbitmq.letters import letter_in, letter_of, replayed
+from duly.brokers.rabbitmq.letters import letter_in, letter_of, replayed, unknown
 from duly.brokers.rabbitmq.link import NOT_FOUND, Connection, Link, content
 from duly.brokers.rabbitmq.publisher import Sending
 from duly.brokers.rabbitmq.stream import LetterStream
 from duly.brokers.rabbitmq.topology import Names, check_absent
+from duly.brokers.rabbitmq.wire import moved, named
 from duly.errors import BrokerError, CommitUnknown, ConfigurationError
 from duly.inspection import DeadLetter
 from duly.inspection.graves import Graveyard
-from duly.message import partition_of
+from duly.message import Topic, partition_of
 
 log = logging.getLogger("duly.rabbitmq")
 
@@ -31,12 +32,21 @@ _MESSAGES, _BYTES = 200, 4 * 1024 * 1024
 
 
 class Burial:
-    """Where the dead letters of one broker go. ``send`` as for `LetterStream`."""
+    """Where the dead letters of one broker go. ``topics`` are those declared so far; ``send`` as
+    for `LetterStream`.
+    """
 
-    def __init__(self, link: Link, names: Names, send: Callable[[Sequence[Sending]], None]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        names: Names,
+        topics: Mapping[str, Topic[Any]],
+        send: Callable[[Sequence[Sending]], None],
+    ) -> None:
         self.graveyard: Graveyard = LetterStream(link, names, send)
         self._link = link
         self._names = names
+        self._topics = topics
         self._send = send
 
     def start(
@@ -73,16 +83,7 @@ class Burial:
     def bury_those(self, moves: Iterable[Move]) -> Sequence[Move]:
         """Bury those that were given up on; returns the others."""
         moves = list(moves)
-        self.bury(
-            [
-                letter_of(
-                    *(move.item.topic, move.intake.subscription, move.item.body),
-                    *(move.item.properties, move.error, move.history.charged),
-                )
-                for move in moves
-                if move.error is not None
-            ]
-        )
+        self.bury([_letter(move, move.error) for move in moves if move.error is not None])
         return [move for move in moves if move.error is None]
 
     def carry(self, subscriptions: Iterable[tuple[str, str]]) -> int:
@@ -94,7 +95,8 @@ class Burial:
         total = 0
         try:
             while found := self._link.call(hearse.load):
-                self.bury([letter_in(topic, subscription, _bytes(m), m.properties) for m in found])
+                of = self._topics.get(topic) or unknown(topic)
+                self.bury([letter_in(of, subscription, _bytes(m), m.properties) for m in found])
                 self._link.call(hearse.unload)
                 total += len(found)
         finally:
@@ -120,6 +122,15 @@ class Burial:
         if not partitions:
             return self._names.queue(*of)
         return self._names.partition(*of, partition_of(message, partitions))
+
+
+def _letter(move: Move, error: str) -> DeadLetter:
+    item = move.item
+    # One that had no identity keeps what it was given.
+    properties = moved(item.properties, move.history, named(item.properties, item.message))
+    return letter_of(
+        item.topic, move.intake.subscription, item.body, properties, error, move.history.charged
+    )
 
 
 class _Hearse:

@@ -22,7 +22,7 @@ from duly.brokers.rabbitmq.tags import Tags, acknowledge
 from duly.brokers.rabbitmq.topology import Names, count, declare_subscription
 from duly.brokers.rabbitmq.wire import History, deliveries_in, history_in, message_in, replays_in
 from duly.errors import InvalidMessage
-from duly.message import Message
+from duly.message import Message, Topic
 
 log = logging.getLogger("duly.rabbitmq")
 
@@ -49,7 +49,9 @@ class Item:
         "topic",
     )
 
-    def __init__(self, topic: str, tag: int, body: bytes, properties: Any, *, alone: bool) -> None:
+    def __init__(
+        self, topic: Topic[Any], tag: int, body: bytes, properties: Any, *, alone: bool
+    ) -> None:
         self.topic = topic
         self.tag = tag
         self.body = body
@@ -92,7 +94,7 @@ class Intake:
     ``looks_alone`` says that there may be suspects in the queues of those.
     """
 
-    def __init__(self, names: Names, topics: Sequence[str], subscription: str) -> None:
+    def __init__(self, names: Names, topics: Sequence[Topic[Any]], subscription: str) -> None:
         self.number = next(numbers)
         self.topics = topics
         self.subscription = subscription
@@ -112,7 +114,7 @@ class Intake:
     @property
     def queues(self) -> Sequence[str]:
         """The queues that are consumed."""
-        return [self._names.queue(topic, self.subscription) for topic in self.topics]
+        return [self._names.queue(topic.name, self.subscription) for topic in self.topics]
 
     # --- on the link's thread
 
@@ -122,7 +124,7 @@ class Intake:
         """
         self.close(connection)
         for topic in self.topics:
-            declare_subscription(connection, self._names, topic, self.subscription)
+            declare_subscription(connection, self._names, topic.name, self.subscription)
         self._channel = connection.channel()
         if self._wanted:
             self._consume()
@@ -151,7 +153,7 @@ class Intake:
                 on_cancel=self._cancelled,
             )
 
-    def _deliver(self, topic: str, message: Any) -> None:
+    def _deliver(self, topic: Topic[Any], message: Any) -> None:
         item = Item(topic, message.delivery_tag, body_of(message), message.properties, alone=False)
         with self.changed:
             self._tags.add(item.tag)
@@ -178,7 +180,7 @@ class Intake:
     def get_alone(self, _: Connection) -> Item | None:
         """The next suspect, now claimed; None: there is none."""
         for topic in self.topics:
-            message = self._channel.basic_get(self._names.alone(topic, self.subscription))
+            message = self._channel.basic_get(self._names.alone(topic.name, self.subscription))
             if message is not None:
                 item = Item(
                     topic, message.delivery_tag, body_of(message), message.properties, alone=True

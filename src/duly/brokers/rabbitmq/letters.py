@@ -29,7 +29,7 @@ from duly.brokers.rabbitmq.wire import (
 )
 from duly.errors import InvalidMessage
 from duly.inspection import DeadLetter
-from duly.message import Message, now_ms
+from duly.message import Message, Topic, now_ms
 from duly.message.limits import check_id
 
 CONSUMER = "duly-consumer"
@@ -42,7 +42,7 @@ _BY_THE_SERVER = (
 
 
 def letter_of(
-    topic: str,
+    topic: Topic[Any],
     subscription: str,
     body: bytes,
     properties: Mapping[str, Any],
@@ -54,7 +54,7 @@ def letter_of(
     try:
         message = message_in(topic, body, properties)
     except InvalidMessage:
-        message = _as_it_came(topic, body, properties)
+        message = _as_it_came(topic.name, body, properties)
         error = f"{error}. It came with {_plain(properties)}"
     return DeadLetter(
         subscription,
@@ -67,7 +67,7 @@ def letter_of(
 
 
 def letter_in(
-    topic: str, subscription: str, body: bytes, properties: Mapping[str, Any]
+    topic: Topic[Any], subscription: str, body: bytes, properties: Mapping[str, Any]
 ) -> DeadLetter:
     """What lies in the queue of dead letters, or in their stream."""
     headers = properties.get("application_headers") or {}
@@ -81,6 +81,11 @@ def letter_in(
         attempts if isinstance(attempts, int) else history_in(properties).charged,
         dead_ms if isinstance(dead_ms, int) else None,
     )
+
+
+def unknown(topic: str) -> Topic[Any]:
+    """A topic of which nothing is known but its name: its messages are named by themselves."""
+    return Topic(topic, bytes, guarantee="at-least-once")
 
 
 def stored(letter: DeadLetter) -> dict[str, Any]:

@@ -63,6 +63,22 @@ def publish(channel: Any, message: Any, exchange: str, key: str, *, mandatory: b
     channel.send_method(spec.Basic.Publish, "Bssbb", (0, exchange, key, mandatory, False), message)
 
 
+def fetch(channel: Any, queue: str, most: int, take: Callable[[Any], None]) -> None:
+    """Take up to so many messages off a queue for good; each is given to ``take`` as it comes."""
+    first = channel.basic_get(queue, no_ack=True)
+    if first is None:
+        return
+    take(first)
+    more = min(most - 1, first.delivery_info["message_count"])
+    with channel.connection.transport.corked():
+        for _ in range(more):
+            channel.send_method(spec.Basic.Get, "Bsb", (0, queue, True))
+    for _ in range(more):
+        told = channel.wait([spec.Basic.GetOk, spec.Basic.GetEmpty], returns_tuple=True)
+        if len(told) > 1:
+            take(told[-1])
+
+
 def _end(connection: Connection | None) -> None:
     """End the connection below TLS, whose own ending would wait for the other side."""
     # By its own name: asked for otherwise, the driver warns where it has ended the connection.

@@ -53,7 +53,7 @@ class OrderedIntake:
         self.changed = threading.Condition()
         self.held: dict[int, Entry] = {}
         self.partitions = [
-            Partition(names, topic.name, subscription, number, self.changed, clock)
+            Partition(names, topic, subscription, number, self.changed, clock)
             for topic in topics
             for number in range(topic.partitions)
         ]

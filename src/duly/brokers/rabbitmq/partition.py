@@ -30,7 +30,7 @@ from duly.brokers.rabbitmq.notes import Identity, Note, judged, merged, written
 from duly.brokers.rabbitmq.tags import Tags, acknowledge
 from duly.brokers.rabbitmq.topology import Names, declare_notes
 from duly.brokers.rabbitmq.wire import History
-from duly.message import now_ms
+from duly.message import Topic, now_ms
 
 log = logging.getLogger("duly.rabbitmq")
 
@@ -111,7 +111,7 @@ class Partition:
     def __init__(
         self,
         names: Names,
-        topic: str,
+        topic: Topic[Any],
         subscription: str,
         number: int,
         changed: threading.Condition,
@@ -119,8 +119,8 @@ class Partition:
     ) -> None:
         self.topic = topic
         self.number = number
-        self.queue = names.partition(topic, subscription, number)
-        self.notes_queue = names.notes(topic, subscription, number)
+        self.queue = names.partition(topic.name, subscription, number)
+        self.notes_queue = names.notes(topic.name, subscription, number)
         self.generation = 0
         self.entries: dict[int, Entry] = {}
         # It is to be given to another process: nothing more is handed out.

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from duly.brokers.rabbitmq.letters import CONSUMER, letter_in, stored
+from duly.brokers.rabbitmq.letters import CONSUMER, letter_in, stored, unknown
 from duly.brokers.rabbitmq.link import Connection, Link, content
 from duly.brokers.rabbitmq.publisher import Sending
 from duly.brokers.rabbitmq.topology import Names, count, declare_stream
@@ -179,7 +179,7 @@ class _Reader:
 def _read(consumer: str, message: Any) -> DeadLetter:
     body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
     topic = str(message.properties.get("type", ""))
-    return letter_in(topic, consumer, body, message.properties)
+    return letter_in(unknown(topic), consumer, body, message.properties)
 
 
 def _identity(letter: DeadLetter) -> _Identity:

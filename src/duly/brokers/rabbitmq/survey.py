@@ -140,9 +140,8 @@ class _Look:
             for topic in topics:
                 for name in self._queues(topic, subscription, there):
                     yield from self._at(name, there.get(name), topic, subscription)
-        delays = f"{self._names.namespace}/delay/"
         for name, queue in there.items():
-            if name.startswith(delays):
+            if name.startswith(f"{self._names.onward}/") or name == self._names.unheard:
                 yield from self._at(name, queue, None, None)
 
     def _queues(self, topic: str, subscription: str, there: Mapping[str, Any]) -> Sequence[str]:
@@ -189,16 +188,19 @@ class _Look:
     # --- exchanges
 
     def at_exchanges(self, topics: Sequence[str]) -> Iterator[Peril]:
-        """What nobody takes has to be refused, and not to go elsewhere."""
+        """What nobody takes has to be refused, and not to go elsewhere. The topic's own exchange
+        was declared with an alternate, which goes before a policy's.
+        """
         for topic in topics:
-            policy = _strongest(self._policies, self._names.topic(topic), _EXCHANGES)
+            name = self._names.due(topic)
+            policy = _strongest(self._policies, name, _EXCHANGES)
             if policy and "alternate-exchange" in policy["definition"]:
                 yield Peril(
                     topic,
                     None,
-                    f"the policy {policy['name']!r} gives the exchange "
-                    f"{self._names.topic(topic)!r} an alternate-exchange: what no subscription "
-                    "takes would be confirmed, and be in no subscription",
+                    f"the policy {policy['name']!r} gives the exchange {name!r} an "
+                    "alternate-exchange: what is due later and no subscription takes would be "
+                    "confirmed, and be in no subscription",
                     self._remedy,
                 )
 

@@ -2,10 +2,16 @@
 
 ==============================  ================================================================
 ``duly/<topic>``                a fanout exchange: where a topic's messages are published
-``duly/<topic>/<consumer>``     a quorum queue bound to it: what one subscription has to do
+``duly/<topic>/<consumer>``     a quorum queue bound to it: what one subscription has to do; of one
+                                that is at-most-once, a transient classic one
 ``.../<consumer>/alone``        suspects: what somebody died with is worked one at a time
 ``.../<consumer>/dead``         what the server gave up on, on its way to the dead letters
 ``duly/dead``                   a stream: dead letters of apps without a store
+``duly/<topic>/_due``           an exchange: where its messages with a due time are published
+``.../<consumer>/_due``         its way to the delays, which is there as long as that queue is
+``duly/_delay/<ms>``            an exchange and a queue from which messages go on after so long
+``duly/_delay``                 an exchange: where they go on to what the header `TO` names
+``duly/_unheard``               what had waited, and nobody was there to take
 ``duly/<topic>/by-key``         of a topic with partitions, a direct exchange bound to its fanout:
                                 the routing key is the partition
 ``duly/<topic>/astray``         takes what has another routing key, to the first partition
@@ -13,13 +19,13 @@
                                 key: one of several, each with a single active consumer
 ``.../<partition>/notes``       what is known of messages that stay in it
 ``.../<consumer>/here``         who works those: each process consumes it, and nobody publishes
-``duly/delay/<ms>``             an exchange and a queue from which messages go on after so long
 ``duly/is/...``                 records
 ==============================  ================================================================
 
-``duly`` is the namespace. A record is an exchange that nobody publishes to; its alternate exchange,
-which there need not be, is the text recorded. Declaring it again with another text is refused by
-the server, which names the one that is there: so AMQP alone compares, whoever comes first.
+``duly`` is the namespace; no name that people give begins with ``_``. A record is an exchange that
+nobody publishes to; its alternate exchange, which there need not be, is the text recorded.
+Declaring it again with another text is refused by the server, which names the one that is there: so
+AMQP alone compares, whoever comes first.
 """
 
 from __future__ import annotations
@@ -41,6 +47,11 @@ _MAX_RECORD_BYTES = 80
 # Without the argument 4.x drops a message after 20, and an older server never gives up.
 _DELIVERY_LIMIT = 1000
 _ALONE_LIMIT = 1_000_000
+# The longest of the lengths of time that have a queue each, of which every delay is composed.
+LONGEST_MS = 1 << 38
+# Headers by which messages with a delay find their way: to which exchange or queue, and what
+# becomes of one that nobody is there to take.
+TO, IF_UNHEARD, KEEP, DROP = "duly-to", "duly-if-unheard", "keep", "drop"
 # Those of the process at work, and of some before it that may not know yet that it is.
 _SNAPSHOTS = 8
 _CURRENT = re.compile(r"but current is (?:the value )?'(.*?)'(?: of type .*)?$")
@@ -67,6 +78,14 @@ class Names:
     def dead(self, topic: str, subscription: str) -> str:
         """What the server gave up on for it."""
         return self._fitting("/dead", topic, subscription)
+
+    def due(self, topic: str) -> str:
+        """The exchange of a topic's messages that have a due time."""
+        return self._fitting("/_due", topic)
+
+    def gate(self, topic: str, subscription: str) -> str:
+        """The exchange by which they get to the delays while a subscription is there."""
+        return self._fitting("/_due", topic, subscription)
 
     @property
     def letters(self) -> str:
@@ -95,7 +114,17 @@ class Names:
 
     def delay(self, delay_ms: int) -> str:
         """The exchange and the queue of one length of time."""
-        return f"{self.namespace}/delay/{delay_ms}"
+        return f"{self.namespace}/_delay/{delay_ms}"
+
+    @property
+    def onward(self) -> str:
+        """The exchange that has what has waited."""
+        return f"{self.namespace}/_delay"
+
+    @property
+    def unheard(self) -> str:
+        """The exchange and the queue of what had waited, and nobody was there to take."""
+        return f"{self.namespace}/_unheard"
 
     def record(self, kind: str, name: str) -> str:
         """The record of something."""
@@ -161,22 +190,48 @@ def _is_there(connection: Connection, exchange: str) -> bool:
 
 def declare_topic(connection: Connection, names: Names, topic: str, partitions: int) -> None:
     """The exchanges of a topic. Raises `ConfigurationError` where one is there as another."""
-    _declare_exchange(connection, names.topic(topic), "fanout")
+    _declare_onward(connection, names)
+    exchange = names.topic(topic)
+    declare_exchange(connection, exchange, "fanout", names.unheard)
+    declare_exchange(connection, names.due(topic), "fanout")
     if partitions:
         by_key, astray = names.by_key(topic), names.astray(topic)
-        _declare_exchange(connection, astray, "fanout")
-        _declare_exchange(connection, by_key, "direct", {"alternate-exchange": astray})
-        channel = connection.channel()
-        channel.exchange_bind(by_key, names.topic(topic))
-        channel.close()
-
-
-def _declare_exchange(
-    connection: Connection, name: str, kind: str, arguments: Mapping[str, Any] | None = None
-) -> None:
+        declare_exchange(connection, astray, "fanout")
+        declare_exchange(connection, by_key, "direct", astray)
     channel = connection.channel()
+    channel.exchange_bind(exchange, names.onward, arguments={TO: exchange})
+    if partitions:
+        channel.exchange_bind(names.by_key(topic), exchange)
+    channel.close()
+
+
+def _declare_onward(connection: Connection, names: Names) -> None:
+    """Where messages go on to when they have waited. What does not get anywhere would hold up all
+    behind it, so it is kept apart, or dropped where its topic may lose it.
+    """
+    unheard, dropped = names.unheard, f"{names.unheard}/dropped"
+    declare_exchange(connection, unheard, "headers")
+    declare_exchange(connection, names.onward, "headers", unheard)
+    declare_queue(connection, unheard, {"x-delivery-limit": _ALONE_LIMIT})
+    channel = connection.channel()
+    channel.queue_declare(dropped, durable=True, auto_delete=False, arguments={"x-max-length": 0})
+    channel.queue_bind(unheard, unheard, arguments={IF_UNHEARD: KEEP})
+    channel.queue_bind(dropped, unheard, arguments={IF_UNHEARD: DROP})
+    channel.close()
+
+
+def declare_exchange(
+    connection: Connection, name: str, kind: str, otherwise: str = "", *, auto_delete: bool = False
+) -> None:
+    """An exchange; what it has no queue for goes on to ``otherwise``, another one. Raises
+    `ConfigurationError` where it is there as another.
+    """
+    channel = connection.channel()
+    arguments = {"alternate-exchange": otherwise} if otherwise else {}
     try:
-        channel.exchange_declare(name, kind, durable=True, auto_delete=False, arguments=arguments)
+        channel.exchange_declare(
+            name, kind, durable=True, auto_delete=auto_delete, arguments=arguments
+        )
     except (REFUSED, DENIED) as error:
         raise _differs("exchange", name, error) from None
     finally:
@@ -184,21 +239,51 @@ def _declare_exchange(
 
 
 def declare_subscription(
-    connection: Connection, names: Names, topic: str, subscription: str, partitions: int = 0
+    connection: Connection,
+    names: Names,
+    topic: str,
+    subscription: str,
+    partitions: int = 0,
+    *,
+    once: bool = False,
 ) -> None:
     """The queues of a subscription, bound to the topic; in order by key, one for each partition.
-    Raises `ConfigurationError`.
+    ``once``: of one that is at-most-once. Raises `ConfigurationError`.
     """
     dead = names.dead(topic, subscription)
     declare_queue(connection, dead, {"x-delivery-limit": _ALONE_LIMIT})
     if partitions:
         _declare_partitions(connection, names, topic, subscription, partitions)
         return
-    main, alone = names.queue(topic, subscription), names.alone(topic, subscription)
-    declare_queue(connection, alone, {"x-delivery-limit": _ALONE_LIMIT, **_to_queue(dead)})
-    declare_queue(connection, main, {"x-delivery-limit": _DELIVERY_LIMIT, **_to_queue(dead)})
+    queues = [main := names.queue(topic, subscription)]
+    if once:
+        declare_queue(connection, main, {"x-queue-type": "classic"}, durable=False)
+    else:
+        queues.append(names.alone(topic, subscription))
+        declare_queue(connection, queues[1], {"x-delivery-limit": _ALONE_LIMIT, **_to_queue(dead)})
+        declare_queue(connection, main, {"x-delivery-limit": _DELIVERY_LIMIT, **_to_queue(dead)})
     channel = connection.channel()
     channel.queue_bind(main, names.topic(topic))
+    for queue in queues:
+        channel.queue_bind(queue, names.onward, arguments={TO: queue})
+    channel.close()
+    _declare_gate(connection, names, topic, subscription, main)
+
+
+def _declare_gate(
+    connection: Connection, names: Names, topic: str, subscription: str, queue: str
+) -> None:
+    """The way of messages with a due time to the delays, which ends with this queue: a topic whose
+    subscriptions are all gone has none, so that the server returns what is published to it.
+
+    The queue is bound by a header that no message has: nothing goes there, everything to the
+    alternate, and the server removes the exchange with its last binding.
+    """
+    gate = names.gate(topic, subscription)
+    declare_exchange(connection, gate, "headers", names.delay(LONGEST_MS), auto_delete=True)
+    channel = connection.channel()
+    channel.queue_bind(queue, gate, arguments={"duly-never": True})
+    channel.exchange_bind(gate, names.due(topic))
     channel.close()
 
 
@@ -240,13 +325,17 @@ KEPT_UNTIL_TAKEN: Mapping[str, Any] = {
 }
 
 
-def declare_queue(connection: Connection, name: str, arguments: Mapping[str, Any]) -> None:
-    """A quorum queue. Raises `ConfigurationError` where it is there with other arguments."""
+def declare_queue(
+    connection: Connection, name: str, arguments: Mapping[str, Any], *, durable: bool = True
+) -> None:
+    """A quorum queue, or another that ``arguments`` say. Raises `ConfigurationError` where it is
+    there with others.
+    """
     channel = connection.channel()
     try:
         channel.queue_declare(
             name,
-            durable=True,
+            durable=durable,
             auto_delete=False,
             arguments={"x-queue-type": "quorum", **arguments},
         )

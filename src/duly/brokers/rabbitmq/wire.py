@@ -6,9 +6,11 @@
 ``type``              the topic
 ``cloudEvents:...``   headers: further attributes, and the key as ``cloudEvents:partitionkey``
 ``duly-time-ms``      when it was made; ``timestamp`` has the same in whole seconds
+``duly-due-ms``       when it is due, where it has a due time
 ====================  ===========================================================================
 
-What others publish needs an id and nothing else: ``message-id``, or ``cloudEvents:id``.
+What others publish needs an id and nothing else: ``message-id``, or ``cloudEvents:id``; or what
+their topic says that events are named by.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from typing import Any
 import msgspec
 
 from duly.errors import InvalidMessage
-from duly.message import Message, now_ms
+from duly.identity import ids
+from duly.message import Message, Topic, now_ms
 from duly.message.limits import check_headers, check_id, check_key
 
 # One of the two prefixes of the binding; the other is for clients that cannot write a colon.
@@ -31,8 +34,10 @@ _SHORT = 255  # bytes of a property
 CHARGED, REPEATED = "duly-charged", "duly-repeated"
 ERROR, ATTEMPTS, DEAD_MS = "duly-error", "duly-attempts", "duly-dead-ms"
 REPLAYS = "duly-replays"
-_TIME_MS = "duly-time-ms"
+_TIME_MS, _DUE_MS = "duly-time-ms", "duly-due-ms"
 _DELIVERIES = "x-delivery-count"
+# What told the way of a message until it came here.
+_OF_THE_WAY = ("x-first-death-", "x-last-death-", "duly-wait-", "duly-to", "duly-if-unheard")
 
 
 class History(msgspec.Struct, frozen=True, gc=False):
@@ -49,6 +54,8 @@ def properties_of(message: Message[Any], history: History | None = None) -> dict
     headers: dict[str, Any] = {_TIME_MS: message.time_ms}
     for name, value in message.headers.items():
         headers[_PREFIX + name] = value
+    if message.due_ms is not None:
+        headers[_DUE_MS] = message.due_ms
     if message.key is not None:
         headers[f"{_PREFIX}partitionkey"] = message.key
     properties = {
@@ -73,7 +80,7 @@ def moved(
     headers = {
         name: value
         for name, value in (properties.get("application_headers") or {}).items()
-        if name not in (_DELIVERIES, "x-death") and not name.startswith("x-first-death-")
+        if name not in (_DELIVERIES, "x-death") and not name.startswith(_OF_THE_WAY)
     }
     headers |= {CHARGED: history.charged, REPEATED: history.repeated, **more}
     kept = {name: value for name, value in properties.items() if name != "delivery_mode"}
@@ -101,18 +108,19 @@ def deliveries_in(properties: Mapping[str, Any]) -> int:
     return int((properties.get("application_headers") or {}).get(_DELIVERIES, 0))
 
 
-def message_in(topic: str, body: Any, properties: Mapping[str, Any]) -> Message[Any]:
+def message_in(declared: Topic[Any], body: Any, properties: Mapping[str, Any]) -> Message[Any]:
     """The message that was delivered. Raises `InvalidMessage` for one that has no identity, or
     whose parts are none that duly would carry.
     """
+    topic = declared.name
     headers = dict(properties.get("application_headers") or {})
     attributes = _attributes(headers)
+    raw = body if isinstance(body, bytes) else str(body).encode()
     id = attributes.pop("id", None) or properties.get("message_id")
+    if declared.naming is not None and _TIME_MS not in headers:
+        id = declared.naming.of_foreign(headers, raw)
     if not id:
-        raise InvalidMessage(
-            f"topic {topic!r}: a message without identity: its producer gives it a message-id, or "
-            "the header cloudEvents:id"
-        )
+        id = _id_of_nameless(declared)
     check_id(topic, id)
     source = attributes.pop("source", None) or properties.get("app_id") or "amqp"
     key = attributes.pop("partitionkey", None)
@@ -123,8 +131,30 @@ def message_in(topic: str, body: Any, properties: Mapping[str, Any]) -> Message[
         attributes.pop(own, None)
     if attributes.get("type") == topic:
         del attributes["type"]
-    raw = body if isinstance(body, bytes) else str(body).encode()
-    return Message(topic, source, id, raw, time_ms, key, check_headers(topic, id, attributes))
+    due_ms = headers.get(_DUE_MS)
+    if not isinstance(due_ms, int):
+        due_ms = None
+    checked = check_headers(topic, id, attributes)
+    return Message(topic, source, id, raw, time_ms, key, checked, due_ms)
+
+
+def _id_of_nameless(topic: Topic[Any]) -> str:
+    if topic.without_identity == "accept":
+        return ids.one()
+    needed = "a message-id, or the header cloudEvents:id"
+    if topic.dedup_by is not None:
+        needed = f"what dedup_by={topic.dedup_by!r} names"
+    raise InvalidMessage(
+        f"topic {topic.name!r}: a message without identity: its producer gives it {needed}"
+    )
+
+
+def named(properties: Mapping[str, Any], message: Message[Any] | None) -> Mapping[str, Any]:
+    """A header for a message that is moved: the id that was given to one that had none."""
+    headers = properties.get("application_headers") or {}
+    if message is None or properties.get("message_id") or _TIME_MS in headers:
+        return {}
+    return {} if _attributes(headers).get("id") else {f"{_PREFIX}id": message.id}
 
 
 def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:

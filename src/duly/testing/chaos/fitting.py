@@ -1,4 +1,6 @@
-"""Which consumers a broker can have: those that its contract does not refuse."""
+"""Which consumers a broker can have: those that its contract does not refuse, and a judge can
+follow.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +29,8 @@ def workload_on(broker: Broker, store: Store, apart: Store) -> Workload:
 
 
 def _is_kept(workload: Workload, spec: Spec, broker: Broker, store: Store) -> bool:
+    if spec.guarantee == "at-most-once" and broker.capabilities.hands_out_once:
+        return False  # its broker's death loses what waits for it, which no history explains
     app = duly.App("fitting", broker, store)
     declare: Any = app.batch_consumer if spec.batch_handler else app.consumer
     declare(spec.topic, name=spec.name, guarantee=spec.guarantee, **spec.options())(_like(spec))

@@ -64,5 +64,5 @@ class _Queues:
 
 def _parts(queue: str) -> tuple[str, str]:
     """The topic and the consumer that a queue is for; that of a delay is no consumer's."""
-    _, topic, consumer, *_ = queue.split("/")
-    return (f"{topic}/{consumer}", "") if topic == "delay" else (topic, consumer)
+    _, topic, *more = queue.split("/")
+    return ("/".join((topic, *more)), "") if topic.startswith("_") else (topic, more[0])

@@ -45,7 +45,8 @@ def prepare(home: Site, apart: Database, folder: Path) -> Workload:
 def _prepare(broker: Broker, workload: Workload) -> None:
     if isinstance(broker, Prepares):
         for spec in workload.specs:
-            broker.prepare([spec.topic], spec.name, order_by_key=spec.ordered)
+            options = SubscribeOptions(Guarantee(spec.guarantee), order_by_key=spec.ordered)
+            broker.prepare([spec.topic], spec.name, options)
 
 
 def _effects(spec: Spec, home: Site, apart: Database) -> Database:

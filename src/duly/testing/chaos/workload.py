@@ -223,7 +223,10 @@ class Workload(msgspec.Struct, frozen=True):
             manners = random.choices(MANNERS, _ODDS, k=count)
             items = tuple(Item(n + number, manner) for number, manner in enumerate(manners))
             n += count
-            yield Step(way, views if way == "view" else random.choice(choice), items)
+            topic = views if way == "view" else random.choice(choice)
+            if way == "late" and topic.partitions and not self.can.delays_in_order:
+                way = "one"
+            yield Step(way, topic, items)
 
     def _can(self, way: Way) -> bool:
         return self.can.delays if way == "late" else way != "view" or views.name in self.topics

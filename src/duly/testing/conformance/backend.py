@@ -130,6 +130,7 @@ class Backend:
         guarantee: Any = "at-least-once",
         *,
         read_by: Sequence[str] = ("sub",),
+        read_as: Guarantee = Guarantee.AT_LEAST_ONCE,
         in_order: bool = False,
         **more: Any,
     ) -> Topic[Any]:
@@ -143,9 +144,8 @@ class Backend:
         self.broker.declare([topic])
         self.topics.append(topic)
         for subscription in () if self.can.replays else read_by:
-            self.preparing.prepare(
-                [topic], subscription, order_by_key=in_order and self.can.orders_by_key
-            )
+            options = SubscribeOptions(read_as, order_by_key=in_order and self.can.orders_by_key)
+            self.preparing.prepare([topic], subscription, options)
         return topic
 
     def message(self, topic: Topic[Any], body: str, **more: Any) -> Message[Any]:

@@ -25,6 +25,9 @@ DEVIATIONS: Mapping[str, str] = {
         "when the lease of one message ends, its lane keeps the others that it has extended."
     ),
     "moves-on-join": "a lane keeps what it holds when another lane joins the subscription.",
+    "due-by-elapsed-time": (
+        "a due time names a moment of the wall clock, also where that is set while a message waits."
+    ),
 }
 """The promises that a broker's nature may force it to break, by the name of the deviation."""
 

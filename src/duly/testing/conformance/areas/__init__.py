@@ -49,10 +49,12 @@ from duly.testing.conformance.areas.mending import (
     NoMending,
 )
 from duly.testing.conformance.areas.observing import NoObserving, Observing, States
+from duly.testing.conformance.areas.once import HandedOutOnce
 from duly.testing.conformance.areas.order import (
     HeldKeys,
     NoHeldKeys,
     NoOrder,
+    NoOrderWithDelays,
     Order,
     OrderWithDelays,
 )
@@ -113,19 +115,21 @@ EVERY_BROKER: tuple[Area, ...] = (
 BY_CAPABILITY: dict[str, tuple[tuple[Area, ...], tuple[Area, ...]]] = {
     "identity_retention": ((Identity, IdentityInCrowds), (NoIdentity, NoIdentityInCrowds)),
     "delays": ((Delays,), (NoDelays,)),
+    "delays_in_order": ((), (NoOrderWithDelays,)),
     "replays": ((Replays,), (NoReplays,)),
     "orders_by_key": ((Order,), (NoOrder,)),
     "holds_keys": ((HeldKeys,), (NoHeldKeys,)),
     "durable": ((Durable,), (Forgetful,)),
     "confirms_settlement": ((Confirmed,), (Unconfirmed, DoubtInTransactions)),
+    "hands_out_once": ((HandedOutOnce,), ()),
     "is_log": ((Positions,), (NoPositions,)),
     "inspection": ((Inside, States), (NoInside,)),
     "mending": ((Mending,), (NoMending,)),
     "observing": ((Observing,), (NoObserving,)),
 }
 
-BY_CAPABILITIES: dict[tuple[str, str], tuple[Area, ...]] = {
-    ("orders_by_key", "delays"): (OrderWithDelays,),
+BY_CAPABILITIES: dict[tuple[str, ...], tuple[Area, ...]] = {
+    ("orders_by_key", "delays", "delays_in_order"): (OrderWithDelays,),
     ("durable", "inspection"): (DurableInside,),
     ("orders_by_key", "mending"): (MendingInOrder,),
     ("holds_keys", "mending"): (MendingHeldKeys,),

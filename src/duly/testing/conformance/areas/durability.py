@@ -61,9 +61,9 @@ class Durable:
 
     def test_the_recorded_guarantee_survives(self, backend: Backend) -> None:
         topic = backend.topic()
-        backend.lane(topic, guarantee=Guarantee.AT_MOST_ONCE)
+        backend.lane(topic, guarantee=Guarantee.EXACTLY_ONCE)
         backend.restart()
-        with pytest.raises(ConfigurationError, match="at-most-once"):
+        with pytest.raises(ConfigurationError, match="exactly-once"):
             backend.lane(topic, guarantee=Guarantee.AT_LEAST_ONCE)
 
     def test_the_topics_fixed_properties_survive(self, backend: Backend) -> None:

@@ -190,8 +190,9 @@ class Faults:
             backend.broker = NthCall(name, kind, n).around(inner)
             # At-least-once: the publisher repeats, so that only a topic that drops repeats
             # says anything about handling twice.
-            topic = backend.topic(f"t{n}", guarantee="exactly-once")
-            story = Story(backend, topic, Guarantee.AT_MOST_ONCE)
+            once = Guarantee.AT_MOST_ONCE
+            topic = backend.topic(f"t{n}", guarantee="exactly-once", read_as=once)
+            story = Story(backend, topic, once)
             story.publish(*BODIES)
             story.work(ROUNDS)
             story.finish()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from duly.broker import Delivery, Subscription
-from duly.errors import ConfigurationError
+from duly.errors import ConfigurationError, InvalidMessage
 from duly.guarantees import Dead, Done, Guarantee, Release, Retry, Settlement
 from duly.message import Topic
 from duly.testing.conformance.backend import (
@@ -284,6 +284,24 @@ class OrderWithDelays:
         assert drain(lane) == ["1", "2"]
 
 
+class NoOrderWithDelays:
+    """No due times where there is an order: refused at publish, not overtaken instead."""
+
+    def test_a_due_time_is_refused(self, backend: Backend) -> None:
+        topic = backend.topic(partitions=4, in_order=True)
+        lane = ordered(backend, topic)
+        due_ms = backend.clock.wall_ms() + 5_000
+        batch = [
+            backend.message(topic, "a", key="k"),
+            backend.message(topic, "later", key="k", due_ms=due_ms),
+            backend.message(topic, "b", key="k"),
+        ]
+        outcomes = backend.broker.publish(batch)
+        assert [isinstance(outcome, InvalidMessage) for outcome in outcomes] == [False, True, False]
+        backend.clock.advance(6)
+        assert drain(lane) == ["a", "b"]
+
+
 class NoOrder:
     """No order by key: asking for it is refused, never ignored."""
 
@@ -296,6 +314,6 @@ class NoOrder:
         topic = backend.topic()
         with pytest.raises(ConfigurationError, match="order"):
             backend.lane(topic, order_by_key=True)
-        lane = backend.lane(topic, guarantee=Guarantee.AT_MOST_ONCE)
+        lane = backend.lane(topic, guarantee=Guarantee.EXACTLY_ONCE)
         backend.publish(topic, "a")
         assert drain(lane) == ["a"]

@@ -54,6 +54,13 @@ class Publishing:
             backend.broker.publish(batch)
         assert drain(backend.lane(topic), limit=7) == [str(n) for n in range(40)]
 
+    def test_what_names_an_event_is_its_id(self, backend: Backend) -> None:
+        topic = backend.topic(dedup_by=lambda body: body.split()[0])
+        backend.publish(topic, "o-1 ordered", "o-2 ordered")
+        backend.publish(topic, "o-3 ordered", id="given")
+        got = claim(backend.lane(topic))
+        assert [delivery.message_id for delivery in got] == ["o-1", "o-2", "given"]
+
     def test_other_topics_do_not_remember_ids(self, backend: Backend) -> None:
         topic = backend.topic(guarantee="at-least-once")
         backend.publish(topic, "a", "b", id="one")

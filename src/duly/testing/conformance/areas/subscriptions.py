@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from duly.broker import Delivery, Subscription
+from duly.broker import Delivery, SubscribeOptions, Subscription
 from duly.errors import ConfigurationError, PublishFailed
 from duly.guarantees import Guarantee, Release, Retry
 from duly.message import Topic
@@ -128,6 +128,11 @@ class Replays:
         backend.publish(topic, "a", "b")
         assert drain(backend.lane(topic)) == ["a", "b"]
 
+    def test_what_nobody_listened_to_is_kept_though_it_need_not_be(self, backend: Backend) -> None:
+        topic = backend.topic(may_go_unheard=True)
+        backend.publish(topic, "a", "b")
+        assert drain(backend.lane(topic)) == ["a", "b"]
+
     def test_or_after_the_newest(self, backend: Backend) -> None:
         topic = backend.topic()
         backend.publish(topic, "a", "b")
@@ -195,6 +200,13 @@ class NoReplays:
         backend.publish(topic, "heard")
         assert drain(lane) == ["heard"]
 
+    def test_unless_nobody_need_listen(self, backend: Backend) -> None:
+        topic = backend.topic(read_by=(), may_go_unheard=True)
+        backend.publish(topic, "unheard")
+        lane = backend.lane(topic)
+        backend.publish(topic, "heard")
+        assert drain(lane) == ["heard"]
+
     def test_a_subscription_begins_when_it_is_made(self, backend: Backend) -> None:
         topic = backend.topic(read_by=("other",))
         backend.publish(topic, "before")
@@ -205,14 +217,18 @@ class NoReplays:
     def test_it_can_be_made_before_it_is_worked(self, backend: Backend) -> None:
         topic = backend.topic(read_by=())
         for _ in range(2):
-            backend.preparing.prepare([topic], "sub")
+            backend.preparing.prepare([topic], "sub", SubscribeOptions(Guarantee.EXACTLY_ONCE))
         backend.publish(topic, "a")
         lane = backend.lane(topic, guarantee=Guarantee.EXACTLY_ONCE)
         assert drain(lane) == ["a"]
 
     def test_making_it_needs_a_declared_topic(self, backend: Backend) -> None:
+        nowhere, options = (
+            Topic("nowhere", str, guarantee="at-least-once"),
+            SubscribeOptions(Guarantee.AT_LEAST_ONCE),
+        )
         with pytest.raises(ConfigurationError, match="declare"):
-            backend.preparing.prepare([Topic("nowhere", str, guarantee="at-least-once")], "sub")
+            backend.preparing.prepare([nowhere], "sub", options)
 
     def test_a_time_in_the_past_is_refused(self, backend: Backend) -> None:
         topic = backend.topic()

@@ -1,0 +1,189 @@
+"""Messages of other programs: what names them, and what becomes of those that nothing names."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from typing import Any
+
+import msgspec
+import pytest
+
+import duly
+from duly.broker import Delivery
+from duly.brokers.rabbitmq import RabbitMQBroker
+from duly.brokers.rabbitmq.link import content
+from duly.errors import ContractRefused, InvalidMessage
+from duly.guarantees import Dead, Retry
+from duly.inspection import Selection
+from duly.message import Topic
+from duly.worker.process import Worker
+from tests.rabbitmq.test_app import contract
+from tests.rabbitmq.test_topology import names
+from tests.rabbitmq.work import OPTIONS, awaited, bodies
+from tests.servers.rabbitmq import channel
+from tests.waiting import eventually
+
+
+class Order(msgspec.Struct):
+    number: str
+    cents: int = 0
+
+
+BY_HEADER: Topic[Order] = Topic(
+    "orders", Order, guarantee="at-least-once", dedup_by="x-order-number"
+)
+BY_PAYLOAD: Topic[Order] = Topic(
+    "orders", Order, guarantee="at-least-once", dedup_by=lambda order: order.number
+)
+ACCEPTING: Topic[Order] = Topic(
+    "orders", Order, guarantee="at-least-once", without_identity="accept"
+)
+
+
+def send(url: str, *sent: tuple[bytes, dict[str, Any]]) -> None:
+    """Publish these as a program without duly does."""
+    with channel(url) as stranger:
+        for body, properties in sent:
+            stranger.basic_publish(content(body, properties), names(url).topic("orders"), "")
+
+
+def delivered(url: str, topic: Topic[Order], *sent: tuple[bytes, dict[str, Any]]) -> list[Delivery]:
+    """What a consumer of the topic is given of them."""
+    broker = RabbitMQBroker(url)
+    try:
+        broker.declare([topic])
+        lane = broker.subscribe([topic], "sub", OPTIONS)
+        send(url, *sent, (b'{"number":"last"}', {"message_id": "last", **header("last")}))
+        got: list[Delivery] = []
+
+        def last_came() -> bool:
+            got.extend(lane.claim(10, 1 << 30, 1.0))
+            return any(delivery.message.body == b'{"number":"last"}' for delivery in got)
+
+        eventually(last_came, "the last comes")
+        return got[:-1]
+    finally:
+        broker.close()
+
+
+def header(number: Any) -> dict[str, Any]:
+    return {"application_headers": {"x-order-number": number}}
+
+
+def test_a_header_names_them(rabbit_url: str):
+    got = delivered(
+        rabbit_url,
+        BY_HEADER,
+        (b"{}", {"message_id": "one attempt", **header("o-1")}),
+        (b"{}", {"message_id": "another attempt", **header("o-1")}),
+        (b"{}", header(7)),
+    )
+    assert [delivery.message_id for delivery in got] == ["o-1", "o-1", "7"]
+
+
+def test_their_payload_names_them(rabbit_url: str):
+    got = delivered(
+        rabbit_url,
+        BY_PAYLOAD,
+        (b'{"number":"o-1"}', {"message_id": "one attempt"}),
+        (b'{"number":"o-1"}', {}),
+    )
+    assert [delivery.message_id for delivery in got] == ["o-1", "o-1"]
+
+
+@pytest.mark.parametrize(
+    ("topic", "body", "properties", "why"),
+    [
+        (BY_HEADER, b"{}", {"message_id": "an id that says nothing"}, "without identity.*x-order"),
+        (BY_HEADER, b"{}", header("x" * 300), "an id is a non-empty str"),
+        (BY_PAYLOAD, b"no json", {}, "cannot be decoded, so dedup_by names no event"),
+        (BY_PAYLOAD, b'{"number":""}', {}, "without identity"),
+    ],
+)
+def test_what_nothing_names_is_a_dead_letter(
+    rabbit_url: str, topic: Topic[Order], body: bytes, properties: dict[str, Any], why: str
+):
+    assert delivered(rabbit_url, topic, (body, properties)) == []
+    broker = RabbitMQBroker(rabbit_url)
+    try:
+        broker.declare([topic])
+        [letter] = broker.graveyard.select(Selection(), 100)
+    finally:
+        broker.close()
+    assert letter.message.body == body
+    assert re.search(why, letter.error)
+
+
+def test_what_duly_publishes_has_its_id(rabbit_url: str):
+    broker = RabbitMQBroker(rabbit_url)
+    try:
+        broker.declare([BY_PAYLOAD])
+        lane = broker.subscribe([BY_PAYLOAD], "sub", OPTIONS)
+        order = Order("o-1")
+        broker.publish([BY_PAYLOAD.message(order, source="tests")])
+        broker.publish([BY_PAYLOAD.message(order, source="tests", id="another name")])
+        assert [delivery.message_id for delivery in awaited(lane, 2)] == ["o-1", "another name"]
+    finally:
+        broker.close()
+
+
+def test_what_nothing_names_may_be_accepted_and_keeps_the_id_it_is_given(rabbit_url: str):
+    broker = RabbitMQBroker(rabbit_url)
+    try:
+        broker.declare([ACCEPTING])
+        lane = broker.subscribe([ACCEPTING], "sub", OPTIONS)
+        send(rabbit_url, (b"{}", {}), (b"{}", {}))
+        first, second = awaited(lane, 2)
+        assert first.message_id != second.message_id
+        lane.settle([Retry(first.receipt, 0.1, "not yet")])
+        [again] = awaited(lane)
+        assert (again.message_id, again.attempt) == (first.message_id, 2)
+        assert bodies([again]) == ["{}"]
+    finally:
+        broker.close()
+
+
+def test_it_keeps_the_id_it_is_given_as_a_dead_letter_too(rabbit_url: str):
+    broker = RabbitMQBroker(rabbit_url)
+    try:
+        broker.declare([ACCEPTING])
+        lane = broker.subscribe([ACCEPTING], "sub", OPTIONS)
+        send(rabbit_url, (b"{}", {}))
+        [held] = awaited(lane)
+        lane.settle([Dead(held.receipt, "no")])
+        [letter] = broker.graveyard.select(Selection(), 100)
+        assert letter.message.id == held.message_id
+    finally:
+        broker.close()
+
+
+def test_a_repeat_of_another_program_takes_effect_once(rabbit_url: str, tmp_path: Any):
+    """It was sent twice, each time with a message-id of its own."""
+    app = duly.App("shop", broker=rabbit_url, store=f"sqlite:///{tmp_path}/effects.db")
+    charged: list[str] = []
+
+    @app.consumer(BY_HEADER, name="billing", guarantee="exactly-once")
+    def charge(order: Order, tx: duly.Transaction[sqlite3.Connection]) -> None:
+        charged.append(order.number)
+
+    first, second = ((b'{"number":"o-1"}', {"message_id": id, **header("o-1")}) for id in "ab")
+    with app, Worker(app):
+        send(rabbit_url, first, second, (b'{"number":"o-2"}', {"message_id": "c", **header("o-2")}))
+        eventually(lambda: "o-2" in charged, "the last is charged")
+    assert charged == ["o-1", "o-2"]
+
+
+def test_exactly_once_cannot_be_promised_of_what_nothing_names(rabbit_url: str, tmp_path: Any):
+    app = duly.App("shop", broker=rabbit_url, store=f"sqlite:///{tmp_path}/effects.db")
+
+    @app.consumer(ACCEPTING, name="billing", guarantee="exactly-once")
+    def charge(order: Order, tx: duly.Transaction[sqlite3.Connection]) -> None: ...
+
+    with pytest.raises(ContractRefused, match=r"cannot be known again.*\n.*dedup_by"):
+        contract(app)
+
+
+def test_publishing_without_what_names_it_is_refused():
+    with pytest.raises(InvalidMessage, match=r"x-order-number.*no such header"):
+        BY_HEADER.message(Order("o-1"), source="tests")
