@@ -12,7 +12,8 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from duly.brokers.rabbitmq.letters import letter_in, replayed
+from duly.brokers.rabbitmq.lane import Move
+from duly.brokers.rabbitmq.letters import letter_in, letter_of, replayed
 from duly.brokers.rabbitmq.link import NOT_FOUND, Connection, Link, content
 from duly.brokers.rabbitmq.publisher import Sending
 from duly.brokers.rabbitmq.stream import LetterStream
@@ -68,6 +69,21 @@ class Burial:
             self.graveyard.bury(letters)
         except (CommitUnknown, ConfigurationError) as error:
             raise BrokerError(f"dead letters may not be kept: {error}") from error
+
+    def bury_those(self, moves: Iterable[Move]) -> Sequence[Move]:
+        """Bury those that were given up on; returns the others."""
+        moves = list(moves)
+        self.bury(
+            [
+                letter_of(
+                    *(move.item.topic, move.intake.subscription, move.item.body),
+                    *(move.item.properties, move.error, move.history.charged),
+                )
+                for move in moves
+                if move.error is not None
+            ]
+        )
+        return [move for move in moves if move.error is None]
 
     def carry(self, subscriptions: Iterable[tuple[str, str]]) -> int:
         """Bring on what the server gave up on for these (topic, subscription); how many."""
