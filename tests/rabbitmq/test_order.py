@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -58,11 +58,11 @@ def claimed(lane: OrderedLane, limit: int = 100) -> list[Delivery]:
     return got
 
 
-def drained(*lanes: OrderedLane, count: int, before: Sequence[str] = ()) -> list[str]:
+def drained(*lanes: OrderedLane, count: int, into: list[str] | None = None) -> list[str]:
     """Handle what comes, whatever fails meanwhile, until so many different ones were, with those
-    before: all that were.
+    that were before: all of them.
     """
-    handled = list(before)
+    handled: list[str] = [] if into is None else into
 
     def some() -> bool:
         for lane in lanes:
@@ -141,7 +141,7 @@ def test_who_dies_again_and_again_loses_no_place(process: Callable[[], RabbitMQB
         die(dying)
         dying = process()
         lane = board(dying)
-    assert in_order(drained(lane, count=2 * AHEAD + 100, before=handled))
+    assert in_order(drained(lane, count=2 * AHEAD + 100, into=handled))
 
 
 def test_what_a_process_died_with_is_alone_and_counted(process: Callable[[], RabbitMQBroker]):
@@ -311,7 +311,8 @@ def publishing(
                 RIDES.message(f"{key}:{number}", source="t", id=f"{key}:{number}", key=key)
                 for key in KEYS
             ]
-            eventually(partial(is_published, broker, *messages), "they are confirmed")
+            sent = partial(is_published, broker, *messages)
+            eventually(sent, "they are confirmed", timeout_s=120.0)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -376,7 +377,7 @@ def test_order_outlives_the_server(rabbit_node: RabbitMQNode, node_url: str, how
         held = lanes[0].claim(5, A_LOT, 5.0)
         getattr(rabbit_node, how)()
         rabbit_node.start()
-        handled = drained(*lanes, count=30 * len(KEYS), before=handled)
+        handled = drained(*lanes, count=30 * len(KEYS), into=handled)
         published.join(60)
         stale = [delivery.receipt for delivery in held]
         assert list(lanes[0].settle([Done(receipt) for receipt in stale])) == stale
@@ -398,7 +399,7 @@ def test_a_cut_link_changes_no_order(rabbit_node: RabbitMQNode, node_url: str):
         again = claimed(lane)
         assert {(delivery.attempt, delivery.alone) for delivery in again} <= {(1, True), (1, False)}
         lane.settle([Done(delivery.receipt) for delivery in again])
-        handled = drained(lane, count=4 * len(KEYS), before=bodies(again))
+        handled = drained(lane, count=4 * len(KEYS), into=bodies(again))
         assert in_order(handled)
 
 
