@@ -21,9 +21,8 @@ from duly.brokers.rabbitmq.survey import version_of
 from duly.brokers.rabbitmq.topology import Names
 from duly.contract import Contract, contract_on, render
 from duly.errors import BrokerUnusable, ConfigurationError, ContractRefused
-from duly.guarantees import Dead
 from duly.inspection.survey import Survey
-from tests.rabbitmq.work import ORDERS, awaited, broker_at, lane_of, message, publish, work_off
+from tests.rabbitmq.work import ORDERS, broker_at, lane_of, message, publish, work_off
 from tests.servers.postgres import free_port, named_after
 from tests.servers.rabbitmq import RabbitMQNode, channel, in_namespace
 from tests.waiting import eventually
@@ -152,22 +151,6 @@ def test_a_policy_that_loses_messages_is_refused(
     assert "looked at" in text(url), "and without it the app starts"
 
 
-def test_it_loses_messages_indeed(node: RabbitMQNode, url: str, namespace: str):
-    """What the refusal is for: the dead letters are gone, and nothing said so."""
-    with broker_at(url) as broker, policy(node, f"^{namespace}/.*/dead$", {"max-length": 1}):
-        lane = lane_of(broker)
-        publish(broker, "a", "b", "c")
-        held = awaited(lane, 3)
-        assert list(lane.settle([Dead(each.receipt, "no") for each in held])) == []
-        with channel(url) as operator:
-            dead = Names(namespace).dead(ORDERS.name, "sub")
-            eventually(
-                lambda: operator.queue_declare(dead, passive=True).message_count == 1,
-                "one of three dead letters is left",
-            )
-        assert "the oldest are dropped" in survey(broker).perils[0].found
-
-
 def test_a_policy_goes_before_what_the_queue_was_declared_with(
     node: RabbitMQNode, url: str, namespace: str
 ):
@@ -253,6 +236,20 @@ def test_the_queues_of_delays_too(node: RabbitMQNode, url: str, namespace: str):
         )
     refused = pytest.raises(ContractRefused, match=r"expires = 5000 on the queue .*_delay/1024")
     with policy(node, f"^{namespace}/_delay/", {"expires": 5000}), refused:
+        contract(url)
+
+
+@pytest.mark.parametrize("limit", [{"max-age": "1h"}, {"max-length-bytes": 1_000_000}])
+def test_the_stream_of_dead_letters_too(
+    node: RabbitMQNode, url: str, namespace: str, limit: dict[str, Any]
+):
+    stream = Names(namespace).letters
+    with channel(url) as stranger:
+        stranger.queue_declare(
+            stream, durable=True, auto_delete=False, arguments={"x-queue-type": "stream"}
+        )
+    refused = pytest.raises(ContractRefused, match="older dead letters are dropped")
+    with policy(node, f"^{stream}$", limit), refused:
         contract(url)
 
 

@@ -143,6 +143,21 @@ class _Look:
         for name, queue in there.items():
             if name.startswith(f"{self._names.onward}/") or name == self._names.unheard:
                 yield from self._at(name, queue, None, None)
+        yield from self._at_letters(there.get(self._names.letters))
+
+    def _at_letters(self, stream: Mapping[str, Any] | None) -> Iterator[Peril]:
+        """The stream of dead letters, where an app without a store has made it."""
+        if stream is None:
+            return
+        named, definition = self._policy_on(self._names.letters, stream)
+        for key in sorted({"max-age", "max-length-bytes"} & definition.keys()):
+            yield Peril(
+                None,
+                None,
+                f"the policy {named!r} sets {key} = {definition[key]} on the stream "
+                f"{self._names.letters!r}: older dead letters are dropped",
+                self._remedy,
+            )
 
     def _queues(self, topic: str, subscription: str, there: Mapping[str, Any]) -> Sequence[str]:
         main = self._names.queue(topic, subscription)
