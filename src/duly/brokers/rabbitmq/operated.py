@@ -8,7 +8,7 @@ from typing import Any
 from duly.brokers.rabbitmq.address import Address
 from duly.brokers.rabbitmq.burial import Burial
 from duly.brokers.rabbitmq.delays import Delays
-from duly.brokers.rabbitmq.health import Known, examine, queued
+from duly.brokers.rabbitmq.health import examine, queued
 from duly.brokers.rabbitmq.intake import Intake
 from duly.brokers.rabbitmq.link import Link
 from duly.brokers.rabbitmq.ordered import OrderedIntake
@@ -32,8 +32,8 @@ class Operated:
     _publisher: Publisher
     _delays: Delays
     _burial: Burial
-    _known: Known
-    _intakes: Mapping[Any, Intake | OrderedIntake]
+    _known: dict[tuple[str, str], int]
+    _intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake]
 
     # --- `duly.inspection.graves.Buries`
 

@@ -99,16 +99,15 @@ class _Buffered:
 
     def write(self, some: Any) -> None:
         """As the driver's."""
-        if self._corked is None:
+        corked = self._corked
+        if corked is None:
             super().write(some)  # type: ignore[misc]
             return
-        self._corked += some
-        if len(self._corked) > _AT_ONCE:
-            kept, self._corked = self._corked, None
-            try:
-                super().write(kept)  # type: ignore[misc]
-            finally:
-                self._corked = bytearray()
+        corked += some
+        if len(corked) > _AT_ONCE:
+            # Emptied first: what fails in the middle must not be sent twice.
+            self._corked = bytearray()
+            super().write(corked)  # type: ignore[misc]
 
 
 class BufferedTCP(_Buffered, TCPTransport):  # type: ignore[misc]
