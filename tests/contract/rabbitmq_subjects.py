@@ -107,5 +107,5 @@ def open_broker(site: Site) -> Broker:
 
 
 RABBITMQ = BrokerSubject(
-    name="rabbitmq", open=open_broker, clock=TickingClock, operations=(Surveys, Buries)
+    name="rabbitmq", open=open_broker, clock=TickingClock, operations=(Buries, Surveys)
 )

@@ -135,6 +135,14 @@ def a_confirmed_message_is_not_in_the_log() -> Story:
 
 
 @keeps
+def what_was_sent_and_confirmed_by_nobody_may_be_absent() -> Story:
+    story = plain_at_least_once()
+    story.terms = replace(ALO, confirms_publishing=False)
+    story.not_in_log(A)
+    return story
+
+
+@keeps
 def an_unknown_publish_may_be_absent() -> Story:
     story = plain_at_least_once()
     story.publish(C, end="info")

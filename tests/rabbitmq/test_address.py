@@ -166,8 +166,8 @@ def test_nobody_listens():
 
 
 def test_of_several_hosts_one_is_enough():
-    place = shared_url().rpartition("@")[2]
-    RabbitMQBroker(f"amqp://guest:guest@127.0.0.1:{free_port()},{place}").close()
+    login, _, place = shared_url().rpartition("@")
+    RabbitMQBroker(f"{login}@127.0.0.1:{free_port()},{place}").close()
 
 
 def test_it_is_no_store():

@@ -22,6 +22,7 @@ from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.contract import Run, contract_of, render
 from duly.errors import ContractRefused
 from duly.worker import Worker
+from tests.servers.rabbitmq import with_option
 from tests.waiting import eventually
 
 SHOP = """
@@ -157,7 +158,7 @@ def test_the_contract_says_who_keeps_what(rabbit_url: str, tmp_path: Path):
 
 def test_a_handler_runs_for_many_heartbeats(rabbit_url: str):
     """It blocks its thread, and the connection has one of its own."""
-    app = duly.App("shop", broker=f"{rabbit_url}&heartbeat=1")
+    app = duly.App("shop", broker=with_option(rabbit_url, "heartbeat", 1))
     orders = duly.Topic("orders", int, guarantee="at-least-once")
     runs: list[int] = []
     ended = threading.Event()

@@ -9,20 +9,20 @@ from duly.brokers.rabbitmq.wire import History
 
 
 def note(id: str = "a", **more: object) -> Note:
-    known = {"seen": 0, "charged": 1, "repeated": True, "suspect": False, **more}
+    known = {"replays": 0, "seen": 0, "charged": 1, "repeated": True, "suspect": False, **more}
     return Note("app", id, **known)  # type: ignore[arg-type]
 
 
 def test_of_each_writer_the_last_counts_whatever_came_first():
     older, newer = note(charged=3, suspect=True), note(charged=2)
     bodies = [written("one", 8, [newer]), written("one", 7, [older])]
-    assert merged(bodies) == {("app", "a"): newer}
+    assert merged(bodies) == {("app", "a", 0): newer}
 
 
 def test_who_hangs_makes_no_count_fall():
     before, after = note(charged=1, seen=0), note(charged=2, seen=1)
     bodies = [written("old", 9, [before]), written("new", 1, [after])]
-    assert merged(bodies) == merged(bodies[::-1]) == {("app", "a"): after}
+    assert merged(bodies) == merged(bodies[::-1]) == {("app", "a", 0): after}
 
 
 def test_what_is_over_is_in_no_note():
@@ -51,6 +51,12 @@ def test_what_was_alone_when_its_process_died_is_charged_and_suspect():
         History(3, repeated=True),
         True,
     )
+
+
+def test_what_was_brought_back_is_another():
+    before, after = note(charged=9), note(charged=1, replays=1)
+    found = merged([written("one", 1, [before]), written("two", 1, [after])])
+    assert found == {("app", "a", 0): before, ("app", "a", 1): after}
 
 
 def test_the_note_of_an_earlier_life_does_not_count():

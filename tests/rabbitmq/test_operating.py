@@ -204,7 +204,10 @@ def test_doctor_finds_nothing_wrong(duly: Duly):
     findings = duly("doctor", "shop:app", "--json").json
     # The store of tests is told that it would not survive a power cut.
     seen = [each for each in findings if not each["what"].startswith("store")]
-    assert {each["level"] for each in seen} == {"ok"}, seen
+    # What is not looked at without the management interface is said.
+    odd = {each["what"] for each in seen if each["level"] != "ok"}
+    assert odd <= {"server"}, seen
+    assert "wrong" not in {each["level"] for each in seen}
     found = {each["what"]: each["found"] for each in seen}
     assert found["broker"] == "RabbitMQ: reachable"
     assert found["broker, RabbitMQ"][0].isdigit()

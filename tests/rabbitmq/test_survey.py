@@ -218,6 +218,10 @@ def test_a_limit_that_refuses_publishing_is_told_and_loses_nothing(
         assert "beyond which publishing is refused" in text(url)
         lane = lane_of(broker)
         assert confirmed <= set(work_off(lane, confirmed.issubset))
+        eventually(
+            lambda: isinstance(broker.publish([message("then", id="then")])[0], Published),
+            "with room again it is taken",
+        )
 
 
 def test_an_alternate_exchange_would_swallow_what_nobody_takes(

@@ -20,7 +20,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,27 +62,48 @@ def _run_as() -> dict[str, Any]:
 
 class PrivateNode:
     """A node from `start` until `close`. ``settings`` are lines of rabbitmq.conf, ``arguments``
-    those of its virtual machine. Raises `NoNode` where no server is installed.
+    those of its virtual machine; ``managed``: with the management interface, at
+    ``management_port``; ``plugins`` are others. ``beside`` another it has the same cookie and port
+    mapper, as a cluster needs. Raises `NoNode` where no server is installed.
     """
 
-    def __init__(self, *settings: str, arguments: str = "") -> None:
+    def __init__(
+        self,
+        *settings: str,
+        arguments: str = "",
+        managed: bool = False,
+        plugins: Sequence[str] = (),
+        beside: PrivateNode | None = None,
+    ) -> None:
         if not is_installed():
             raise NoNode("no RabbitMQ server is installed: install one (Debian: rabbitmq-server)")
         self.port = free_port()
+        self.management_port = free_port() if managed else None
         self.folder = Path(tempfile.mkdtemp(prefix="duly-rabbitmq-"))
         self._arguments = f"{_ERLANG} {arguments}"
-        self._mapper_port = free_port()
-        self._name = f"duly{secrets.token_hex(4)}@localhost"
+        self._mapper_port: int = free_port() if beside is None else beside._mapper_port
+        self._cookie: str = secrets.token_hex(16) if beside is None else beside._cookie
+        self._beside = beside
+        self.name = f"duly{secrets.token_hex(4)}@localhost"
         self._log = self.folder / "log.txt"
         self._process: subprocess.Popen[Any] | None = None
         self._mapper: subprocess.Popen[Any] | None = None
-        self._write(settings)
+        self._write(settings, plugins)
         atexit.register(self.close)
 
-    def _write(self, settings: tuple[str, ...]) -> None:
+    def _write(self, settings: Sequence[str], plugins: Sequence[str]) -> None:
         lines = [f"listeners.tcp.1 = 127.0.0.1:{self.port}", "log.file.level = warning", *settings]
+        if self.management_port is not None:
+            plugins = ["rabbitmq_management", *plugins]
+            lines += [
+                "management.tcp.ip = 127.0.0.1",
+                f"management.tcp.port = {self.management_port}",
+            ]
         (self.folder / "rabbitmq.conf").write_text("\n".join([*lines, ""]))
-        (self.folder / "plugins").write_text("[].\n")
+        cookie = self.folder / ".erlang.cookie"
+        cookie.write_text(self._cookie)
+        cookie.chmod(0o400)
+        (self.folder / "plugins").write_text(f"[{','.join(plugins)}].\n")
         user = _user()
         if user is not None:
             for path in (self.folder, *self.folder.iterdir()):
@@ -94,10 +115,9 @@ class PrivateNode:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
 
     @property
-    def pid(self) -> int:
-        """The process that all others are of the group of."""
-        assert self._process is not None, "the node runs"
-        return self._process.pid
+    def is_running(self) -> bool:
+        """Whether it was started, and not killed since."""
+        return self._process is not None
 
     def _environment(self) -> dict[str, str]:
         nowhere, folder = str(self.folder / "none"), self.folder
@@ -105,7 +125,7 @@ class PrivateNode:
             "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
             "LANG": "C.UTF-8",
             "HOME": str(folder),
-            "RABBITMQ_NODENAME": self._name,
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_CONF_ENV_FILE": nowhere,
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
             "RABBITMQ_ADVANCED_CONFIG_FILE": nowhere,
@@ -135,7 +155,7 @@ class PrivateNode:
 
     def start(self) -> Self:
         """Start, on the same port and with the same data as before; returns when it answers."""
-        if self._mapper is None:
+        if self._mapper is None and self._beside is None:
             self._mapper = self._popen("epmd")
         self._process = self._popen(_PROGRAMS / "rabbitmq-server")
         eventually(self._answers, "RabbitMQ answers", self.log, _STARTS_S)
@@ -181,7 +201,7 @@ class PrivateNode:
     def control(self, *command: str) -> str:
         """What ``rabbitmqctl`` says to this. Raises `RuntimeError`."""
         done = subprocess.run(
-            [_PROGRAMS / "rabbitmqctl", "--node", self._name, "--quiet", *command],
+            [_PROGRAMS / "rabbitmqctl", "--node", self.name, "--quiet", *command],
             capture_output=True,
             text=True,
             check=False,

@@ -6,7 +6,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,6 @@ from duly.brokers.rabbitmq.delays import Delays, way
 from duly.brokers.rabbitmq.fixed import check_order
 from duly.brokers.rabbitmq.intake import Intake, Item
 from duly.brokers.rabbitmq.lane import Lane, Move
-from duly.brokers.rabbitmq.letters import letter_of
 from duly.brokers.rabbitmq.link import Connection, Link, content
 from duly.brokers.rabbitmq.once import OnceLane
 from duly.brokers.rabbitmq.operated import Operated
@@ -25,7 +24,7 @@ from duly.brokers.rabbitmq.ordered import OrderedIntake
 from duly.brokers.rabbitmq.ordered_lane import OrderedLane
 from duly.brokers.rabbitmq.outgoing import MAX_MESSAGE_BYTES, Outgoing
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
-from duly.brokers.rabbitmq.survey import survey_of, version_of
+from duly.brokers.rabbitmq.survey import version_of
 from duly.brokers.rabbitmq.topology import (
     Names,
     declare_subscription,
@@ -39,8 +38,6 @@ from duly.errors import (
     ConfigurationError,
 )
 from duly.guarantees import Guarantee
-from duly.inspection import DeadLetter
-from duly.inspection.survey import Survey
 from duly.message import Message, Topic, now_ms
 
 log = logging.getLogger("duly.rabbitmq")
@@ -110,22 +107,12 @@ class RabbitMQBroker(Operated):
             target=self._watching, name="duly-rabbitmq-watch", daemon=True
         )
         self._watch.start()
-        self._burial.start(self._closed, self._worked)
+        self._burial.start(self._closed, self.worked)
 
     @property
     def capabilities(self) -> Capabilities:
         """What this broker provides."""
         return self._capabilities
-
-    # --- the server
-
-    def survey(
-        self, topics: Sequence[Topic[Any]], subscriptions: Mapping[str, Sequence[str]]
-    ) -> Survey:
-        """As `Surveys.survey`: version, policies, and how long a message may be held."""
-        version = version_of(self.link.server, self.link.where)
-        wanted = [topic.name for topic in topics]
-        return survey_of(self._address, self._names, version, subscriptions, wanted)
 
     # --- declaring
 
@@ -305,8 +292,7 @@ class RabbitMQBroker(Operated):
 
     def move(self, moves: Sequence[Move]) -> None:
         """As `Surroundings.move`."""
-        self._burial.bury([_letter(move, move.error) for move in moves if move.error is not None])
-        self._send([self._sending_of(move) for move in moves if move.error is None])
+        self._send([self._sending_of(move) for move in self._burial.bury_those(moves)])
 
     def keep(self, notes: Sequence[tuple[str, bytes]]) -> None:
         """As `Writing.keep`."""
@@ -382,11 +368,6 @@ class RabbitMQBroker(Operated):
             tags = [move.item.tag for move in moves]
             self.link.call(lambda _: intake.acknowledge(generation, tags))
 
-    def _worked(self) -> set[tuple[str, str]]:
-        """What this process works on: (topic, subscription)."""
-        subscriptions = {intake.subscription for intake in list(self._intakes.values())}
-        return {known for known in list(self._known) if known[1] in subscriptions}
-
     # --- the connection
 
     def _up(self, connection: Connection) -> None:
@@ -461,15 +442,6 @@ class RabbitMQBroker(Operated):
         self._closed.set()
         self.link.close()
         self._publisher.close()
-
-
-def _letter(move: Move, error: str) -> DeadLetter:
-    item = move.item
-    # One that had no identity keeps what it was given.
-    properties = moved(item.properties, move.history, named(item.properties, item.message))
-    return letter_of(
-        item.topic, move.intake.subscription, item.body, properties, error, move.history.charged
-    )
 
 
 def _uncounted(item: Item) -> History:

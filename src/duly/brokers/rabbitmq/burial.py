@@ -12,11 +12,13 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from duly.brokers.rabbitmq.letters import letter_in, replayed, unknown
+from duly.brokers.rabbitmq.lane import Move
+from duly.brokers.rabbitmq.letters import letter_in, letter_of, replayed, unknown
 from duly.brokers.rabbitmq.link import NOT_FOUND, Connection, Link, content
 from duly.brokers.rabbitmq.publisher import Sending
 from duly.brokers.rabbitmq.stream import LetterStream
 from duly.brokers.rabbitmq.topology import Names, check_absent
+from duly.brokers.rabbitmq.wire import moved, named
 from duly.errors import BrokerError, CommitUnknown, ConfigurationError
 from duly.inspection import DeadLetter
 from duly.inspection.graves import Graveyard
@@ -78,6 +80,21 @@ class Burial:
         except (CommitUnknown, ConfigurationError) as error:
             raise BrokerError(f"dead letters may not be kept: {error}") from error
 
+    def bury_those(self, moves: Iterable[Move]) -> Sequence[Move]:
+        """Bury those that were given up on; returns the others."""
+        moves = list(moves)
+        self.bury(
+            [
+                letter_of(
+                    *(move.item.topic, move.intake.subscription, move.item.body),
+                    *(_named(move), move.error, move.history.charged),
+                )
+                for move in moves
+                if move.error is not None
+            ]
+        )
+        return [move for move in moves if move.error is None]
+
     def carry(self, subscriptions: Iterable[tuple[str, str]]) -> int:
         """Bring on what the server gave up on for these (topic, subscription); how many."""
         return sum(self._carry(topic, subscription) for topic, subscription in subscriptions)
@@ -114,6 +131,12 @@ class Burial:
         if not partitions:
             return self._names.queue(*of)
         return self._names.partition(*of, partition_of(message, partitions))
+
+
+def _named(move: Move) -> Mapping[str, Any]:
+    """Its properties; one that had no identity keeps what it was given."""
+    item = move.item
+    return moved(item.properties, move.history, named(item.properties, item.message))
 
 
 class _Hearse:

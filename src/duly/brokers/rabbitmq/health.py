@@ -14,7 +14,6 @@ from duly.inspection.health import Finding
 Known = Mapping[tuple[str, str], int]
 """Of each (topic, subscription) how many partitions it works in order by key; 0: without order."""
 
-_OLDEST = (3, 10)
 # The first series that was not run.
 _UNSEEN = (4, 0)
 # How long a server that has no alarm takes at most to confirm one message.
@@ -56,11 +55,6 @@ def examine(
 
 def _version(version: str) -> Finding:
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if numbers < _OLDEST:
-        return Finding(
-            "wrong", "RabbitMQ", f"{version}: it may lose what it dead-letters",
-            "Use 3.10 or newer.",
-        )  # fmt: skip
     if numbers >= _UNSEEN:
         return Finding(
             "warning", "RabbitMQ", f"{version}: duly was not run against this series",

@@ -81,8 +81,10 @@ def fetch(channel: Any, queue: str, most: int, take: Callable[[Any], None]) -> N
 
 def _end(connection: Connection | None) -> None:
     """End the connection below TLS, whose own ending would wait for the other side."""
+    # By its own name: asked for otherwise, the driver warns where it has ended the connection.
+    transport = getattr(connection, "_transport", None)
     try:
-        socket.socket.shutdown(connection.transport.sock, socket.SHUT_RDWR)  # type: ignore[union-attr]
+        socket.socket.shutdown(transport.sock, socket.SHUT_RDWR)  # type: ignore[union-attr]
     except (AttributeError, TypeError, OSError):
         return  # it is gone
 

@@ -13,8 +13,8 @@ import msgspec
 
 from duly.brokers.rabbitmq.wire import History
 
-Identity = tuple[str, str]
-"""Source and id."""
+Identity = tuple[str, str, int]
+"""Source, id, and how often people brought it back: what was given up on before is another."""
 
 
 class Note(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -26,6 +26,7 @@ class Note(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     source: str
     id: str
+    replays: int
     seen: int
     charged: int
     repeated: bool
@@ -36,7 +37,7 @@ class Note(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def identity(self) -> Identity:
         """Which message it is about."""
-        return self.source, self.id
+        return self.source, self.id, self.replays
 
     def wait_s(self, now_ms: int) -> float:
         """How long it has to wait yet; a step of the clock makes that no longer than it was."""

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from duly.brokers.rabbitmq.address import Address
 from duly.brokers.rabbitmq.burial import Burial
 from duly.brokers.rabbitmq.delays import Delays
 from duly.brokers.rabbitmq.health import Known, examine, queued
+from duly.brokers.rabbitmq.intake import Intake
 from duly.brokers.rabbitmq.link import Link
+from duly.brokers.rabbitmq.ordered import OrderedIntake
 from duly.brokers.rabbitmq.publisher import Publisher
+from duly.brokers.rabbitmq.survey import survey_of, version_of
 from duly.brokers.rabbitmq.topology import Names, count
 from duly.inspection import DeadLetter
 from duly.inspection.counting import Queued
 from duly.inspection.graves import Graveyard
 from duly.inspection.health import Finding
+from duly.inspection.survey import Survey
+from duly.message import Topic
 
 
 class Operated:
     """What people ask of `RabbitMQBroker`."""
 
     link: Link
+    _address: Address
     _names: Names
     _publisher: Publisher
     _delays: Delays
     _burial: Burial
     _known: Known
+    _intakes: Mapping[Any, Intake | OrderedIntake]
 
     # --- `duly.inspection.graves.Buries`
 
@@ -45,6 +54,11 @@ class Operated:
         """As `Buries.redeliver`; behind what waits already, also in order by key."""
         self._burial.redeliver(letters, self._known)
 
+    def worked(self) -> set[tuple[str, str]]:
+        """What this process works on: (topic, subscription)."""
+        subscriptions = {intake.subscription for intake in list(self._intakes.values())}
+        return {known for known in list(self._known) if known[1] in subscriptions}
+
     # --- `Queueing` and `Examining` of `duly.inspection`
 
     def queued(self) -> Sequence[Queued]:
@@ -61,3 +75,13 @@ class Operated:
     def examine(self) -> Sequence[Finding]:
         """As `Examining.examine`."""
         return examine(self.link, self._publisher, self._names, self.queued)
+
+    # --- `duly.inspection.survey.Surveys`
+
+    def survey(
+        self, topics: Sequence[Topic[Any]], subscriptions: Mapping[str, Sequence[str]]
+    ) -> Survey:
+        """As `Surveys.survey`: version, policies, and how long a message may be held."""
+        version = version_of(self.link.server, self.link.where)
+        wanted = [topic.name for topic in topics]
+        return survey_of(self._address, self._names, version, subscriptions, wanted)

@@ -82,7 +82,7 @@ class Entry:
     def identity(self) -> Identity | None:
         """Which message it is; None: nobody can say."""
         message = self.item.message
-        return None if message is None else (message.source, message.id)
+        return None if message is None else (message.source, message.id, self.item.replays)
 
     def note(self, history: History, *, suspect: bool, wait_s: float = 0.0) -> Note | None:
         """What is to be known of it when this process is gone."""
@@ -93,6 +93,7 @@ class Entry:
         return Note(
             message.source,
             message.id,
+            self.item.replays,
             self.item.taken_back,
             history.charged,
             history.repeated,

@@ -6,9 +6,11 @@ A connection that publishes is blocked while the server has an alarm, so consume
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -17,6 +19,8 @@ from duly.brokers.rabbitmq.link import Connection, Link, publish
 
 # What may be on its way at once: enough to keep the server busy, little to be in doubt about.
 _WINDOW = 2000
+# What is refused may be refused by every channel, where a queue is full.
+_RENEW_S = 1.0
 
 
 class State(Enum):
@@ -71,7 +75,11 @@ class Publisher:
         self._lock = threading.Lock()
         self._waiting: deque[Sending] = deque()
         self._unconfirmed: dict[int, Sending] = {}
+        # Channels count from 1, and this goes on; of each, where it began and ended.
         self._next_tag = 1
+        self._began = 0
+        self._old: list[tuple[Any, int, int]] = []
+        self._renewed_s = 0.0
         self._confirmed: Any = None
         self._loose: Any = None
         self.link = Link(address, "publisher", self._up, self._down, self._pump)
@@ -107,13 +115,31 @@ class Publisher:
 
     def _up(self, connection: Connection) -> None:
         self._prepare(connection)
-        self._confirmed, self._loose = connection.channel(), connection.channel()
-        self._confirmed.confirm_select()
-        self._confirmed.events["basic_ack"].add(self._on_ack)
-        self._confirmed.events["basic_nack"].add(self._on_nack)
-        self._confirmed.events["basic_return"].add(self._on_return)
-        self._next_tag = 1
+        self._old.clear()
+        self._confirmed, self._loose = self._confirming(connection), connection.channel()
         self._pump(connection)
+
+    def _confirming(self, connection: Connection) -> Any:
+        channel, began = connection.channel(), self._next_tag - 1
+        self._began = began
+        channel.confirm_select()
+        channel.events["basic_ack"].add(partial(self._on_ack, began))
+        channel.events["basic_nack"].add(partial(self._on_nack, began))
+        channel.events["basic_return"].add(self._on_return)
+        return channel
+
+    def _renew(self, connection: Connection) -> None:
+        """Go on with another channel. To one that first published to a queue while its leader was
+        away, the server refuses everything for that queue for ever.
+        """
+        if self._confirmed is None:
+            return
+        self._old.append((self._confirmed, self._began, self._next_tag - 1))
+        self._confirmed = self._confirming(connection)
+        for channel, began, ended in list(self._old):
+            if not any(began < tag <= ended for tag in self._unconfirmed):
+                self._old.remove((channel, began, ended))
+                channel.close()
 
     def _down(self) -> None:
         self._confirmed = self._loose = None
@@ -169,18 +195,24 @@ class Publisher:
                     sending.state = State.UNROUTABLE
                     return
 
-    def _on_ack(self, tag: int, multiple: bool) -> None:
-        self._answered(tag, multiple, State.CONFIRMED)
+    def _on_ack(self, began: int, tag: int, multiple: bool) -> None:
+        self._answered(began, tag, multiple, State.CONFIRMED)
 
-    def _on_nack(self, tag: int, multiple: bool) -> None:
+    def _on_nack(self, began: int, tag: int, multiple: bool) -> None:
         """The server could not do it, for one of the queues or for all."""
-        self._answered(tag, multiple, State.DOUBTFUL)
+        self._answered(began, tag, multiple, State.DOUBTFUL)
+        now = time.monotonic()
+        if now > self._renewed_s + _RENEW_S:
+            self._renewed_s = now
+            self.link.post(self._renew)
 
-    def _answered(self, tag: int, multiple: bool, state: State) -> None:
+    def _answered(self, began: int, tag: int, multiple: bool, state: State) -> None:
+        last = began + tag
         with self._lock:
-            tags = [tag]
+            tags = [last]
             if multiple:
-                tags = list(takewhile(lambda each: each <= tag, self._unconfirmed))
+                older = takewhile(lambda each: each <= last, self._unconfirmed)
+                tags = [each for each in older if each > began]
             ended = [self._unconfirmed.pop(each) for each in tags if each in self._unconfirmed]
             self._end(ended, state)
         if self._waiting and self._confirmed is not None:

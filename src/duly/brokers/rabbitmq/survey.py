@@ -7,6 +7,7 @@ by the management interface alone, and by nothing how long a message may be held
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -234,7 +235,8 @@ def _matches(pattern: str, name: str) -> bool:
 def _arguments(queue: Mapping[str, Any] | None, *, dead: bool) -> Mapping[str, Any]:
     """What a queue was declared with, or will be."""
     if queue is None:
-        return {"queue-type": "quorum"} | ({} if dead else {"overflow": "reject-publish"})
+        more = {} if dead else {"overflow": "reject-publish", "dead-letter-exchange": ""}
+        return {"queue-type": "quorum"} | more
     declared = queue.get("arguments") or {}
     found = {str(name).removeprefix("x-"): value for name, value in declared.items()}
     return {"queue-type": queue.get("type", "classic")} | found
@@ -247,18 +249,19 @@ def _losing(
     # Of this one a policy's word goes before the queue's own.
     overflow = definition.get("overflow", own.get("overflow", "drop-head"))
     drops = overflow != "reject-publish"
-    told: str | None
+    value = definition[key]
+    told: str | None = None
     match key:
         case "expires":
             told = "the queue is deleted with all that is in it when nobody uses it for so long"
         case "message-ttl" if "message-ttl" not in own:  # else a delay: it goes on, earlier
             told = "what is not handled by then is given up"
-        case "max-length" | "max-length-bytes" if drops:
+        case "max-length" | "max-length-bytes" if drops and value < own.get(key, math.inf):
             told = "beyond that the oldest are dropped"
-        case "overflow" if drops and not dead:
+        case "overflow" if drops and "dead-letter-exchange" in own:
             told = "what is dead-lettered may be lost on its way, for the server keeps it no longer"
         case "delivery-limit" if dead:
             told = "dead letters that were looked at so often are dropped"
         case _:
-            told = None
+            pass
     return told

@@ -59,6 +59,8 @@ from duly.testing.wrong_use import (
 PROGRAM = "duly.testing.chaos.program:run"
 EXIT = {"valid": 0, "invalid": 1, "unknown": 2}
 FAULTS_S = 12.0
+# A node that is taken down is away for seconds.
+FAULTS_ON_A_NODE_S = 25.0
 OF_ONE_ROUND = (
     *("only", "seed", "faults_s", "folder", "without", "before", "no_mount", "keep"),
     *("broker", "store", "save"),
@@ -92,7 +94,9 @@ POSTGRES = ("postgresql://", "postgres://")
     help="Play this round of the seed only.",
 )
 @click.option(
-    "--faults-s", type=Seconds(), default=FAULTS_S, show_default=True, help="Seconds of each round."
+    "--faults-s",
+    type=Seconds(),
+    help=f"Seconds of each round; left out, {FAULTS_S:g}, with rabbitmq {FAULTS_ON_A_NODE_S:g}.",
 )
 @click.option("--folder", type=click.Path(path_type=Path), help="Where rounds are played.")
 @click.option(
@@ -119,7 +123,7 @@ def main(
     minutes: float,
     seed: int | None,
     only: int | None,
-    faults_s: float,
+    faults_s: float | None,
     folder: Path | None,
     without: tuple[str, ...],
     before: str | None,
@@ -139,6 +143,8 @@ def main(
         tally = judged(_kept(kept))
         report(console, tally, (), time.monotonic() - began)
         sys.exit(EXIT[verdict_of(tally, ())])
+    if faults_s is None:
+        faults_s = FAULTS_ON_A_NODE_S if broker == "rabbitmq" else FAULTS_S
     seed = int(time.time()) % 1_000_000 if seed is None else seed
     if only is not None:
         check_together(ctx, OF_ONE_ROUND, "where one round is played")

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 COUNTS = "queues.json"
 """In the folder of a round: how many messages are in each queue."""
 
-# A connection that is silent for twice to three times as long is given up, by either side.
+# A connection that is silent for twice to three times as long is given up, by either side; then
+# somebody has to take up what was held by it.
 HEARTBEAT_S = 2
-SILENT_S = 3.5 * HEARTBEAT_S
+SILENT_S = 5.0 * HEARTBEAT_S
 _UP_S = 4.0
 _DOWN_S = (0.0, 0.8)
 _ALARM_S = (0.3, 1.5)

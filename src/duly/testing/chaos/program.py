@@ -25,7 +25,14 @@ from duly.testing.chaos import surroundings
 from duly.testing.chaos.processes import Told
 from duly.testing.chaos.reading import read
 from duly.testing.chaos.recorded import Recorded, Run
-from duly.testing.chaos.site import Database, database_of, open_broker, open_store, site_of
+from duly.testing.chaos.site import (
+    Database,
+    bury_in,
+    database_of,
+    open_broker,
+    open_store,
+    site_of,
+)
 from duly.testing.chaos.workload import (
     KILLED_BY_MESSAGES,
     STOPPED_BY_MESSAGES,
@@ -82,6 +89,7 @@ class Place:
             store = None
             if apart or isinstance(self.home, Database):
                 inner = open_.enter_context(closing(open_store(self.effects(apart), broker)))
+                bury_in(inner, broker)
                 store = SeenStore(inner, recorded, f"{recorded.who}/tx")
             app = duly.App(SOURCE, SeenBroker(broker, recorded), store)
             yield open_.enter_context(closing(app))

@@ -10,6 +10,8 @@ from typing import Any
 from duly.broker import Broker, Prepares, SubscribeOptions
 from duly.errors import BrokerError
 from duly.guarantees import Done, Guarantee
+from duly.inspection import DeadLetter, Selection
+from duly.inspection.graves import Buries, graveyard_of
 from duly.message import Topic
 from duly.store import Backlog, Store, outbox_of
 from duly.testing.chaos.fitting import workload_on
@@ -18,7 +20,7 @@ from duly.testing.chaos.workload import Spec, Workload
 from duly.testing.history import About, Dead, Final, Output, Read, Recorder, Row, Waiting, about
 
 OBSERVER = "observer"
-_A_LOT = 1 << 30
+_A_LOT, _ALL = 1 << 30, 100_000
 
 
 def prepare(home: Site, apart: Database, folder: Path) -> Workload:
@@ -33,14 +35,18 @@ def prepare(home: Site, apart: Database, folder: Path) -> Workload:
             store.close()
         workload.keep_in(folder)
         _observe(broker, workload).close()
-        if isinstance(broker, Prepares):
-            for spec in workload.specs:
-                options = SubscribeOptions(Guarantee(spec.guarantee), order_by_key=spec.ordered)
-                broker.prepare([spec.topic], spec.name, options)
+        _prepare(broker, workload)
     for spec in workload.specs:
         if spec.exactly:
             _effects(spec, home, apart).create(spec.tables)
     return workload
+
+
+def _prepare(broker: Broker, workload: Workload) -> None:
+    if isinstance(broker, Prepares):
+        for spec in workload.specs:
+            options = SubscribeOptions(Guarantee(spec.guarantee), order_by_key=spec.ordered)
+            broker.prepare([spec.topic], spec.name, options)
 
 
 def _effects(spec: Spec, home: Site, apart: Database) -> Database:
@@ -88,10 +94,10 @@ def read(folder: Path, home: Site, apart: Database) -> int:
     workload = Workload.kept_in(folder)
     with closing(open_broker(home)) as broker:
         log = _log_of(broker, workload)
-        look = looked_into(home, broker, folder)
-        dead = look.dead_letters(limit=100_000)
-        states = [state for state in look.subscriptions() if state.name != OBSERVER]
+        found = looked_into(home, broker, folder).subscriptions()
+        states = [state for state in found if state.name != OBSERVER]
         with closing(open_store(apart, broker)) as store:
+            dead = _dead(broker, store, workload)
             left = _backlog(store)
     leaks = [*home.leaks(), *apart.leaks()]
     leaks += [f"{s.backlog} wait in {s.topic}" for s in states if not (s.name or s.is_drained)]
@@ -118,6 +124,18 @@ def read(folder: Path, home: Site, apart: Database) -> int:
         with Recorder(folder / "read" / spec.name, "read") as recorder:
             recorder.record(Read(recorder.clock(), "reader", final))
     return 0
+
+
+def _dead(broker: Any, store: Store, workload: Workload) -> Sequence[DeadLetter]:
+    """What was given up on, wherever it is kept."""
+    _prepare(broker, workload)
+    if not isinstance(broker, Buries):
+        letters: Sequence[DeadLetter] = broker.dead_letters(limit=_ALL)
+        return letters
+    broker.carry()  # what the server itself gave up on
+    graveyard = graveyard_of(store)
+    assert graveyard is not None, "each of these has one"
+    return [*broker.graveyard.select(Selection(), _ALL), *graveyard.select(Selection(), _ALL)]
 
 
 def _log_of(broker: Broker, workload: Workload) -> Sequence[About]:

@@ -34,6 +34,7 @@ DOWN_S = (0.0, 0.8)
 # and what two cores need for it.
 REST_S = 3 * LEASE_S + ATTEMPTS * (LEASE_S + LONGEST_BACKOFF_S) + 90.0
 LOOK_S = 0.02
+BEGINS_S = 60.0
 
 Act = Callable[[], None]
 
@@ -159,9 +160,9 @@ class Round:
     # --- faults
 
     def _strike_for_a_while(self, crowd: Crowd) -> None:
-        until = time.monotonic() + self._faults_s
         kinds = self._kinds_in_order()
-        crowd.tend()
+        self._wait_for_work(crowd)
+        until = time.monotonic() + self._faults_s
         next_at = time.monotonic() + 0.7
         while time.monotonic() < until:
             crowd.tend()
@@ -170,6 +171,18 @@ class Round:
             if time.monotonic() >= next_at:
                 self.strike_in_turn(crowd, kinds)
                 next_at = time.monotonic() + self._random.uniform(0.05, 0.45)
+            self._pause.wait(LOOK_S)
+
+    def _wait_for_work(self, crowd: Crowd) -> None:
+        """Until every publisher has published something, however long that takes here: before that
+        there is little to strike.
+        """
+        numbers = [m.orders["publisher"] for m in crowd.members if m.role == "publisher"]
+        begun = [self._folder / f"progress-{number}" for number in numbers]
+        until = time.monotonic() + BEGINS_S
+        crowd.tend()
+        while not all(map(Path.exists, begun)) and time.monotonic() < until:
+            crowd.tend()
             self._pause.wait(LOOK_S)
 
     def strike_in_turn(self, crowd: Crowd, kinds: Iterator[str]) -> None:
@@ -332,12 +345,14 @@ class Round:
                 # What stops its worker may be handled only now.
                 self._look_after_the_stopped(crowd)
                 self._do_what_is_due()
+                # Who stands still may have something to give back that nobody sees.
+                all_move = not any(member.stopped for member in crowd.members)
                 if look is not None and look.done():
-                    if look.result():
+                    if look.result() and all_move:
                         return
                     look = None
                 published = all(m.done for m in crowd.members if m.role == "publisher")
-                if look is None and published:
+                if look is None and published and all_move:
                     look = thread.submit(self._is_drained)
                 self._pause.wait(0.1)
             # The checker says what is stuck; nobody keeps the file from who looks at it.

@@ -14,7 +14,8 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from duly import connect
 from duly.broker import Broker
-from duly.inspection import DeadLetter, SubscriptionState
+from duly.inspection import SubscriptionState
+from duly.inspection.graves import Buries, graveyard_of
 from duly.store import Store
 
 # topic, source, id, key, content, run
@@ -44,12 +45,6 @@ class Looked(Protocol):
 
     def subscriptions(self) -> Sequence[SubscriptionState]:
         """How far each subscription is, with each of its topics."""
-        ...
-
-    def dead_letters(
-        self, subscription: str | None = None, limit: int = 100
-    ) -> Sequence[DeadLetter]:
-        """What was given up on."""
         ...
 
 
@@ -148,6 +143,15 @@ def open_store(site: Site, broker: Broker) -> Store:
     store = connect.open_store(site.url, broker)
     assert store is not None, "each of these is a store"
     return store
+
+
+def bury_in(store: Store, broker: Broker) -> None:
+    """Let the store keep what is given up on, where the broker does not, as an app does that opens
+    both.
+    """
+    graveyard = graveyard_of(store)
+    if graveyard is not None and isinstance(broker, Buries):
+        broker.bury_in(graveyard)
 
 
 @dataclass(slots=True)

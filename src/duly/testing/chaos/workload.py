@@ -198,6 +198,8 @@ class Workload(msgspec.Struct, frozen=True):
             attempts=ATTEMPTS,
             inbox_retention_s=7 * 86400.0,
             drops_repeats=spec.topic.guarantee == "exactly-once" and can.identity_retention,
+            # Who confirms no settlement confirms nothing that may be lost.
+            confirms_publishing=spec.topic.guarantee != "at-most-once" or can.confirms_settlement,
             confirms_settlement=can.confirms_settlement and not can.is_log,
             # A retry whose settlement was lost is there twice, once with the count from before it.
             keeps_attempts=can.confirms_settlement and not can.is_log,

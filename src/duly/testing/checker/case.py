@@ -42,6 +42,7 @@ class Terms:
 
     - ``topics``: those the subscription reads; messages of others are its outputs.
     - ``drops_repeats``: a repeated publish is dropped by the broker.
+    - ``confirms_publishing``: a publish that ended ok is stored, and not only sent.
     - ``keeps_send_order``: messages of one publisher and key are read in the order published.
     - ``confirms_settlement``: a message that was settled is not delivered again.
     - ``may_duplicate``: the broker may deliver a message twice by itself.
@@ -63,6 +64,7 @@ class Terms:
     attempts: int = 10
     inbox_retention_s: float | None = None
     drops_repeats: bool = False
+    confirms_publishing: bool = True
     keeps_send_order: bool = True
     confirms_settlement: bool = True
     may_duplicate: bool = False

@@ -91,7 +91,7 @@ def torn_transaction(case: Case) -> Iterator[str]:
 def lost_write(case: Case) -> Iterator[str]:
     """A message that was certainly published is not in the log."""
     log = {message.identity for message in case.final.log}
-    if not case.was_read:
+    if not case.was_read or not case.terms.confirms_publishing:
         return
     for identity in case.must():
         if identity not in log and identity not in case.dropped:

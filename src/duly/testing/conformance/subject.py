@@ -72,9 +72,9 @@ class BrokerSubject:
       Where it is None workers die in silence only, until their lease ends.
     - ``clock``: makes the time of one test, for brokers that need to be told how it passes.
     - ``operations``: which more protocols the broker has: of `duly.inspection` `Steering`,
-      `Tracing` (with `Following`), `Erasing`, `Counting`, `Surveys` and `Buries`, of
-      `duly.schedules` `Ticking`, of `duly.broker` `NotesRepeats` (of its subscriptions).
-      Each adds an area.
+      `Tracing` (with `Following`), `Erasing`, `Counting`, `Buries` and `Surveys`, of
+      `duly.schedules` `Ticking`, of `duly.broker` `NotesRepeats` (of its subscriptions). Each
+      adds an area.
     """
 
     name: str
