@@ -44,9 +44,10 @@ class Flaky:
 
 
 def consumes(place: Place, flaky: Flaky, seen: list[Any], guarantee: Any, colour: str) -> None:
+    app: Any = place.app  # which guarantee it is, no type checker can know
     if colour == "def":
 
-        @place.app.consumer(numbers, name="c", guarantee=guarantee)
+        @app.consumer(numbers, name="c", guarantee=guarantee)
         def handle(
             number: Message[int], *, pool: str = duly.use(flaky.of_def(), per="worker")
         ) -> None:
@@ -54,7 +55,7 @@ def consumes(place: Place, flaky: Flaky, seen: list[Any], guarantee: Any, colour
             seen.append(number.payload)
     else:
 
-        @place.app.consumer(numbers, name="c", guarantee=guarantee)
+        @app.consumer(numbers, name="c", guarantee=guarantee)
         async def handle_async(
             number: Message[int], *, pool: str = duly.use(flaky.of_async_def(), per="worker")
         ) -> None:
