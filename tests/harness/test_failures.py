@@ -41,7 +41,7 @@ def test_expected_failures_go_all_the_way(shopping: Running):
     t.publish(shop.orders, {"cents": -1}, id="o-1")
     t.drain(advance=True, failures="expected")
     assert [(f.attempt, f.retry_in_s) for f in t.failures] == [(1, 10.0), (2, 20.0), (3, None)]
-    assert timedelta(seconds=30) <= t.clock.now - began < timedelta(seconds=31)
+    assert timedelta(seconds=30) <= t.clock.now - began < timedelta(seconds=60)
     [letter] = t.dead("billing")
     assert letter.message.payload == {"cents": -1}
     assert (letter.attempts, letter.error) == (3, "ValueError: nobody is charged -1")

@@ -200,6 +200,8 @@ class Workload(msgspec.Struct, frozen=True):
             drops_repeats=spec.topic.guarantee == "exactly-once" and can.identity_retention,
             # Who confirms no settlement confirms nothing that may be lost.
             confirms_publishing=spec.topic.guarantee != "at-most-once" or can.confirms_settlement,
+            # What has a due time waits elsewhere, and is overtaken by what was sent after it.
+            keeps_send_order=can.delays_in_order or bool(spec.topic.partitions),
             confirms_settlement=can.confirms_settlement and not can.is_log,
             # A retry whose settlement was lost is there twice, once with the count from before it.
             keeps_attempts=can.confirms_settlement and not can.is_log,
