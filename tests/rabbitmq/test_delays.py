@@ -215,8 +215,8 @@ def test_a_retry_whose_queue_is_gone_is_kept_too(rabbit_url: str):
 # --- the server
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest.mark.long
 def test_a_server_that_restarts_keeps_what_waits(rabbit_node: RabbitMQNode, how: str):
     rabbit_node.start_again()
     url = in_namespace(named_after(f"restarts_{how}"), rabbit_node.url)

@@ -293,6 +293,7 @@ def test_a_subscription_that_nobody_made_has_none(rabbit_url: str):
 # --- the server dies
 
 
+@pytest.mark.long
 def test_a_stream_that_does_not_answer_is_not_taken_for_an_empty_one(
     rabbit_node: RabbitMQNode, node_url: str
 ):

@@ -166,6 +166,7 @@ def test_a_connection_cut_at_a_fetch_repeats_nothing(rabbit_node: RabbitMQNode, 
         assert len(started) >= (200 if when == "before" else 100)
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_brings_nothing_back(rabbit_node: RabbitMQNode):
     rabbit_node.start_again()
     broker, lane = opened(in_namespace(named_after("killed"), rabbit_node.url))

@@ -224,7 +224,7 @@ def test_doctor_sees_that_nobody_works(plain: Duly):
     assert "1 messages of orders wait, and nobody works on them" in ended.out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_doctor_sees_an_alarm(
     rabbit_node: RabbitMQNode,
     tmp_path: Path,

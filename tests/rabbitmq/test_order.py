@@ -176,7 +176,7 @@ def test_a_charge_outlives_who_made_it(process: Callable[[], RabbitMQBroker]):
     assert list(lane.settle([Retry(first.receipt, 0.0, "no"), Release(second.receipt)])) == []
     first, second = claimed(lane)
     assert (first.attempt, second.attempt) == (2, 1)
-    assert list(lane.settle([Retry(first.receipt, 1.0, "no"), Release(second.receipt)])) == []
+    assert list(lane.settle([Retry(first.receipt, 4.0, "no"), Release(second.receipt)])) == []
     die(dying)
     lane = board(process())
     assert list(lane.claim(10, A_LOT, 0.3)) == [], "it waits, and its key with it"

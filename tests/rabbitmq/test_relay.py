@@ -146,7 +146,7 @@ def test_what_is_published_twice_takes_effect_once(shop: Shop):
     assert shop.charged() == list(range(30))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_is_killed_in_the_middle_loses_nothing(
     rabbit_node: RabbitMQNode, store: tuple[str, Schema | None], request: pytest.FixtureRequest
 ):

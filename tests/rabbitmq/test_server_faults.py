@@ -174,7 +174,7 @@ def test_a_queue_whose_process_is_killed_goes_on(node: RabbitMQNode, url: str, n
         assert seen >= {each.message.body.decode() for each in held if each.receipt in refused}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_queue_whose_name_did_not_reach_the_disk_is_told_and_can_be_mended():
     """The server has answered that it is declared, and forgets it. It comes back as a queue that
     takes and gives nothing, which duly cannot tell from one that has lost its majority for a while.
