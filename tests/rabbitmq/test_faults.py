@@ -11,9 +11,11 @@ import pytest
 from duly.broker import Published
 from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.brokers.rabbitmq.lane import Lane
+from duly.brokers.rabbitmq.link import content
 from duly.brokers.rabbitmq.topology import Names
 from duly.errors import BrokerUnavailable, PublishFailed, PublishUnknown
 from duly.guarantees import Done, Retry
+from duly.inspection import Selection
 from tests.postgres.proxy import Proxy
 from tests.rabbitmq.work import (
     A_LOT,
@@ -171,6 +173,53 @@ def test_half_open_a_connection_is_noticed_by_its_heartbeats(url: str, proxy: Pr
         eventually(lambda: lane.intake.generation > generation, "the silence is noticed")
         assert list(lane.settle([Done(held.receipt)])) == [held.receipt]
         assert work_off(lane, {"a"}.issubset) == ["a"]
+
+
+def test_a_suspect_of_a_connection_that_is_gone_is_nobodys(url: str):
+    """Its tag is another message's by then."""
+    names = Names(url.partition("namespace=")[2])
+    with broker_at(url) as broker:
+        with channel(url) as operator:
+            suspect = content(b"suspect", {"message_id": "suspect"})
+            operator.basic_publish(suspect, "", names.alone(ORDERS.name, "sub"))
+        lane = lane_of(broker)
+        intake = lane.intake
+        call = broker.link.call
+        lost: list[Any] = []
+
+        def then_lost(run: Any, timeout_s: float = 30.0) -> Any:
+            found = call(run, timeout_s)
+            if run == intake.get_alone and found is not None and not lost:
+                lost.append(found)
+                call(intake.open)
+            return found
+
+        broker.link.call = then_lost  # type: ignore[method-assign]
+        assert bodies(awaited(lane)) == ["suspect"]
+        assert [held.item.taken_back for held in intake.held.values()] == [1]
+
+
+def test_what_nobody_can_read_is_no_suspect_for_ever(url: str):
+    """It was on its way to a process that died."""
+    with broker_at(url) as first:
+        lane = lane_of(first)
+        assert list(lane.claim(10, A_LOT, 0.1)) == []
+        with channel(url) as stranger:
+            topic = Names(url.partition("namespace=")[2]).topic(ORDERS.name)
+            stranger.basic_publish(content(b"nameless", {}), topic, "")
+        eventually(lambda: bool(lane.intake.ready), "it is on its way")
+        first.abandon()
+    with broker_at(url) as second:
+        publish(second, "a")
+        lane = lane_of(second)
+        assert work_off(lane, {"a"}.issubset) == ["a"]
+
+        def errors() -> list[str]:
+            lane.claim(10, A_LOT, 0.1)
+            return [each.error for each in second.graveyard.select(Selection(), 10)]
+
+        eventually(lambda: bool(errors()), "it is a dead letter")
+        assert "without identity" in errors()[0]
 
 
 def test_a_queue_that_is_deleted_is_made_again(url: str):

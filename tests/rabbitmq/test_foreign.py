@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -15,13 +16,13 @@ from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.brokers.rabbitmq.link import content
 from duly.errors import ContractRefused, InvalidMessage
 from duly.guarantees import Dead, Retry
-from duly.inspection import Selection
+from duly.inspection import DeadLetter, Selection
 from duly.message import Topic
 from duly.worker.process import Worker
 from tests.rabbitmq.test_app import contract
 from tests.rabbitmq.test_topology import names
 from tests.rabbitmq.work import OPTIONS, awaited, bodies
-from tests.servers.rabbitmq import channel
+from tests.servers.rabbitmq import RabbitMQNode, channel, in_namespace
 from tests.waiting import eventually
 
 
@@ -63,6 +64,94 @@ def delivered(url: str, topic: Topic[Order], *sent: tuple[bytes, dict[str, Any]]
 
         eventually(last_came, "the last comes")
         return got[:-1]
+    finally:
+        broker.close()
+
+
+def with_headers(**headers: Any) -> dict[str, Any]:
+    return {"message_id": "1", "application_headers": headers}
+
+
+STRANGE: dict[str, dict[str, Any]] = {
+    "an id that is no text": {"message_id": b"\xff\xfe"},
+    "a source that is no text": {"message_id": "1", "app_id": b"Caf\xe9"},
+    "a source that no database keeps": {"message_id": "1", "app_id": "a\0b"},
+    "a source that is a number": with_headers(**{"cloudEvents:source": 42}),
+    "a source without end": with_headers(**{"cloudEvents:source": "x" * 300}),
+    "a source that needs a header": with_headers(**{"cloudEvents:source": "\u00e9" * 200}),
+    "the server's count, by somebody else": with_headers(**{"x-delivery-count": "often"}),
+    "a header's name that is no text": {
+        "message_id": "1",
+        "application_headers": {b"\xff": "?", "cloudEvents:source": "s"},
+    },
+}
+BYTES: Topic[bytes] = Topic("orders", bytes, guarantee="at-least-once")
+
+
+@pytest.fixture
+def lane(rabbit_url: str) -> Iterator[Any]:
+    broker = RabbitMQBroker(rabbit_url)
+    try:
+        broker.declare([BYTES])
+        yield broker.subscribe([BYTES], "sub", OPTIONS)
+    finally:
+        broker.close()
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_whatever_a_stranger_writes_the_next_message_is_handled(
+    rabbit_url: str, lane: Any, what: str
+):
+    send(rabbit_url, (b"strange", STRANGE[what]), (b"next", {"message_id": "next"}))
+    handled: list[str] = []
+    letters: list[DeadLetter] = []
+
+    def both_ended() -> bool:
+        for each in lane.claim(10, 1 << 30, 0.5):
+            handled.extend(bodies([each]))
+            lane.settle([Dead(each.receipt, error="enough")])
+        letters[:] = lane._broker.graveyard.select(Selection(), 10)
+        return len(letters) == 2
+
+    eventually(both_ended, "both are dead letters", lambda: str(handled))
+    assert "next" in handled
+    assert {letter.message.body for letter in letters} == {b"strange", b"next"}
+
+
+def test_a_routing_key_that_is_no_text(rabbit_url: str, lane: Any):
+    with channel(rabbit_url) as stranger:
+        sent = content(b"x", {"message_id": "1"})
+        stranger.basic_publish(sent, names(rabbit_url).topic("orders"), b"\xff\xfe")
+    assert bodies(awaited(lane)) == ["x"]
+
+
+def test_a_body_is_as_it_was_sent_whatever_its_encoding(rabbit_url: str, lane: Any):
+    latin = {"message_id": "1", "content_encoding": "iso-8859-1"}
+    send(rabbit_url, ("\u00e9".encode("iso-8859-1"), latin))
+    for _ in range(2):
+        [delivery] = awaited(lane)
+        assert delivery.message.body == b"\xe9"
+        lane.settle([Retry(delivery.receipt, delay_s=0.0, error="again")])
+
+
+def test_what_another_user_sent_is_moved_like_any(rabbit_node: RabbitMQNode):
+    """Who sends says who it is, and no copies of a retry go to where the first was copied."""
+    rabbit_node.control("add_user", "alice", "secret")
+    rabbit_node.control("set_permissions", "alice", ".*", ".*", ".*")
+    url = in_namespace("alices", rabbit_node.url)
+    broker = RabbitMQBroker(url, deadline_s=5.0)
+    try:
+        broker.declare([BYTES])
+        lane = broker.subscribe([BYTES], "sub", OPTIONS)
+        with channel(f"amqp://alice:secret@127.0.0.1:{rabbit_node.port}") as alice:
+            alice.queue_declare("audit", durable=True, auto_delete=False)
+            hers = {"user_id": "alice", "expiration": "600000", **with_headers(CC=["audit"])}
+            alice.basic_publish(content(b"x", hers), names(url).topic("orders"), "")
+            [first] = awaited(lane)
+            assert list(lane.settle([Retry(first.receipt, delay_s=0.1, error="again")])) == []
+            [again] = awaited(lane)
+            assert again.attempt == 2
+            assert alice.basic_get("audit") is None
     finally:
         broker.close()
 

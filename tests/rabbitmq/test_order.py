@@ -572,6 +572,29 @@ def test_what_cannot_be_read_holds_up_nothing(rabbit_url: str):
         assert "without identity" in letters[-1].error
 
 
+def test_what_cannot_be_read_is_given_up_on_by_its_channel_alone(rabbit_url: str):
+    """A tag is another message's after the connection was lost."""
+    with rides_at(rabbit_url) as broker:
+        lane = board(broker)
+        send(rabbit_url, "0", b"who am I")
+        [partition] = [each for each in lane.intake.partitions if each.number == 0]
+        move = broker.move
+        lost: list[bool] = []
+
+        def then_lost(moves: Any) -> None:
+            move(moves)
+            if any(each.error for each in moves) and not lost:
+                lost.append(True)
+                broker.link.call(partial(lane.intake.rejoin, partitions=[partition]))
+                eventually(lambda: bool(partition.entries), "it comes again")
+
+        broker.move = then_lost  # type: ignore[method-assign]
+        eventually(lambda: not lane.claim(10, A_LOT, 0.0) and bool(lost), "it is given up on")
+        eventually(
+            lambda: not lane.claim(10, A_LOT, 0.1) and not len(partition._tags), "and settled"
+        )
+
+
 def test_nobody_listens_is_told_here_too(rabbit_url: str):
     broker = RabbitMQBroker(rabbit_url)
     try:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
+import amqp
 import pytest
 
 from duly.broker import Published
+from duly.brokers.rabbitmq.link import REFUSED, content
+from duly.brokers.rabbitmq.publisher import Sending, State
 from duly.brokers.rabbitmq.topology import Names
 from duly.errors import BrokerError, PublishFailed, PublishUnknown
 from duly.guarantees import Done
@@ -140,6 +146,55 @@ def test_what_was_refused_does_not_keep_the_next_from_being_told_apart(
         node.control("clear_policy", "full")
 
 
+def test_what_is_sent_while_another_channel_is_made_is_told_apart_too(
+    url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """An answer that comes meanwhile makes more be sent, by the channel before."""
+    with broker_at(url, deadline_s=5.0) as broker:
+        publisher = broker._publisher
+        publish(broker, "before")
+        target = Names(url.partition("namespace=")[2]).queue(ORDERS.name, "sub")
+        meanwhile = [Sending(content(b"-", {"message_id": str(n)}), "", target) for n in range(4)]
+        left = iter(meanwhile)
+
+        def then(do: Callable[..., Any]) -> Callable[..., Any]:
+            def done(*args: Any, **named: Any) -> Any:
+                result = do(*args, **named)
+                publisher._waiting.append(next(left))
+                publisher._pump(publisher._confirmed.connection)
+                return result
+
+            return done
+
+        with monkeypatch.context() as patch:
+            for step in ("open", "confirm_select"):
+                patch.setattr(amqp.Channel, step, then(getattr(amqp.Channel, step)))
+            publisher.link.call(publisher._renew)
+            publisher.link.call(publisher._renew)
+        publish(broker, "after")
+        eventually(lambda: not publisher._unconfirmed, "each has its own answer")
+        assert {each.state for each in meanwhile} == {State.CONFIRMED}
+
+
+def test_what_amqp_cannot_carry_is_told_and_shifts_no_answer(url: str):
+    with broker_at(url, deadline_s=5.0) as broker:
+        publish(broker, "before")
+        publisher = broker._publisher
+        wrong = Sending(content(b"", {"app_id": "x" * 256}), "", "nobody")
+        publisher.send([wrong])
+        assert wrong.state is State.UNWRITABLE
+        publish(broker, "after")
+        assert not publisher._unconfirmed
+
+
+def test_what_was_not_sent_in_time_is_kept_no_longer(url: str):
+    with broker_at(url, deadline_s=0.2) as broker:
+        broker._publisher.link.blocked = "a test"
+        outcomes = broker.publish([message(str(n)) for n in range(10)])
+        assert {type(each) for each in outcomes} == {PublishFailed}
+        assert not broker._publisher._waiting
+
+
 # --- deleted, killed
 
 
@@ -213,6 +268,24 @@ def test_a_message_that_is_held_for_too_long_is_taken_back(url: str):
         # Suspects now, each alone: the second is not to suffer for the first again.
         handled = work_off(lane, {"slow", "other"}.issubset, 1)
         assert sorted(handled) == ["other", "slow"]
+
+
+def test_taken_back_is_not_the_answer_to_another_call(url: str, namespace: str):
+    """The server closes the channel while something is declared on another."""
+    with broker_at(url) as broker:
+        lane = lane_of(broker)
+        publish(broker, "slow")
+        awaited(lane)
+        until = time.monotonic() + 10
+
+        def declare(connection: Any) -> None:
+            another = connection.channel()
+            with contextlib.suppress(REFUSED):
+                while time.monotonic() < until:
+                    another.queue_declare(Names(namespace).queue(ORDERS.name, "sub"), passive=True)
+
+        with pytest.raises(BrokerError, match="timed out"):
+            broker.link.call(declare)
 
 
 def test_who_is_too_slow_each_time_becomes_a_dead_letter_in_the_end(url: str):

@@ -6,10 +6,12 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from amqp.exceptions import UnexpectedFrame
 
+from duly.brokers.rabbitmq import transport
 from duly.brokers.rabbitmq.transport import BufferedTCP
 
 
@@ -142,3 +144,29 @@ def test_what_was_kept_when_something_fails_is_sent(ends: Ends):
     with pytest.raises(ValueError, match="unrelated"):
         fail()
     assert ends.server.recv(100) == b"whole"
+
+
+def test_properties_that_the_driver_cannot_read_are_told_in_their_place():
+    """It would raise, and so end one connection after the other."""
+    told: list[tuple[Any, ...]] = []
+    far = b"T" + struct.pack(">Q", 1 << 50)  # a time in a header, in the year 35,000,000
+    table = b"\x03day" + far
+    properties = struct.pack(">HI", 0x2000, len(table)) + table
+    announced = (
+        struct.pack(">HHB", 60, 60, 1) + b"c" + struct.pack(">QBBB", 1, 0, 0, 2) + b"\xff\xfe"
+    )
+    on_frame = transport._frames(Counted(), lambda *args: told.append(args))
+    on_frame((1, 7, announced))
+    on_frame((2, 7, struct.pack(">HHQ", 60, 0, 4) + properties))
+    on_frame((3, 7, b"body"))
+    [(channel, method, args, message)] = told
+    assert (channel, method, message.body) == (7, (60, 60), b"body")
+    assert list(message.properties["application_headers"]) == [transport.UNREADABLE]
+    assert args[:-2] == announced[:-2]
+    assert args[-2:].isascii()
+
+
+class Counted:
+    """What the driver counts frames on."""
+
+    bytes_recv = 0

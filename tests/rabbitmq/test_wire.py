@@ -14,7 +14,7 @@ from duly.message import Message
 T = duly.Topic("t", bytes, guarantee="at-least-once")
 NAMED = duly.Topic("t", dict, guarantee="at-least-once", dedup_by="order")
 
-texts = st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=300)
+texts = st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=256)
 
 
 @given(source=texts, id=texts, time_ms=st.integers(0, 1 << 41), body=st.binary(max_size=50))

@@ -177,8 +177,8 @@ class Intake:
         elif self._prefetch != self._wanted:
             self._consume()
 
-    def get_alone(self, _: Connection) -> Item | None:
-        """The next suspect, now claimed; None: there is none."""
+    def get_alone(self, _: Connection) -> tuple[Item, int] | None:
+        """The next suspect, with the generation of its channel; None: there is none."""
         for topic in self.topics:
             message = self._channel.basic_get(self._names.alone(topic.name, self.subscription))
             if message is not None:
@@ -187,7 +187,7 @@ class Intake:
                 )
                 with self.changed:
                     self._tags.add(item.tag)
-                return item
+                    return item, self.generation
         return None
 
     def waiting(self, _: Connection) -> int:

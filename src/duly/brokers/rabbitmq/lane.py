@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, assert_never
 
 from duly.broker import Delivery, SubscribeOptions
-from duly.brokers.rabbitmq.intake import Held, Intake, Item, Receipt
+from duly.brokers.rabbitmq.intake import Held, Intake, Item, Receipt, unreadable
 from duly.brokers.rabbitmq.link import Link
 from duly.brokers.rabbitmq.wire import History
-from duly.errors import BrokerError, BrokerUnavailable, CommitUnknown
+from duly.errors import BrokerError, BrokerUnavailable, CommitUnknown, ConfigurationError
 from duly.guarantees import Dead, Done, Release, Retry, Settlement
 
 _tokens = itertools.count(1)
@@ -118,11 +118,17 @@ class Lane:
         if not intake.looks_alone and now < intake.looked_s + _LOOK_ALONE_S:
             return ()
         intake.looks_alone, intake.looked_s = False, now
-        item = self._broker.link.call(intake.get_alone)
-        if item is None:
+        found = self._broker.link.call(intake.get_alone)
+        if found is None:
             return ()
+        item, generation = found
         intake.looks_alone = True
+        if (wrong := unreadable(item)) is not None:
+            self._set_aside(generation, [(item, wrong)])
+            return ()
         with intake.changed:
+            if generation != intake.generation:
+                return ()  # its channel is gone, and it comes again
             return self._hand_out([item])
 
     def _batch(self, limit: int, max_bytes: int) -> Sequence[Delivery]:
@@ -239,7 +245,7 @@ class Lane:
                     accepted.append((settlement, held.item))
         try:
             self._broker.move(self._moves(accepted))
-        except BrokerError as error:
+        except (BrokerError, ConfigurationError) as error:
             with intake.changed:
                 if generation == intake.generation:
                     intake.held.update(taken)

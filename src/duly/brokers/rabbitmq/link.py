@@ -287,6 +287,9 @@ class Link:
         poller.register(sock, select.POLLIN)
         poller.register(self._wake_out, select.POLLIN)
         next_tick = 0.0
+        # What came while all was made ready, and calls that the connection before did not reach.
+        self._handle_frames(connection)
+        self._wake()
         while not self._closing:
             # What TLS has decrypted beyond what was read is not seen on the socket.
             ready = {fd for fd, _ in poller.poll(0 if transport.has_more else 1000)}

@@ -25,7 +25,7 @@ from duly.brokers.rabbitmq.lane import Move
 from duly.brokers.rabbitmq.link import Connection, Link, fetch
 from duly.brokers.rabbitmq.topology import Names, declare_subscription
 from duly.brokers.rabbitmq.wire import History
-from duly.errors import BrokerError, BrokerUnavailable, InvalidMessage
+from duly.errors import BrokerError, BrokerUnavailable, ConfigurationError, InvalidMessage
 from duly.guarantees import Dead, Release, Retry, Settlement
 from duly.message import Topic
 
@@ -176,7 +176,7 @@ class OnceLane:
         try:
             if moves:
                 self._broker.move(moves)
-        except BrokerError as error:
+        except (BrokerError, ConfigurationError) as error:
             with self._changed:
                 self._held.update((receipt.token, item) for receipt, item in items.items())
             raise BrokerUnavailable(f"nothing was settled: {error}") from error

@@ -149,7 +149,8 @@ class OrderedLane:
         self._broker.link.call(lambda _: intake.acknowledge(wrong))
         with intake.changed:
             for entry in wrong:
-                entry.partition.drop(entry)
+                if entry.is_here:  # or its tag is another's by now
+                    entry.partition.drop(entry)
 
     def _burial(self, entry: Entry, error: str) -> Move:
         history = History(entry.item.history.charged + 1, repeated=True)

@@ -142,6 +142,8 @@ class Outgoing:
                     "of the topic once, or declare Topic(..., may_go_unheard=True).",
                     message_id=message.id,
                 )
+            case State.UNWRITABLE:
+                return InvalidMessage(f"{where}: {sending.state.value}", message_id=message.id)
             case State.GIVEN_UP | State.WAITING:
                 return PublishFailed(
                     f"{where}: not sent, {self._publisher.why_not}", message_id=message.id

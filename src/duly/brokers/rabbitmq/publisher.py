@@ -15,7 +15,7 @@ from itertools import takewhile
 from typing import Any
 
 from duly.brokers.rabbitmq.address import Address
-from duly.brokers.rabbitmq.link import Connection, Link, publish
+from duly.brokers.rabbitmq.link import LOST, Connection, Link, publish
 
 # What may be on its way at once: enough to keep the server busy, little to be in doubt about.
 _WINDOW = 2000
@@ -32,6 +32,7 @@ class State(Enum):
     UNROUTABLE = "no queue takes it"
     DOUBTFUL = "sent, and nobody can say"
     GIVEN_UP = "not sent in time"
+    UNWRITABLE = "not sent: AMQP has no room for a part of it"
 
 
 class Sending:
@@ -110,6 +111,8 @@ class Publisher:
                     sending.state = State.GIVEN_UP
                 elif sending.state is State.SENT:
                     sending.state = State.DOUBTFUL
+            # Or they would pile up for as long as the server is away.
+            self._waiting = deque(each for each in self._waiting if each.state is State.WAITING)
 
     # --- on the link's thread
 
@@ -120,9 +123,10 @@ class Publisher:
         self._pump(connection)
 
     def _confirming(self, connection: Connection) -> Any:
-        channel, began = connection.channel(), self._next_tag - 1
-        self._began = began
+        channel = connection.channel()
         channel.confirm_select()
+        # Counted last: while these wait for the server, more is sent by the channel before.
+        self._began = began = self._next_tag - 1
         channel.events["basic_ack"].add(partial(self._on_ack, began))
         channel.events["basic_nack"].add(partial(self._on_nack, began))
         channel.events["basic_return"].add(self._on_return)
@@ -132,10 +136,11 @@ class Publisher:
         """Go on with another channel. To one that first published to a queue while its leader was
         away, the server refuses everything for that queue for ever.
         """
-        if self._confirmed is None:
+        before, began = self._confirmed, self._began
+        if before is None:
             return
-        self._old.append((self._confirmed, self._began, self._next_tag - 1))
         self._confirmed = self._confirming(connection)
+        self._old.append((before, began, self._began))
         for channel, began, ended in list(self._old):
             if not any(began < tag <= ended for tag in self._unconfirmed):
                 self._old.remove((channel, began, ended))
@@ -175,10 +180,22 @@ class Publisher:
                 channel, sending.message, sending.exchange, sending.key, mandatory=sending.mandatory
             )
             state = State.CONFIRMED
+        except LOST:
+            raise
+        except Exception:  # noqa: BLE001 - the driver, which reckons all of it before it writes
+            state = State.UNWRITABLE
+            self._take_back(sending)
         finally:
-            if not sending.confirm:
+            if not sending.confirm or state is State.UNWRITABLE:
                 with self._lock:
                     self._end([sending], state)
+
+    def _take_back(self, sending: Sending) -> None:
+        """Its number is the next one's: the server counts what it has seen."""
+        with self._lock:
+            if self._unconfirmed.get(self._next_tag - 1) is sending:
+                self._next_tag -= 1
+                del self._unconfirmed[self._next_tag]
 
     def _on_return(self, _error: Any, exchange: str, key: str, message: Any) -> None:
         """No queue took a message. It comes before the confirmation, and does not say which it is:

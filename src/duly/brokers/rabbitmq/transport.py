@@ -8,18 +8,25 @@ keeps what is written, to send it together.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import unpack_from
 from typing import Any
 
 import amqp
+from amqp import spec
 from amqp.exceptions import UnexpectedFrame
+from amqp.method_framing import frame_handler
 from amqp.transport import SSLTransport, TCPTransport
 
 _AT_ONCE = 64 * 1024
 _HEADER, _END = 7, 0xCE
 # More than any server agrees to. A size above it is read from the middle of something.
 _LARGEST_FRAME = 128 * 1024 * 1024
+
+# Kinds of frames; and what stands before the properties in theirs.
+_METHOD, _PROPERTIES, _ABOUT = 1, 2, 12
+UNREADABLE = "duly-unreadable"
+"""A header, in place of all properties where the driver cannot read them: its error."""
 
 Frame = tuple[int, int, bytes]
 """Its type, its channel, and what is in it."""
@@ -118,8 +125,77 @@ class BufferedTLS(_Buffered, SSLTransport):  # type: ignore[misc]
     """Over TLS."""
 
 
+def _frames(connection: Any, callback: Callable[..., Any]) -> Callable[[Frame], Any]:
+    """The driver's, which does not survive a message that it cannot read: text that is no UTF-8, a
+    time after the year 9999. The server keeps that, and would deliver it to the next connection.
+    """
+    reached = False
+
+    def reach(*args: Any) -> Any:
+        nonlocal reached
+        reached = True
+        return callback(*args)
+
+    handle = frame_handler(connection, reach)
+
+    def on_frame(frame: Frame) -> Any:
+        nonlocal reached
+        kind, channel, payload = frame
+        if kind == _METHOD and not payload.isascii():
+            return handle((kind, channel, _with_plain_key(payload)))
+        if kind != _PROPERTIES:
+            return handle(frame)
+        reached = False
+        try:
+            return handle(frame)
+        except Exception as error:
+            if reached:
+                raise
+            told: Any = amqp.Message
+            why = told(application_headers={UNREADABLE: f"{type(error).__name__}: {error}"[:200]})
+            return handle((kind, channel, payload[:_ABOUT] + why._serialize_properties()))
+
+    return on_frame
+
+
+def _with_plain_key(payload: bytes) -> bytes:
+    """What announces a message, its routing key readable: nobody here looks at that."""
+    method = unpack_from(">HH", payload)
+    if method == spec.Basic.Deliver:
+        at = 4 + 1 + payload[4] + 9  # behind the consumer's tag, the delivery's, and a bit
+    elif method == spec.Basic.GetOk:
+        at = 4 + 9
+    else:
+        return payload
+    at += 1 + payload[at]  # and the exchange
+    begin, end = at + 1, at + 1 + payload[at]
+    return payload[:begin] + bytes(min(byte, 127) for byte in payload[begin:end]) + payload[end:]
+
+
+class _Channel(amqp.Channel):  # type: ignore[misc]
+    """The driver's. Bodies stay as they are: whatever encoding they are said to have, it is their
+    consumer's to know.
+    """
+
+    def __init__(self, connection: Any, channel_id: Any = None, on_open: Any = None) -> None:
+        super().__init__(connection, channel_id, auto_decode=False, on_open=on_open)
+
+    def _on_close(self, code: int, text: str, *method: int) -> None:
+        """The server closes it. Where no call waits on it, that answers none: raised as what it is
+        on another's, it would be taken for the answer to that.
+        """
+        if not self._pending:
+            raise ConnectionError(f"the server closed a channel: {text}")
+        super()._on_close(code, text, *method)
+
+
 class BufferedConnection(amqp.Connection):  # type: ignore[misc]
     """The driver's connection, on such a transport."""
+
+    Channel = _Channel
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(frame_handler=_frames, **named)
 
     def Transport(  # noqa: N802 - the driver's name
         self, host: str, connect_timeout: float, ssl: Any, *more: Any, **named: Any

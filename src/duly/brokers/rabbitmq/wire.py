@@ -2,7 +2,7 @@
 
 ====================  ===========================================================================
 ``message-id``        the id; one of over 255 bytes is in the header ``cloudEvents:id``
-``app-id``            the source
+``app-id``            the source; one of over 255 bytes is in ``cloudEvents:source``
 ``type``              the topic
 ``cloudEvents:...``   headers: further attributes, and the key as ``cloudEvents:partitionkey``
 ``duly-time-ms``      when it was made; ``timestamp`` has the same in whole seconds
@@ -22,10 +22,11 @@ from typing import Any
 
 import msgspec
 
+from duly.brokers.rabbitmq.transport import UNREADABLE
 from duly.errors import InvalidMessage
 from duly.identity import ids
 from duly.message import Message, Topic, now_ms
-from duly.message.limits import check_headers, check_id, check_key
+from duly.message.limits import check_headers, check_id, check_key, check_source
 
 # One of the two prefixes of the binding; the other is for clients that cannot write a colon.
 _PREFIX, _OTHER_PREFIX = "cloudEvents:", "cloudEvents_"
@@ -36,6 +37,11 @@ ERROR, ATTEMPTS, DEAD_MS = "duly-error", "duly-attempts", "duly-dead-ms"
 REPLAYS = "duly-replays"
 _TIME_MS, _DUE_MS = "duly-time-ms", "duly-due-ms"
 _DELIVERIES = "x-delivery-count"
+# What the server writes there, or would send copies by.
+_OF_THE_SERVER = (_DELIVERIES, "x-death", "CC")
+# Properties that are about one sending: the server refuses another user's name, and lets what is
+# over go.
+_OF_ITS_SENDING = ("delivery_mode", "user_id", "expiration")
 # What told the way of a message until it came here.
 _OF_THE_WAY = ("x-first-death-", "x-last-death-", "duly-wait-", "duly-to", "duly-if-unheard")
 
@@ -59,15 +65,18 @@ def properties_of(message: Message[Any], history: History | None = None) -> dict
     if message.key is not None:
         headers[f"{_PREFIX}partitionkey"] = message.key
     properties = {
-        "app_id": message.source,
         "type": message.topic,
         "timestamp": message.time_ms // 1000,
         "application_headers": headers,
     }
-    if len(message.id.encode()) <= _SHORT:
-        properties["message_id"] = message.id
-    else:
-        headers[f"{_PREFIX}id"] = message.id
+    for short, long, text in (
+        ("message_id", "id", message.id),
+        ("app_id", "source", message.source),
+    ):
+        if len(text.encode()) <= _SHORT:
+            properties[short] = text
+        else:
+            headers[_PREFIX + long] = text
     if history is not None:
         headers |= {CHARGED: history.charged, REPEATED: history.repeated}
     return properties
@@ -80,10 +89,10 @@ def moved(
     headers = {
         name: value
         for name, value in (properties.get("application_headers") or {}).items()
-        if name not in (_DELIVERIES, "x-death") and not name.startswith(_OF_THE_WAY)
+        if name not in _OF_THE_SERVER and not str(name).startswith(_OF_THE_WAY)
     }
     headers |= {CHARGED: history.charged, REPEATED: history.repeated, **more}
-    kept = {name: value for name, value in properties.items() if name != "delivery_mode"}
+    kept = {name: value for name, value in properties.items() if name not in _OF_ITS_SENDING}
     return kept | {"application_headers": headers}
 
 
@@ -105,7 +114,8 @@ def replays_in(properties: Mapping[str, Any]) -> int:
 
 def deliveries_in(properties: Mapping[str, Any]) -> int:
     """How often the server took it back from somebody who was gone."""
-    return int((properties.get("application_headers") or {}).get(_DELIVERIES, 0))
+    deliveries = (properties.get("application_headers") or {}).get(_DELIVERIES, 0)
+    return deliveries if isinstance(deliveries, int) and deliveries >= 0 else 0
 
 
 def message_in(declared: Topic[Any], body: Any, properties: Mapping[str, Any]) -> Message[Any]:
@@ -115,6 +125,9 @@ def message_in(declared: Topic[Any], body: Any, properties: Mapping[str, Any]) -
     topic = declared.name
     headers = properties.get("application_headers") or {}
     raw = body if isinstance(body, bytes) else str(body).encode()
+    if UNREADABLE in headers:
+        why = headers[UNREADABLE]
+        raise InvalidMessage(f"topic {topic!r}: properties that cannot be read: {why}")
     if len(headers) == 1 and (plain := _plain(topic, raw, properties, headers)) is not None:
         return plain
     attributes = _attributes(headers)
@@ -125,6 +138,7 @@ def message_in(declared: Topic[Any], body: Any, properties: Mapping[str, Any]) -
         id = _id_of_nameless(declared)
     check_id(topic, id)
     source = attributes.pop("source", None) or properties.get("app_id") or "amqp"
+    check_source(topic, id, source)
     key = attributes.pop("partitionkey", None)
     if key is not None:
         check_key(topic, id, key)
@@ -150,7 +164,9 @@ def _plain(
     if not isinstance(time_ms, int) or not id:
         return None
     check_id(topic, id)
-    return Message(topic, properties.get("app_id") or "amqp", id, raw, time_ms)
+    source = properties.get("app_id") or "amqp"
+    check_source(topic, id, source)
+    return Message(topic, source, id, raw, time_ms)
 
 
 def _id_of_nameless(topic: Topic[Any]) -> str:
@@ -175,7 +191,7 @@ def named(properties: Mapping[str, Any], message: Message[Any] | None) -> Mappin
 def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for name, value in headers.items():
-        if name.startswith((_PREFIX, _OTHER_PREFIX)):
+        if isinstance(name, str) and name.startswith((_PREFIX, _OTHER_PREFIX)):
             found[name[len(_PREFIX) :].lower()] = value
     return found
 
