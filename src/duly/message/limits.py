@@ -79,6 +79,16 @@ def check_id(topic: str, id: Any) -> None:
         )
 
 
+def check_source(topic: str, id: str, source: Any) -> None:
+    """Refuse a source that no store could keep. Raises `InvalidMessage`."""
+    if not isinstance(source, str) or not 0 < len(source) <= MAX_ID_CHARS or not _clean(source):
+        raise InvalidMessage(
+            f"topic {topic!r}, message {id!r}: source {str(source)[:80]!r}: a source is a "
+            f"non-empty str of at most {MAX_ID_CHARS} characters without control characters",
+            message_id=id,
+        )
+
+
 def check_key(topic: str, id: str, key: Any) -> None:
     """Refuse an ordering key that is too long or no text. Raises `InvalidMessage`."""
     if not isinstance(key, str) or len(key) > MAX_KEY_CHARS or not _clean(key):

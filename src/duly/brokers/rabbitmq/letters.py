@@ -128,7 +128,7 @@ def _plain(properties: Mapping[str, Any]) -> dict[str, Any]:
     """Without what the server or duly adds on the way."""
     plain = moved(properties, History())
     headers = plain.pop("application_headers")
-    kept = {name: value for name, value in headers.items() if not name.startswith("duly-")}
+    kept = {name: value for name, value in headers.items() if not str(name).startswith("duly-")}
     return plain | {"headers": kept}
 
 

@@ -8,13 +8,18 @@ keeps what is written, to send it together.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from struct import error as struct_error
 from struct import unpack_from
 from typing import Any
 
 import amqp
-from amqp.exceptions import UnexpectedFrame
+from amqp.exceptions import FrameSyntaxError, UnexpectedFrame
+from amqp.method_framing import frame_handler
+from amqp.serialization import dumps
 from amqp.transport import SSLTransport, TCPTransport
+
+from duly.brokers.rabbitmq.wire import UNREADABLE
 
 _AT_ONCE = 64 * 1024
 _HEADER, _END = 7, 0xCE
@@ -118,8 +123,43 @@ class BufferedTLS(_Buffered, SSLTransport):  # type: ignore[misc]
     """Over TLS."""
 
 
+_HEADER_FRAME = 2
+# Class, weight and size of the body; then come the properties.
+_BEFORE_PROPERTIES = 12
+
+
+def _reading(connection: Any, callback: Callable[..., None]) -> Callable[[Frame], Any]:
+    """As the driver's, for properties that it cannot read as well: what raised here would end the
+    connection, and the server would give the same message to the next one, for ever.
+    """
+    handle = frame_handler(connection, callback)
+
+    def on_frame(frame: Frame) -> Any:
+        kind, channel, held = frame
+        try:
+            return handle(frame)
+        except (ValueError, OverflowError, OSError, struct_error, FrameSyntaxError) as error:
+            if kind != _HEADER_FRAME:
+                raise
+            # A failure behind the properties is told by this, which then expects another frame.
+            why = {UNREADABLE: f"{type(error).__name__}: {error}"[:200]}
+            only = b"\x20\x00" + dumps("F", [why])
+            return handle((kind, channel, held[:_BEFORE_PROPERTIES] + only))
+
+    return on_frame
+
+
 class BufferedConnection(amqp.Connection):  # type: ignore[misc]
-    """The driver's connection, on such a transport."""
+    """The driver's connection, on such a transport. Bodies stay as they were sent."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, frame_handler=_reading, **kwargs)
+
+    def channel(self, *args: Any, **kwargs: Any) -> Any:
+        """As the driver's, which would decode a body by what its ``content-encoding`` says."""
+        channel = super().channel(*args, **kwargs)
+        channel.auto_decode = False
+        return channel
 
     def Transport(  # noqa: N802 - the driver's name
         self, host: str, connect_timeout: float, ssl: Any, *more: Any, **named: Any

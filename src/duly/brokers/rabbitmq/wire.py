@@ -25,7 +25,7 @@ import msgspec
 from duly.errors import InvalidMessage
 from duly.identity import ids
 from duly.message import Message, Topic, now_ms
-from duly.message.limits import check_headers, check_id, check_key
+from duly.message.limits import check_headers, check_id, check_key, check_source
 
 # One of the two prefixes of the binding; the other is for clients that cannot write a colon.
 _PREFIX, _OTHER_PREFIX = "cloudEvents:", "cloudEvents_"
@@ -36,6 +36,13 @@ ERROR, ATTEMPTS, DEAD_MS = "duly-error", "duly-attempts", "duly-dead-ms"
 REPLAYS = "duly-replays"
 _TIME_MS, _DUE_MS = "duly-time-ms", "duly-due-ms"
 _DELIVERIES = "x-delivery-count"
+# In place of properties that the driver cannot read: why.
+UNREADABLE = "duly-unreadable"
+_YEAR_10000 = 253_402_300_800  # seconds
+# What a server adds, or goes by: a copy to each queue that CC names.
+_OF_THE_SERVER = (_DELIVERIES, "x-death", "CC")
+# A server takes a user's name from that user alone.
+_OF_THE_SENDER = ("delivery_mode", "user_id")
 # What told the way of a message until it came here.
 _OF_THE_WAY = ("x-first-death-", "x-last-death-", "duly-wait-", "duly-to", "duly-if-unheard")
 
@@ -80,10 +87,10 @@ def moved(
     headers = {
         name: value
         for name, value in (properties.get("application_headers") or {}).items()
-        if name not in (_DELIVERIES, "x-death") and not name.startswith(_OF_THE_WAY)
+        if name not in _OF_THE_SERVER and not str(name).startswith(_OF_THE_WAY)
     }
     headers |= {CHARGED: history.charged, REPEATED: history.repeated, **more}
-    kept = {name: value for name, value in properties.items() if name != "delivery_mode"}
+    kept = {name: value for name, value in properties.items() if name not in _OF_THE_SENDER}
     return kept | {"application_headers": headers}
 
 
@@ -105,7 +112,8 @@ def replays_in(properties: Mapping[str, Any]) -> int:
 
 def deliveries_in(properties: Mapping[str, Any]) -> int:
     """How often the server took it back from somebody who was gone."""
-    return int((properties.get("application_headers") or {}).get(_DELIVERIES, 0))
+    count = (properties.get("application_headers") or {}).get(_DELIVERIES, 0)
+    return count if isinstance(count, int) else 0
 
 
 def message_in(declared: Topic[Any], body: Any, properties: Mapping[str, Any]) -> Message[Any]:
@@ -117,6 +125,10 @@ def message_in(declared: Topic[Any], body: Any, properties: Mapping[str, Any]) -
     raw = body if isinstance(body, bytes) else str(body).encode()
     if len(headers) == 1 and (plain := _plain(topic, raw, properties, headers)) is not None:
         return plain
+    if UNREADABLE in headers:
+        raise InvalidMessage(
+            f"topic {topic!r}: its properties cannot be read: {headers[UNREADABLE]}"
+        )
     attributes = _attributes(headers)
     id = attributes.pop("id", None) or properties.get("message_id")
     if declared.naming is not None and _TIME_MS not in headers:
@@ -125,6 +137,7 @@ def message_in(declared: Topic[Any], body: Any, properties: Mapping[str, Any]) -
         id = _id_of_nameless(declared)
     check_id(topic, id)
     source = attributes.pop("source", None) or properties.get("app_id") or "amqp"
+    check_source(topic, id, source)
     key = attributes.pop("partitionkey", None)
     if key is not None:
         check_key(topic, id, key)
@@ -150,7 +163,9 @@ def _plain(
     if not isinstance(time_ms, int) or not id:
         return None
     check_id(topic, id)
-    return Message(topic, properties.get("app_id") or "amqp", id, raw, time_ms)
+    source = properties.get("app_id") or "amqp"
+    check_source(topic, id, source)
+    return Message(topic, source, id, raw, time_ms)
 
 
 def _id_of_nameless(topic: Topic[Any]) -> str:
@@ -175,7 +190,7 @@ def named(properties: Mapping[str, Any], message: Message[Any] | None) -> Mappin
 def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for name, value in headers.items():
-        if name.startswith((_PREFIX, _OTHER_PREFIX)):
+        if str(name).startswith((_PREFIX, _OTHER_PREFIX)):
             found[name[len(_PREFIX) :].lower()] = value
     return found
 
@@ -190,4 +205,4 @@ def _time_ms(headers: Mapping[str, Any], said: Any, seconds: Any) -> int:
             pass
     if isinstance(seconds, datetime):
         return int(seconds.timestamp() * 1000)
-    return int(seconds) * 1000 if isinstance(seconds, int) else now_ms()
+    return seconds * 1000 if isinstance(seconds, int) and seconds < _YEAR_10000 else now_ms()
