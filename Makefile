@@ -26,7 +26,7 @@ SHIPPED := $(shell find src -name __pycache__ -prune -o -print) pyproject.toml R
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev servers wheel test check docs fix bench chaos cluster power-loss guarantees clean
+.PHONY: help demo dev servers wheel test long check docs fix bench chaos cluster power-loss guarantees clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -45,6 +45,9 @@ wheel: dist/.built ## build the wheel
 
 test: $(TEST)/.wheel ## test the built wheel (ARGS="-k outbox")
 	@DULY_TEST_INSTALLED=1 $(TEST)/bin/python -m pytest $(AT_ONCE) $(ARGS)
+
+long: $(VENV)/.dev ## the tests that make test leaves out: RabbitMQ nodes killed, restarted, full, forgetful (minutes)
+	@DULY_TEST_LONG=1 $(VENV)/bin/python -m pytest -m long $(ARGS) tests/rabbitmq
 
 check: $(VENV)/.dev ## lint, format, types (mypy, pyright), the direction of imports, the site
 	$(VENV)/bin/ruff check $(CODE)

@@ -21,6 +21,16 @@ settings.load_profile("ci" if os.environ.get("CI") == "true" else "laptop")
 os.environ.pop("PYTHONUNBUFFERED", None)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What would make ``make test`` too long has a target of its own."""
+    if os.environ.get("DULY_TEST_LONG"):
+        return
+    left_out = pytest.mark.skip(reason="long: make long (DULY_TEST_LONG=1)")
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(left_out)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What a test logs may be no text, and a process of many has to send it to the first."""

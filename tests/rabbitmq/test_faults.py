@@ -84,7 +84,7 @@ class Producer:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("stop", marks=pytest.mark.long)])
 def test_what_was_confirmed_survives_the_server(rabbit_node: RabbitMQNode, url: str, how: str):
     with broker_at(url) as broker:
         lane = lane_of(broker)

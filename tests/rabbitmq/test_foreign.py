@@ -37,6 +37,7 @@ BY_HEADER: Topic[Order] = Topic(
 BY_PAYLOAD: Topic[Order] = Topic(
     "orders", Order, guarantee="at-least-once", dedup_by=lambda order: order.number
 )
+PLAIN: Topic[Order] = Topic("orders", Order, guarantee="at-least-once")
 ACCEPTING: Topic[Order] = Topic(
     "orders", Order, guarantee="at-least-once", without_identity="accept"
 )
@@ -271,6 +272,66 @@ def test_exactly_once_cannot_be_promised_of_what_nothing_names(rabbit_url: str, 
 
     with pytest.raises(ContractRefused, match=r"cannot be known again.*\n.*dedup_by"):
         contract(app)
+
+
+A_LATIN_NAME = "caf\xe9".encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("properties", "id"),
+    [
+        ({"user_id": "guest"}, "w"),
+        ({"content_encoding": "latin-1"}, "w"),
+        ({"application_headers": {A_LATIN_NAME: "x"}}, "w"),
+        ({"application_headers": {"x-delivery-count": "many"}}, "w"),
+        ({"application_headers": {"CC": ["nowhere"]}}, "w"),
+        ({"timestamp": 2**63}, "w"),
+    ],
+)
+def test_odd_properties_hold_up_nothing(rabbit_url: str, properties: dict[str, Any], id: str):
+    """Each is tried again, which publishes it as somebody else, and is then given up on."""
+    body = "caf\xe9".encode("latin-1")
+    broker = RabbitMQBroker(rabbit_url)
+    try:
+        broker.declare([PLAIN])
+        lane = broker.subscribe([PLAIN], "sub", OPTIONS)
+        send(rabbit_url, (body, {"message_id": id, **properties}))
+        [first] = awaited(lane)
+        assert (first.message_id, first.message.body) == (id, body)
+        lane.settle([Retry(first.receipt, 0.1, "not yet")])
+        [again] = awaited(lane)
+        assert (again.message_id, again.message.body, again.attempt) == (id, body, 2)
+        lane.settle([Dead(again.receipt, "no")])
+        [letter] = broker.graveyard.select(Selection(), 100)
+        assert (letter.message.id, letter.message.body) == (id, body)
+    finally:
+        broker.close()
+
+
+@pytest.mark.parametrize("source", [5, "a\0b", "s" * 300])
+def test_a_source_that_no_store_could_keep_makes_a_dead_letter(rabbit_url: str, source: Any):
+    headers = {"application_headers": {"cloudEvents:source": source}}
+    assert delivered(rabbit_url, PLAIN, (b"{}", {"message_id": "w", **headers})) == []
+    broker = RabbitMQBroker(rabbit_url)
+    try:
+        broker.declare([PLAIN])
+        [letter] = broker.graveyard.select(Selection(), 100)
+    finally:
+        broker.close()
+    assert "a source is a non-empty str" in letter.error
+
+
+@pytest.mark.parametrize("body", [b"", b"{}"])
+def test_properties_that_are_no_text_make_a_dead_letter(rabbit_url: str, body: bytes):
+    assert delivered(rabbit_url, PLAIN, (body, {"message_id": A_LATIN_NAME})) == []
+    broker = RabbitMQBroker(rabbit_url)
+    try:
+        broker.declare([PLAIN])
+        [letter] = broker.graveyard.select(Selection(), 100)
+    finally:
+        broker.close()
+    assert letter.message.body == body
+    assert re.search("UnicodeDecodeError", letter.error)
 
 
 def test_publishing_without_what_names_it_is_refused():

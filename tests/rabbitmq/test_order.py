@@ -364,7 +364,7 @@ def node_url(rabbit_node: RabbitMQNode, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("stop", marks=pytest.mark.long)])
 def test_order_outlives_the_server(rabbit_node: RabbitMQNode, node_url: str, how: str):
     with rides_at(node_url) as broker:
         lanes = [board(broker), board(broker)]

@@ -92,6 +92,7 @@ def test_half_open_in_one_direction_a_publish_is_told_as_it_is(
 # --- alarms
 
 
+@pytest.mark.long
 def test_a_full_disk_is_back_pressure_with_a_deadline(node: RabbitMQNode, url: str):
     with broker_at(url, deadline_s=2.0) as broker:
         lane = lane_of(broker)

@@ -12,7 +12,8 @@ from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.brokers.rabbitmq.link import content
 from duly.brokers.rabbitmq.topology import Names
 from duly.errors import ConfigurationError, PublishFailed
-from duly.guarantees import Done, Guarantee, Retry
+from duly.guarantees import Dead, Done, Guarantee, Retry
+from duly.inspection import Selection
 from duly.message import Topic
 from tests.rabbitmq.work import (
     A_LOT,
@@ -24,7 +25,7 @@ from tests.rabbitmq.work import (
     message,
     publish,
 )
-from tests.servers.rabbitmq import channel
+from tests.servers.rabbitmq import RabbitMQNode, channel
 from tests.waiting import eventually
 
 
@@ -72,6 +73,26 @@ def test_an_exchange_that_is_there_as_another_is_told(rabbit_url: str):
     refused = pytest.raises(ConfigurationError, match="inequivalent arg 'type'")
     with refused, broker_at(rabbit_url):
         pass
+
+
+def test_the_permissions_of_the_page_are_enough_and_others_are_told():
+    with RabbitMQNode() as node:
+        for user, write in (("enough", ".*"), ("less", "^duly/.*")):
+            node.control("add_user", user, "secret")
+            node.control("set_permissions", user, "^duly/.*", write, "^duly/.*")
+        url = node.url.replace("guest:guest", "{}:secret")
+        refused = pytest.raises(ConfigurationError, match=r"access to exch.*needs the permissions")
+        with refused, broker_at(url.format("less")):
+            pass
+        with broker_at(url.format("enough")) as broker:
+            lane = lane_of(broker)
+            publish(broker, "a")
+            [first] = awaited(lane)
+            lane.settle([Retry(first.receipt, 0.1, "not yet")])
+            [again] = awaited(lane)
+            lane.settle([Dead(again.receipt, "no")])
+            [letter] = broker.graveyard.select(Selection(), 10)
+            assert letter.message.id == "a"
 
 
 def test_the_guarantee_of_a_topic_is_fixed(rabbit_url: str):

@@ -403,6 +403,9 @@ class RabbitMQBroker(Operated):
                     self.look()
             except BrokerError as error:
                 log.debug("looking again later: %s", error)
+            except Exception:
+                # Nobody else looks: this thread goes on.
+                log.exception("RabbitMQ: something is wrong with what was looked at")
 
     def _reap(self) -> None:
         seen: set[int] = set()

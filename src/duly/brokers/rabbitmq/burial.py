@@ -63,6 +63,8 @@ class Burial:
                         self.carry(sorted(worked()))
                 except BrokerError as error:
                     log.warning("what the server gave up on stays where it is: %s", error)
+                except Exception:
+                    log.exception("what the server gave up on stays where it is")
 
         threading.Thread(target=carry, name="duly-rabbitmq-burial", daemon=True).start()
 

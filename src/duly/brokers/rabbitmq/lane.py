@@ -174,10 +174,17 @@ class Lane:
         intake = self.intake
         try:
             self._broker.move(moves)
-        except BrokerError:
+        except (BrokerError, ConfigurationError) as error:
             with intake.changed:
                 if generation == intake.generation:
+                    for move in moves:
+                        # As a suspect is: whether it was started nobody knows any more.
+                        move.item.history = (
+                            move.history if move.error is None else move.item.history
+                        )
                     intake.give_back([move.item for move in moves])
+            if isinstance(error, ConfigurationError):
+                raise BrokerUnavailable(f"nothing was moved: {error}") from error
             raise
         tags = [move.item.tag for move in moves]
         self._broker.link.call(lambda _: intake.acknowledge(generation, tags))

@@ -157,6 +157,8 @@ def record(connection: Connection, name: str, text: str) -> str:
         if found is None:
             raise ConfigurationError(f"the record {name!r} cannot be read: {error}") from None
         return found[1]
+    except DENIED as error:
+        raise _differs("record", name, error) from None
     finally:
         channel.close()
 
@@ -394,6 +396,12 @@ def check_absent(error: Exception, queue: str) -> None:
 
 
 def _differs(kind: str, name: str, error: Exception) -> ConfigurationError:
+    if isinstance(error, DENIED):
+        own = f"{name.partition('/')[0]}/.*"
+        return ConfigurationError(
+            f"the {kind} {name!r} cannot be declared: {str(error).partition(' - ')[2] or error}. "
+            f"The user needs the permissions to configure and read {own}, and to write .*"
+        )
     return ConfigurationError(
         f"the {kind} {name!r} cannot be declared: {str(error).partition(' - ')[2] or error}. "
         "Somebody else made it, or a version of duly that declared it otherwise: remove it when it "

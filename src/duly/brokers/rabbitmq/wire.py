@@ -37,6 +37,7 @@ ERROR, ATTEMPTS, DEAD_MS = "duly-error", "duly-attempts", "duly-dead-ms"
 REPLAYS = "duly-replays"
 _TIME_MS, _DUE_MS = "duly-time-ms", "duly-due-ms"
 _DELIVERIES = "x-delivery-count"
+_YEAR_10000 = 253_402_300_800  # seconds: from there on somebody counted in another unit
 # What the server writes there, or would send copies by.
 _OF_THE_SERVER = (_DELIVERIES, "x-death", "CC")
 # Properties that are about one sending: the server refuses another user's name, and lets what is
@@ -206,4 +207,4 @@ def _time_ms(headers: Mapping[str, Any], said: Any, seconds: Any) -> int:
             pass
     if isinstance(seconds, datetime):
         return int(seconds.timestamp() * 1000)
-    return int(seconds) * 1000 if isinstance(seconds, int) else now_ms()
+    return seconds * 1000 if isinstance(seconds, int) and seconds < _YEAR_10000 else now_ms()
