@@ -306,8 +306,8 @@ class RabbitMQBroker(Operated):
             if failed[0].state is State.UNROUTABLE:
                 self._delays.forget()
             raise BrokerError(
-                f"{len(failed)} of {len(sendings)} messages could not be moved: the first, to "
-                f"{failed[0].key!r}, was {failed[0].state.value}"
+                f"{len(failed)} of {len(sendings)} messages could not be moved; of the first, to "
+                f"{failed[0].key!r}: {failed[0].state.value} ({self._publisher.why_not})"
             )
 
     def _sending_of(self, move: Move) -> Sending:
