@@ -180,13 +180,13 @@ class _Channel(amqp.Channel):  # type: ignore[misc]
     def __init__(self, connection: Any, channel_id: Any = None, on_open: Any = None) -> None:
         super().__init__(connection, channel_id, auto_decode=False, on_open=on_open)
 
-    def _on_close(self, code: int, text: str, *method: int) -> None:
+    def _on_close(self, reply_code: int, reply_text: str, class_id: int, method_id: int) -> None:
         """The server closes it. Where no call waits on it, that answers none: raised as what it is
         on another's, it would be taken for the answer to that.
         """
         if not self._pending:
-            raise ConnectionError(f"the server closed a channel: {text}")
-        super()._on_close(code, text, *method)
+            raise ConnectionError(f"the server closed a channel: {reply_text}")
+        super()._on_close(reply_code, reply_text, class_id, method_id)
 
 
 class BufferedConnection(amqp.Connection):  # type: ignore[misc]
