@@ -46,7 +46,7 @@ wheel: dist/.built ## build the wheel
 test: $(TEST)/.wheel ## test the built wheel (ARGS="-k outbox")
 	@DULY_TEST_INSTALLED=1 $(TEST)/bin/python -m pytest $(AT_ONCE) $(ARGS)
 
-long: $(VENV)/.dev ## the tests that make test leaves out: RabbitMQ nodes killed, restarted, full, forgetful (minutes)
+long: $(VENV)/.dev ## the tests that make test leaves out: RabbitMQ nodes killed, restarted, full, by TLS (ten minutes)
 	@DULY_TEST_LONG=1 $(VENV)/bin/python -m pytest -m long $(ARGS) tests/rabbitmq
 
 check: $(VENV)/.dev ## lint, format, types (mypy, pyright), the direction of imports, the site

@@ -25,6 +25,9 @@ from tests.servers.postgres import named_after
 from tests.servers.rabbitmq import RabbitMQNode, channel, in_namespace
 from tests.waiting import eventually
 
+# On servers of its own, and minutes in all.
+pytestmark = pytest.mark.long
+
 EVERY = Selection()
 
 
@@ -193,7 +196,6 @@ def exhaust(url: str) -> None:
         eventually(given_up, "the server gives up", timeout_s=60.0)
 
 
-@pytest.mark.slow
 def test_what_the_server_gave_up_on_is_brought_on(rabbit_url: str):
     with broker_at(rabbit_url) as broker:
         publish(broker, "a")
@@ -293,7 +295,6 @@ def test_a_subscription_that_nobody_made_has_none(rabbit_url: str):
 # --- the server dies
 
 
-@pytest.mark.long
 def test_a_stream_that_does_not_answer_is_not_taken_for_an_empty_one(
     rabbit_node: RabbitMQNode, node_url: str
 ):
@@ -333,7 +334,6 @@ def coordinates(node: RabbitMQNode) -> bool:
     return whole and any(b"rabbit_stream_coordinator" in file for file in files)
 
 
-@pytest.mark.slow
 def test_the_stream_survives_the_server(rabbit_node: RabbitMQNode, node_url: str):
     with broker_at(node_url) as broker:
         give_up(broker, "a", "b")

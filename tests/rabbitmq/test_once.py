@@ -215,7 +215,7 @@ def watch(number: int) -> None:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_are_killed_and_nothing_starts_twice(
     tmp_path: Path, rabbit_url: str, monkeypatch: pytest.MonkeyPatch
 ):

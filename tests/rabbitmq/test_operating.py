@@ -28,6 +28,9 @@ SHOP = """
 import os
 import duly
 
+# On servers of its own, and minutes in all.
+pytestmark = pytest.mark.long
+
 orders = duly.Topic("orders", str, guarantee="at-least-once")
 app = duly.App("shop", broker=os.environ["SHOP_BROKER"], store=os.environ.get("SHOP_STORE"))
 fails = True
@@ -224,7 +227,6 @@ def test_doctor_sees_that_nobody_works(plain: Duly):
     assert "1 messages of orders wait, and nobody works on them" in ended.out
 
 
-@pytest.mark.long
 def test_doctor_sees_an_alarm(
     rabbit_node: RabbitMQNode,
     tmp_path: Path,
@@ -352,7 +354,6 @@ def charged() -> list[tuple[str]]:
             return []  # nothing took effect yet
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_killed_between_store_and_broker(
     tmp_path: Path, rabbit_url: str, monkeypatch: pytest.MonkeyPatch
 ):

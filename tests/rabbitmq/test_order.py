@@ -258,7 +258,7 @@ def test_notes_that_cannot_be_written_settle_nothing(
 # --- many processes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_are_killed_in_the_middle_of_batches(rabbit_url: str, tmp_path: Path):
     with rides_at(rabbit_url) as broker, Crowd(rabbit_url, tmp_path / "records") as crowd:
         crowd.start(3)
@@ -279,7 +279,7 @@ def test_workers_are_killed_in_the_middle_of_batches(rabbit_url: str, tmp_path: 
         crowd.records.check(expected, crowd.gone)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_stands_still_for_longer_than_its_heartbeat(rabbit_url: str, tmp_path: Path):
     """Its queues are given to another; when it goes on, what it does is refused, or a repeat."""
     url = f"{rabbit_url}&heartbeat=2"
@@ -363,8 +363,8 @@ def node_url(rabbit_node: RabbitMQNode, request: pytest.FixtureRequest) -> str:
     return in_namespace(named_after(request.node.name), rabbit_node.url)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["kill", pytest.param("stop", marks=pytest.mark.long)])
+@pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest.mark.long
 def test_order_outlives_the_server(rabbit_node: RabbitMQNode, node_url: str, how: str):
     with rides_at(node_url) as broker:
         lanes = [board(broker), board(broker)]

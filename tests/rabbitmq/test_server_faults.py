@@ -34,6 +34,9 @@ from tests.servers.postgres import named_after
 from tests.servers.rabbitmq import RabbitMQNode, channel, in_namespace
 from tests.waiting import eventually
 
+# On servers of its own, and minutes in all.
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[RabbitMQNode]:
@@ -92,7 +95,6 @@ def test_half_open_in_one_direction_a_publish_is_told_as_it_is(
 # --- alarms
 
 
-@pytest.mark.long
 def test_a_full_disk_is_back_pressure_with_a_deadline(node: RabbitMQNode, url: str):
     with broker_at(url, deadline_s=2.0) as broker:
         lane = lane_of(broker)
@@ -230,7 +232,6 @@ def test_a_queue_whose_process_is_killed_goes_on(node: RabbitMQNode, url: str, n
         assert seen >= {each.message.body.decode() for each in held if each.receipt in refused}
 
 
-@pytest.mark.long
 def test_a_queue_whose_name_did_not_reach_the_disk_is_told_and_can_be_mended():
     """The server has answered that it is declared, and forgets it. It comes back as a queue that
     takes and gives nothing, which duly cannot tell from one that has lost its majority for a while.

@@ -27,6 +27,9 @@ from tests.servers.postgres import free_port, named_after
 from tests.servers.rabbitmq import RabbitMQNode, channel, in_namespace
 from tests.waiting import eventually
 
+# On servers of its own, and minutes in all.
+pytestmark = pytest.mark.long
+
 READINGS: duly.Topic[float] = duly.Topic("readings", float, guarantee="at-most-once")
 
 

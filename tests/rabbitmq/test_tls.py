@@ -34,6 +34,9 @@ from tests.servers.postgres import free_port, named_after
 from tests.servers.rabbitmq import RabbitMQNode
 from tests.waiting import eventually
 
+# On servers of its own, and minutes in all.
+pytestmark = pytest.mark.long
+
 CANARY = "canary-5b0e"
 
 
