@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ import duly
 from duly.broker import Delivery
 from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.brokers.rabbitmq.link import content
-from duly.errors import ContractRefused, InvalidMessage
-from duly.guarantees import Dead, Retry
+from duly.errors import BrokerUnavailable, ContractRefused, InvalidMessage
+from duly.guarantees import Dead, Done, Retry
 from duly.inspection import DeadLetter, Selection
 from duly.message import Topic
 from duly.worker.process import Worker
@@ -117,6 +118,34 @@ def test_whatever_a_stranger_writes_the_next_message_is_handled(
     eventually(both_ended, "both are dead letters", lambda: str(handled))
     assert "next" in handled
     assert {letter.message.body for letter in letters} == {b"strange", b"next"}
+
+
+def test_what_is_claimed_beside_a_message_that_cannot_be_buried_is_handed_out(
+    rabbit_url: str, lane: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """Otherwise nobody holds it until its lease is over."""
+    graveyard = lane._broker.graveyard
+
+    def away(_letters: object) -> None:
+        raise BrokerUnavailable("the store is away")
+
+    monkeypatch.setattr(graveyard, "bury", away)
+    send(rabbit_url, (b"strange", {}), (b"sound", {"message_id": "sound"}))
+    got: list[Delivery] = []
+
+    def sound_came() -> bool:
+        # As a worker does: a broker that cannot be used is tried again.
+        with contextlib.suppress(BrokerUnavailable):
+            got.extend(lane.claim(10, 1 << 30, 0.5))
+        return bool(got)
+
+    eventually(sound_came, "the sound one is handed out", timeout_s=60.0)
+    assert not got[0].alone, "it came when its lease was over"
+    assert list(lane.settle([Done(delivery.receipt) for delivery in got])) == []
+    monkeypatch.undo()
+    assert list(lane.claim(10, 1 << 30, 0.5)) == []
+    [letter] = graveyard.select(Selection(), 10)
+    assert (bodies(got), letter.message.body) == (["sound"], b"strange")
 
 
 def test_a_routing_key_that_is_no_text(rabbit_url: str, lane: Any):

@@ -18,7 +18,7 @@ from duly.brokers.rabbitmq.link import NOT_FOUND, Connection, Link, content
 from duly.brokers.rabbitmq.publisher import Sending
 from duly.brokers.rabbitmq.stream import LetterStream
 from duly.brokers.rabbitmq.topology import Names, check_absent
-from duly.brokers.rabbitmq.wire import moved, named
+from duly.brokers.rabbitmq.wire import body_of, moved, named
 from duly.errors import BrokerError, CommitUnknown, ConfigurationError
 from duly.inspection import DeadLetter
 from duly.inspection.graves import Graveyard
@@ -98,7 +98,7 @@ class Burial:
         try:
             while found := self._link.call(hearse.load):
                 of = self._topics.get(topic) or unknown(topic)
-                self.bury([letter_in(of, subscription, _bytes(m), m.properties) for m in found])
+                self.bury([letter_in(of, subscription, body_of(m), m.properties) for m in found])
                 self._link.call(hearse.unload)
                 total += len(found)
         finally:
@@ -178,8 +178,3 @@ class _Hearse:
     def _check(self, connection: Connection) -> None:
         if self._channel.connection is not connection:
             raise BrokerError("the connection was lost while dead letters were carried")
-
-
-def _bytes(message: Any) -> bytes:
-    body = message.body
-    return body if isinstance(body, bytes) else str(body).encode()

@@ -20,7 +20,14 @@ import msgspec
 from duly.brokers.rabbitmq.link import Connection
 from duly.brokers.rabbitmq.tags import Tags, acknowledge
 from duly.brokers.rabbitmq.topology import Names, count, declare_subscription
-from duly.brokers.rabbitmq.wire import History, deliveries_in, history_in, message_in, replays_in
+from duly.brokers.rabbitmq.wire import (
+    History,
+    body_of,
+    deliveries_in,
+    history_in,
+    message_in,
+    replays_in,
+)
 from duly.errors import InvalidMessage
 from duly.message import Message, Topic
 
@@ -279,9 +286,3 @@ def unreadable(item: Item) -> str | None:
     except InvalidMessage as error:
         return f"{type(error).__name__}: {error}"
     return None
-
-
-def body_of(message: Any) -> bytes:
-    """The body as it was sent, whatever the driver made of it."""
-    body = message.body
-    return body if isinstance(body, bytes) else str(body).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, assert_never
@@ -13,6 +14,8 @@ from duly.brokers.rabbitmq.link import Link
 from duly.brokers.rabbitmq.wire import History
 from duly.errors import BrokerError, BrokerUnavailable, CommitUnknown, ConfigurationError
 from duly.guarantees import Dead, Done, Release, Retry, Settlement
+
+log = logging.getLogger("duly.rabbitmq")
 
 _tokens = itertools.count(1)
 
@@ -138,7 +141,13 @@ class Lane:
             deliveries = self._hand_out(taken)
             generation = intake.generation
         if aside:
-            self._set_aside(generation, aside)
+            try:
+                self._set_aside(generation, aside)
+            except BrokerError as error:
+                if not deliveries:
+                    raise
+                # They are claimed: who is told of the others instead would never settle them.
+                log.warning("subscription %r: %s", intake.subscription, error)
         return deliveries
 
     def _hand_out(self, items: Sequence[Item]) -> Sequence[Delivery]:
@@ -178,10 +187,8 @@ class Lane:
             with intake.changed:
                 if generation == intake.generation:
                     for move in moves:
-                        # As a suspect is: whether it was started nobody knows any more.
-                        move.item.history = (
-                            move.history if move.error is None else move.item.history
-                        )
+                        if move.error is None:  # a suspect stays one
+                            move.item.history = move.history
                     intake.give_back([move.item for move in moves])
             if isinstance(error, ConfigurationError):
                 raise BrokerUnavailable(f"nothing was moved: {error}") from error

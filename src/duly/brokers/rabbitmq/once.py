@@ -20,11 +20,11 @@ from typing import Any, Protocol
 import msgspec
 
 from duly.broker import Delivery
-from duly.brokers.rabbitmq.intake import Item, body_of
+from duly.brokers.rabbitmq.intake import Item
 from duly.brokers.rabbitmq.lane import Move
 from duly.brokers.rabbitmq.link import Connection, Link, fetch
 from duly.brokers.rabbitmq.topology import Names, declare_subscription
-from duly.brokers.rabbitmq.wire import History
+from duly.brokers.rabbitmq.wire import History, body_of
 from duly.errors import BrokerError, BrokerUnavailable, ConfigurationError, InvalidMessage
 from duly.guarantees import Dead, Release, Retry, Settlement
 from duly.message import Topic

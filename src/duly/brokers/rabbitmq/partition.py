@@ -24,12 +24,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from duly.brokers.rabbitmq.intake import Item, body_of, unreadable
+from duly.brokers.rabbitmq.intake import Item, unreadable
 from duly.brokers.rabbitmq.link import Connection
 from duly.brokers.rabbitmq.notes import Identity, Note, judged, merged, written
 from duly.brokers.rabbitmq.tags import Tags, acknowledge
 from duly.brokers.rabbitmq.topology import Names, declare_notes
-from duly.brokers.rabbitmq.wire import History
+from duly.brokers.rabbitmq.wire import History, body_of
 from duly.message import Topic, now_ms
 
 log = logging.getLogger("duly.rabbitmq")

@@ -25,6 +25,7 @@ from duly.brokers.rabbitmq.letters import CONSUMER, letter_in, stored, unknown
 from duly.brokers.rabbitmq.link import Connection, Link, content
 from duly.brokers.rabbitmq.publisher import Sending
 from duly.brokers.rabbitmq.topology import Names, count, declare_stream
+from duly.brokers.rabbitmq.wire import body_of
 from duly.errors import BrokerUnavailable
 from duly.inspection import DeadLetter, Selection
 
@@ -177,7 +178,7 @@ class _Reader:
 
 
 def _read(consumer: str, message: Any) -> DeadLetter:
-    body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
+    body = body_of(message)
     topic = str(message.properties.get("type", ""))
     return letter_in(unknown(topic), consumer, body, message.properties)
 

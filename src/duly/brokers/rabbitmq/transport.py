@@ -129,27 +129,27 @@ def _frames(connection: Any, callback: Callable[..., Any]) -> Callable[[Frame], 
     """The driver's, which does not survive a message that it cannot read: text that is no UTF-8, a
     time after the year 9999. The server keeps that, and would deliver it to the next connection.
     """
-    reached = False
+    reached = 0
 
     def reach(*args: Any) -> Any:
         nonlocal reached
-        reached = True
+        reached += 1
         return callback(*args)
 
     handle = frame_handler(connection, reach)
 
     def on_frame(frame: Frame) -> Any:
-        nonlocal reached
         kind, channel, payload = frame
         if kind == _METHOD and not payload.isascii():
             return handle((kind, channel, _with_plain_key(payload)))
         if kind != _PROPERTIES:
             return handle(frame)
-        reached = False
+        # A count: what is called may wait for an answer, and so read further messages.
+        before = reached
         try:
             return handle(frame)
         except Exception as error:
-            if reached:
+            if reached != before:
                 raise
             told: Any = amqp.Message
             why = told(application_headers={UNREADABLE: f"{type(error).__name__}: {error}"[:200]})

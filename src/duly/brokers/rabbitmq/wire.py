@@ -119,13 +119,18 @@ def deliveries_in(properties: Mapping[str, Any]) -> int:
     return deliveries if isinstance(deliveries, int) and deliveries >= 0 else 0
 
 
-def message_in(declared: Topic[Any], body: Any, properties: Mapping[str, Any]) -> Message[Any]:
+def body_of(message: Any) -> bytes:
+    """The body as it was sent; of a message without one the driver makes text."""
+    body = message.body
+    return body if isinstance(body, bytes) else str(body).encode()
+
+
+def message_in(declared: Topic[Any], raw: bytes, properties: Mapping[str, Any]) -> Message[Any]:
     """The message that was delivered. Raises `InvalidMessage` for one that has no identity, or
     whose parts are none that duly would carry.
     """
     topic = declared.name
     headers = properties.get("application_headers") or {}
-    raw = body if isinstance(body, bytes) else str(body).encode()
     if UNREADABLE in headers:
         why = headers[UNREADABLE]
         raise InvalidMessage(f"topic {topic!r}: properties that cannot be read: {why}")
@@ -205,6 +210,4 @@ def _time_ms(headers: Mapping[str, Any], said: Any, seconds: Any) -> int:
             return int(datetime.fromisoformat(said).timestamp() * 1000)
         except ValueError:
             pass
-    if isinstance(seconds, datetime):
-        return int(seconds.timestamp() * 1000)
     return seconds * 1000 if isinstance(seconds, int) and seconds < _YEAR_10000 else now_ms()
