@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import socket
 import threading
 from contextlib import closing
 from random import Random
@@ -94,6 +96,19 @@ def test_where_nobody_listens_nobody_waits():
     threading.Thread(target=connect).start()
     eventually(ended.is_set, "the connection was refused")
     link.close()
+
+
+def test_a_connection_just_accepted_ends_with_the_link():
+    """Whoever connects while it closes is not left with an end that nobody holds."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for _ in range(50):
+            link = Link("127.0.0.1", server.getsockname()[1], lambda _: None)
+            clients = [socket.create_connection(("127.0.0.1", link.port)) for _ in range(4)]
+            link.close()
+            for client in clients:
+                with client, contextlib.suppress(ConnectionResetError):
+                    client.settimeout(5)
+                    assert client.recv(1) == b""
 
 
 class Between:

@@ -36,7 +36,8 @@ class Proxy:
         self._open: list[socket.socket] = []
         self._muted: set[int] = set()
         self._dead = False
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def url(self, url: str) -> str:
         """The same database, by way of this proxy."""
@@ -56,7 +57,9 @@ class Proxy:
     def close(self) -> None:
         """End everything."""
         self._dead = True
-        self._listening.close()
+        # Closing alone would not wake up who waits for a connection, and might let one more in.
+        _end(self._listening)
+        self._accepting.join(30)
         for end in self._open:
             _end(end)
 
@@ -70,8 +73,12 @@ class Proxy:
         while not self._dead:
             try:
                 client, _ = self._listening.accept()
+            except OSError:
+                continue
+            try:
                 server = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
+                _end(client)
                 continue
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

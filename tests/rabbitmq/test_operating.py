@@ -24,12 +24,12 @@ from tests.servers.postgres import Schema, named_after
 from tests.servers.rabbitmq import RabbitMQNode, in_namespace
 from tests.waiting import eventually
 
+# On servers of its own, and minutes in all.
+pytestmark = pytest.mark.long
+
 SHOP = """
 import os
 import duly
-
-# On servers of its own, and minutes in all.
-pytestmark = pytest.mark.long
 
 orders = duly.Topic("orders", str, guarantee="at-least-once")
 app = duly.App("shop", broker=os.environ["SHOP_BROKER"], store=os.environ.get("SHOP_STORE"))

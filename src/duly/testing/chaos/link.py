@@ -82,6 +82,7 @@ class Link:
         self._open: list[_Connection] = []
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         listening = asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -113,21 +114,29 @@ class Link:
         self._loop.close()
 
     async def _end(self) -> None:
-        self._listening.close()
+        self._closing = True
+        # Accepts no more, but is closed last: to a closed server asyncio cannot attach what it has
+        # just accepted, and leaves the socket open.
+        self._loop.remove_reader(self._listening.sockets[0].fileno())
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
+        self._listening.close()
         await asyncio.sleep(0)  # what was aborted is closed in the loop's next turn
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closing:
+            writer.transport.abort()
+            return
+        task = self._loop.create_task(self._serve(reader, writer))
         self._tasks.add(task)
-        try:
-            await self._serve(reader, writer)
-        finally:
+
+        def ended(_: object) -> None:  # also one that was cancelled before it began
             self._tasks.discard(task)
             writer.transport.abort()
+
+        task.add_done_callback(ended)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
