@@ -18,7 +18,7 @@ from duly.brokers.rabbitmq.fixed import check_order
 from duly.brokers.rabbitmq.intake import Intake, Item
 from duly.brokers.rabbitmq.lane import Lane, Move
 from duly.brokers.rabbitmq.link import Connection, Link, content
-from duly.brokers.rabbitmq.once import OnceLane
+from duly.brokers.rabbitmq.once import OnceLane, Presence
 from duly.brokers.rabbitmq.operated import Operated
 from duly.brokers.rabbitmq.ordered import OrderedIntake
 from duly.brokers.rabbitmq.ordered_lane import OrderedLane
@@ -83,6 +83,7 @@ class RabbitMQBroker(Operated):
         self._intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake] = {}
         self._lanes: dict[int, Lane | OrderedLane] = {}
         self._once: set[OnceLane] = set()
+        self._presences: dict[tuple[str, tuple[str, ...]], Presence] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._closed = threading.Event()
@@ -241,7 +242,10 @@ class RabbitMQBroker(Operated):
 
     def _subscribe_once(self, topics: Sequence[Topic[Any]], subscription: str) -> OnceLane:
         there = [self._topics[topic.name] for topic in topics]
-        lane = OnceLane(self, self._names, there, subscription, self._once.discard)
+        key = (subscription, tuple(sorted(topic.name for topic in topics)))
+        new = Presence(self._names, there, subscription)
+        presence = self._presences.setdefault(key, new)
+        lane = OnceLane(self, self._names, there, subscription, presence, self._once.discard)
         self._call(lane.open)
         self._once.add(lane)
         return lane

@@ -53,6 +53,36 @@ class Surroundings(Protocol):
         ...
 
 
+class Presence:
+    """Lets others see that this process works an at-most-once subscription, of which the server
+    sees no consumer: it consumes a queue to which nobody publishes, once for all its lanes. All of
+    it is called on the link's thread.
+    """
+
+    def __init__(self, names: Names, topics: Sequence[Topic[Any]], subscription: str) -> None:
+        self._queues = [names.here(topic.name, subscription) for topic in topics]
+        self._lanes: set[OnceLane] = set()
+        self._channel: Any = None
+
+    def enter(self, connection: Connection, lane: OnceLane) -> None:
+        """This lane fetches, by this connection."""
+        self._lanes.add(lane)
+        if self._channel is None or self._channel.connection is not connection:
+            channel = connection.channel()
+            for queue in self._queues:
+                channel.basic_consume(queue)
+            self._channel = channel
+
+    def leave(self, lane: OnceLane) -> None:
+        """This lane fetches no more."""
+        self._lanes.discard(lane)
+        channel = self._channel
+        if not self._lanes and channel is not None:
+            self._channel = None
+            if channel.connection is not None:
+                channel.close()
+
+
 class OnceLane:
     """One lane's view of an at-most-once subscription; see `duly.broker.Subscription`.
 
@@ -65,12 +95,14 @@ class OnceLane:
         names: Names,
         topics: Sequence[Topic[Any]],
         subscription: str,
+        presence: Presence,
         closed: Callable[[OnceLane], None],
     ) -> None:
         self.subscription = subscription
         self._broker = broker
         self._names = names
         self._topics = deque(topics)
+        self._presence = presence
         self._on_closed = closed
         self._channel: Any = None
         self._changed = threading.Condition()
@@ -86,6 +118,7 @@ class OnceLane:
         for topic in self._topics:
             declare_subscription(connection, self._names, topic.name, self.subscription, once=True)
         self._channel = connection.channel()
+        self._presence.enter(connection, self)
 
     def lost(self) -> None:
         """The channel is gone."""
@@ -234,6 +267,7 @@ class OnceLane:
             self._tell_lost(len(moves), error)
 
     def _end(self, _: Connection) -> None:
+        self._presence.leave(self)
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()

@@ -33,6 +33,7 @@ class Operated:
     _delays: Delays
     _burial: Burial
     _known: dict[tuple[str, str], int]
+    _taken_once: set[tuple[str, str]]
     _intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake]
 
     # --- `duly.inspection.graves.Buries`
@@ -63,8 +64,8 @@ class Operated:
 
     def queued(self) -> Sequence[Queued]:
         """As `Queueing.queued`."""
-        known = dict(self._known)
-        return self.link.call(lambda connection: queued(connection, self._names, known))
+        known, once = dict(self._known), set(self._taken_once)
+        return self.link.call(lambda connection: queued(connection, self._names, known, once))
 
     def delayed(self) -> int:
         """As `Queueing.delayed`."""

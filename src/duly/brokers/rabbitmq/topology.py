@@ -18,7 +18,8 @@
 ``.../<consumer>/<partition>``  in place of the subscription's one queue, where it works in order by
                                 key: one of several, each with a single active consumer
 ``.../<partition>/notes``       what is known of messages that stay in it
-``.../<consumer>/here``         who works those: each process consumes it, and nobody publishes
+``.../<consumer>/here``         who works those, or is at-most-once: each process consumes it, and
+                                nobody publishes
 ``duly/is/...``                 records
 ==============================  ================================================================
 
@@ -260,6 +261,7 @@ def declare_subscription(
     queues = [main := names.queue(topic, subscription)]
     if once:
         declare_queue(connection, main, {"x-queue-type": "classic"}, durable=False)
+        declare_queue(connection, names.here(topic, subscription), {})
     else:
         queues.append(names.alone(topic, subscription))
         declare_queue(connection, queues[1], {"x-delivery-limit": _ALONE_LIMIT, **_to_queue(dead)})
