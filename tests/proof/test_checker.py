@@ -38,8 +38,8 @@ def keeps(tell: Tell) -> Tell:
 
 
 @keeps
-def plain_at_most_once(terms: Terms = AMO) -> Story:
-    story = Story(terms)
+def plain_at_most_once() -> Story:
+    story = Story(AMO)
     story.publish(A, B)
     story.handled(A, "1")
     story.handled(B, "2")
@@ -300,8 +300,16 @@ HANDS_OUT = Terms(
 )
 
 
+def two_handed_out() -> Story:
+    story = Story(HANDS_OUT)
+    story.publish(A, B)
+    story.handled(A, "1")
+    story.handled(B, "2")
+    return story
+
+
 def taken_off_and_never_started() -> Story:
-    story = plain_at_most_once(HANDS_OUT)
+    story = two_handed_out()
     story.publish(C)
     story.claim(C, "3")
     return story
@@ -324,7 +332,7 @@ def what_was_given_back_to_a_broker_that_died_is_lost() -> Story:
 
 @keeps
 def a_repeated_publish_of_which_the_log_lacks_one_is_two() -> Story:
-    story = plain_at_most_once(HANDS_OUT)
+    story = two_handed_out()
     story.publish(A, end="info", stored=False)
     story.handled(A, "3")
     return story
@@ -347,7 +355,7 @@ def the_death_of_the_broker_is_no_excuse_for_what_was_not_given_back() -> Story:
 
 @breaks("double start")
 def taken_off_for_good_and_started_twice() -> Story:
-    story = plain_at_most_once(HANDS_OUT)
+    story = two_handed_out()
     story.claim(A, "3")
     story.settle("3")
     story.run(A, "3")

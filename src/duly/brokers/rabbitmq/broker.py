@@ -31,6 +31,7 @@ from duly.brokers.rabbitmq.topology import (
     declare_topic,
     record,
 )
+from duly.brokers.rabbitmq.transport import ChannelLost
 from duly.brokers.rabbitmq.wire import History, moved, named
 from duly.errors import (
     BrokerError,
@@ -104,10 +105,8 @@ class RabbitMQBroker(Operated):
         except BaseException:
             self.close()
             raise
-        self._watch = threading.Thread(
-            target=self._watching, name="duly-rabbitmq-watch", daemon=True
-        )
-        self._watch.start()
+        for look in (self._guarding, self._watching):
+            threading.Thread(target=look, name="duly-rabbitmq-watch", daemon=True).start()
         self._burial.start(self._closed, self.worked)
 
     @property
@@ -378,10 +377,12 @@ class RabbitMQBroker(Operated):
         self._delays.forget()
         for topic in list(self._topics.values()):
             declare_topic(connection, self._names, topic.name, topic.partitions)
-        for intake in list(self._intakes.values()):
-            intake.open(connection)
-        for lane in list(self._once):
-            lane.open(connection)
+        for each in (*list(self._intakes.values()), *list(self._once)):
+            try:
+                each.open(connection)
+            except (BrokerError, ConfigurationError, ChannelLost) as error:
+                # The others go on. Whoever claims tries again, and is told.
+                log.warning("subscription %r cannot be consumed: %s", each.subscription, error)
 
     def _down(self) -> None:
         for intake in list(self._intakes.values()):
@@ -389,14 +390,18 @@ class RabbitMQBroker(Operated):
         for lane in list(self._once):
             lane.lost()
 
-    def _watching(self) -> None:
-        """Look now and then for what nobody would notice: connections that hang, leases that are
-        over while every lane is busy, consumers that the server does not see.
-        """
-        asked = time.monotonic()
+    def _guarding(self) -> None:
+        """Look now and then for connections that hang; wait for none of them."""
         while not self._closed.wait(_WATCH_S):
             self.link.look()
             self._publisher.link.look()
+
+    def _watching(self) -> None:
+        """Look now and then for what nobody would notice: leases that are over while every lane is
+        busy, consumers that the server does not see. That may wait for the server.
+        """
+        asked = time.monotonic()
+        while not self._closed.wait(_WATCH_S):
             try:
                 if self.clock is time.monotonic:
                     self._reap()

@@ -11,15 +11,18 @@ import itertools
 import logging
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from duly.brokers.rabbitmq.link import Connection
+from duly.brokers.rabbitmq.link import Connection, explained
 from duly.brokers.rabbitmq.tags import Tags, acknowledge
 from duly.brokers.rabbitmq.topology import Names, count, declare_subscription
+from duly.brokers.rabbitmq.transport import ChannelLost
 from duly.brokers.rabbitmq.wire import (
     History,
     body_of,
@@ -28,7 +31,7 @@ from duly.brokers.rabbitmq.wire import (
     message_in,
     replays_in,
 )
-from duly.errors import InvalidMessage
+from duly.errors import BrokerUnavailable, InvalidMessage
 from duly.message import Message, Topic
 
 log = logging.getLogger("duly.rabbitmq")
@@ -36,6 +39,8 @@ log = logging.getLogger("duly.rabbitmq")
 # How much of a subscription's bodies one process has at hand, unless one claim asks for more.
 _BYTES_AHEAD = 64 * 1024 * 1024
 _MOST_AHEAD = 20_000
+RESTS_S = 60.0
+"""Where a queue has answered nothing it is asked again after so long: all others wait meanwhile."""
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):
@@ -117,6 +122,7 @@ class Intake:
         self._wanted = 0
         self._mean_bytes = 0.0
         self._tags = Tags()
+        self._rests_until = -math.inf
 
     @property
     def queues(self) -> Sequence[str]:
@@ -130,11 +136,26 @@ class Intake:
         that is still there ends, or the server would go on giving it what nobody takes.
         """
         self.close(connection)
+        if time.monotonic() < self._rests_until:
+            raise BrokerUnavailable(
+                f"subscription {self.subscription!r}: its queue did not answer, and is asked again "
+                "later"
+            )
         for topic in self.topics:
             declare_subscription(connection, self._names, topic.name, self.subscription)
-        self._channel = connection.channel()
+        channel = connection.channel()
+        channel.on_lost = partial(self._lost_alone, self.generation)
+        self._channel = channel
         if self._wanted:
-            self._consume()
+            self._consume(connection)
+
+    def _lost_alone(self, generation: int, lost: ChannelLost) -> None:
+        """The server closed the channel, or does not answer; the next claim opens another."""
+        if lost.silent:
+            self._rests_until = time.monotonic() + RESTS_S
+        if generation == self.generation:
+            log.warning("subscription %r: %s", self.subscription, explained(lost))
+            self.lost()
 
     def lost(self) -> None:
         """The channel is gone, and the server gives to others what it had delivered there."""
@@ -148,8 +169,9 @@ class Intake:
             self.looks_alone = True
             self.changed.notify_all()
 
-    def _consume(self) -> None:
+    def _consume(self, connection: Connection) -> None:
         channel, self._prefetch = self._channel, self._wanted
+        cancelled = partial(self._cancelled, connection, self.generation)
         for tag in list(channel.callbacks):
             channel.basic_cancel(tag)
         channel.basic_qos(0, self._prefetch, False)
@@ -157,7 +179,7 @@ class Intake:
             channel.basic_consume(
                 queue,
                 callback=lambda message, topic=topic: self._deliver(topic, message),
-                on_cancel=self._cancelled,
+                on_cancel=cancelled,
             )
 
     def _deliver(self, topic: Topic[Any], message: Any) -> None:
@@ -169,23 +191,29 @@ class Intake:
             if len(self.ready) == 1:
                 self.changed.notify_all()
 
-    def _cancelled(self, _tag: str) -> None:
+    def _cancelled(self, connection: Connection, generation: int, _tag: str) -> None:
         """The server ended the consumer: its queue was deleted, or its leader is gone."""
         log.warning(
             "subscription %r: the server cancelled its consumer; subscribing again",
             self.subscription,
         )
-        raise ConnectionError(f"the consumer of {self.subscription!r} was cancelled")
+        connection.later(partial(self._open_again, generation))
+
+    def _open_again(self, generation: int, connection: Connection) -> None:
+        if generation == self.generation:
+            self.open(connection)
 
     def fit(self, connection: Connection) -> None:
         """Consume with as many messages ahead as are wanted now."""
         if self._channel is None:
             self.open(connection)
         elif self._prefetch != self._wanted:
-            self._consume()
+            self._consume(connection)
 
     def get_alone(self, _: Connection) -> tuple[Item, int] | None:
         """The next suspect, with the generation of its channel; None: there is none."""
+        if self._channel is None:
+            return None  # lost since; the claim goes on, and opens another
         for topic in self.topics:
             message = self._channel.basic_get(self._names.alone(topic.name, self.subscription))
             if message is not None:
@@ -197,12 +225,16 @@ class Intake:
                     return item, self.generation
         return None
 
-    def waiting(self, _: Connection) -> int:
+    def waiting(self, connection: Connection) -> int:
         """How many messages the server could deliver. On the channel that consumes, so that what
         it has delivered before is here when this is.
         """
-        told = [self._channel.queue_declare(queue, passive=True) for queue in self.queues]
-        return sum(each.message_count for each in told)
+        if self._channel is None:
+            self.open(connection)
+        return sum(map(self._waiting_in, self.queues))
+
+    def _waiting_in(self, queue: str) -> int:
+        return int(self._channel.queue_declare(queue, passive=True).message_count)
 
     def is_consumed(self, connection: Connection) -> bool:
         """Whether the server sees a consumer of every queue, and the queues at all."""

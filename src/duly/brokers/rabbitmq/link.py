@@ -26,7 +26,7 @@ import amqp
 from amqp import spec
 
 from duly.brokers.rabbitmq.address import Address
-from duly.brokers.rabbitmq.transport import BufferedConnection
+from duly.brokers.rabbitmq.transport import BufferedConnection, ChannelLost
 from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 
 T = TypeVar("T")
@@ -79,6 +79,11 @@ def fetch(channel: Any, queue: str, most: int, take: Callable[[Any], None]) -> N
             take(told[-1])
 
 
+def explained(lost: ChannelLost) -> str:
+    """What was lost, and what is to be done where it stays so."""
+    return f"a channel was lost: {lost}" + (f". {_UNRESPONSIVE}" if lost.silent else "")
+
+
 def _end(connection: Connection | None) -> None:
     """End the connection below TLS, whose own ending would wait for the other side."""
     # By its own name: asked for otherwise, the driver warns where it has ended the connection.
@@ -115,6 +120,7 @@ class Link:
         self._connection: Connection | None = None
         self._closing = False
         self._awake_since: float | None = None
+        self._next_tick = 0.0
         self._first: Future[None] = Future()
         self.blocked: str | None = None
         self.server: Mapping[str, Any] = {}
@@ -268,6 +274,7 @@ class Link:
         except BaseException:
             connection.collect()
             raise
+        connection.later = self.post
         self.server = dict(connection.server_properties)
         return connection
 
@@ -286,7 +293,6 @@ class Link:
         poller = select.poll()
         poller.register(sock, select.POLLIN)
         poller.register(self._wake_out, select.POLLIN)
-        next_tick = 0.0
         # What came while all was made ready, and calls that the connection before did not reach.
         self._handle_frames(connection)
         self._wake()
@@ -301,11 +307,16 @@ class Link:
                 self._take_calls(connection)
                 # What a call waited for may have come with more.
                 self._handle_frames(connection)
-            if self._awake_since > next_tick:
-                connection.heartbeat_tick(rate=2)
-                self._expire_calls()
-                next_tick = self._awake_since + 1.0
+            self._tick(connection)
             self._awake_since = None
+
+    def _tick(self, connection: Connection) -> None:
+        """Once a second, whatever takes long: hear and be heard."""
+        now = time.monotonic()
+        if now >= self._next_tick:
+            connection.heartbeat_tick(rate=2)
+            self._expire_calls()
+            self._next_tick = now + 1.0
 
     def _read(self, connection: Connection) -> None:
         transport = connection.transport
@@ -329,8 +340,13 @@ class Link:
             run, future, _ = self._calls.popleft()
             if not future.set_running_or_notify_cancel():
                 continue
+            self._awake_since = time.monotonic()
+            self._tick(connection)
             try:
                 future.set_result(run(connection))
+            except ChannelLost as error:
+                # Whoever keeps it knows, and the others have theirs.
+                future.set_exception(BrokerError(f"{self.where}: {explained(error)}"))
             except LOST as error:
                 # Also what closed a channel: it may be another call's, so all begins anew.
                 future.set_exception(BrokerError(f"{self.where}: the connection was lost: {error}"))

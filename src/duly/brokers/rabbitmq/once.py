@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -22,8 +23,9 @@ import msgspec
 from duly.broker import Delivery
 from duly.brokers.rabbitmq.intake import Item
 from duly.brokers.rabbitmq.lane import Move
-from duly.brokers.rabbitmq.link import Connection, Link, fetch
-from duly.brokers.rabbitmq.topology import Names, declare_subscription
+from duly.brokers.rabbitmq.link import Connection, Link, explained, fetch
+from duly.brokers.rabbitmq.topology import Names, declare_queue, declare_subscription
+from duly.brokers.rabbitmq.transport import ChannelLost
 from duly.brokers.rabbitmq.wire import History, body_of
 from duly.errors import BrokerError, BrokerUnavailable, ConfigurationError, InvalidMessage
 from duly.guarantees import Dead, Release, Retry, Settlement
@@ -69,9 +71,17 @@ class Presence:
         self._lanes.add(lane)
         if self._channel is None or self._channel.connection is not connection:
             channel = connection.channel()
+            channel.on_lost = gone = partial(self._gone, connection, channel)
             for queue in self._queues:
-                channel.basic_consume(queue)
+                declare_queue(connection, queue, {})
+                channel.basic_consume(queue, on_cancel=gone)
             self._channel = channel
+
+    def _gone(self, connection: Connection, channel: Any, _: object) -> None:
+        """The others do not see this process any more; the next claim lets them."""
+        if channel is self._channel:
+            self._channel = None
+            connection.later(lambda _: channel.close())
 
     def leave(self, lane: OnceLane) -> None:
         """This lane fetches no more."""
@@ -118,7 +128,13 @@ class OnceLane:
         for topic in self._topics:
             declare_subscription(connection, self._names, topic.name, self.subscription, once=True)
         self._channel = connection.channel()
+        self._channel.on_lost = self._lost_alone
         self._presence.enter(connection, self)
+
+    def _lost_alone(self, lost: ChannelLost) -> None:
+        """The server closed the channel, or does not answer; the next claim opens another."""
+        log.warning("subscription %r: %s", self.subscription, explained(lost))
+        self._channel = None
 
     def lost(self) -> None:
         """The channel is gone."""
@@ -130,6 +146,7 @@ class OnceLane:
             return
         if self._channel is None:
             self.open(connection)
+        self._presence.enter(connection, self)
         self._topics.rotate(-1)
         for topic in self._topics:
             left = most - len(self._ready)

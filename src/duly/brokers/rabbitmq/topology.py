@@ -261,7 +261,6 @@ def declare_subscription(
     queues = [main := names.queue(topic, subscription)]
     if once:
         declare_queue(connection, main, {"x-queue-type": "classic"}, durable=False)
-        declare_queue(connection, names.here(topic, subscription), {})
     else:
         queues.append(names.alone(topic, subscription))
         declare_queue(connection, queues[1], {"x-delivery-limit": _ALONE_LIMIT, **_to_queue(dead)})

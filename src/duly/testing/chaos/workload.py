@@ -121,8 +121,8 @@ SPECS: Sequence[Spec] = (
 KILLED_BY_MESSAGES = frozenset({"exactly", "least"})
 # Outside of transactions, where nobody waits for who stands still.
 STOPPED_BY_MESSAGES = frozenset({"least", "least-async"})
-# What befalls a broker and the links to it, as histories name it: it takes nothing back meanwhile, or
-# forgets what waits in memory.
+# What befalls a broker and the links to it, as histories name it: it takes nothing back meanwhile,
+# or forgets what waits in memory.
 LOSES_WAITING = frozenset(
     {"node down", "alarm", "silence", "cut before publish", "cut after publish", "cut before ack"}
 )
