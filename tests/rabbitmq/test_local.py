@@ -63,7 +63,7 @@ class Working:
                 lambda connection: [
                     number
                     for number, each in connection.channels.items()
-                    if getattr(each, "callbacks", None)
+                    if any(getattr(each, "callbacks", {}).values())
                 ]
             )
         )

@@ -18,11 +18,12 @@ from duly.brokers.rabbitmq.fixed import check_order
 from duly.brokers.rabbitmq.intake import Intake, Item
 from duly.brokers.rabbitmq.lane import Lane, Move
 from duly.brokers.rabbitmq.link import Connection, Link, content
-from duly.brokers.rabbitmq.once import OnceLane, Presence
+from duly.brokers.rabbitmq.once import OnceLane
 from duly.brokers.rabbitmq.operated import Operated
 from duly.brokers.rabbitmq.ordered import OrderedIntake
 from duly.brokers.rabbitmq.ordered_lane import OrderedLane
 from duly.brokers.rabbitmq.outgoing import MAX_MESSAGE_BYTES, Outgoing
+from duly.brokers.rabbitmq.presence import Presence
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
 from duly.brokers.rabbitmq.survey import version_of
 from duly.brokers.rabbitmq.topology import (
@@ -30,6 +31,7 @@ from duly.brokers.rabbitmq.topology import (
     declare_subscription,
     declare_topic,
     record,
+    recorded_topic,
 )
 from duly.brokers.rabbitmq.transport import ChannelLost
 from duly.brokers.rabbitmq.wire import History, moved, named
@@ -45,6 +47,7 @@ log = logging.getLogger("duly.rabbitmq")
 
 _WATCH_S = 1.0
 _ASK_S = 10.0
+_ARRIVAL_S = 2.0
 
 
 class RabbitMQBroker(Operated):
@@ -96,6 +99,8 @@ class RabbitMQBroker(Operated):
         self._burial = Burial(self.link, self._names, self._topics, self._send)
         # Subscriptions that were made, and by how many partitions each is divided.
         self._known: dict[tuple[str, str], int] = {}
+        # The same of those that may be there.
+        self._looked_at: dict[tuple[str, str], int] = {}
         # Those of them that are at-most-once.
         self._taken_once: set[tuple[str, str]] = set()
         try:
@@ -173,6 +178,19 @@ class RabbitMQBroker(Operated):
                 )
             )
             self._note(topic, subscription, options)
+
+    def know(
+        self, topics: Iterable[Topic[Any]], subscription: str, options: SubscribeOptions
+    ) -> None:
+        """As `Knows.know`."""
+        for topic in topics:
+            look = partial(recorded_topic, names=self._names, topic=topic.name)
+            there: Topic[Any] | None = self._call(look)
+            if there is not None:
+                self._check_fixed(topic)
+            self._looked_at[topic.name, subscription] = (
+                topic.partitions if options.order_by_key else 0
+            )
 
     def _declare_again(self, connection: Connection) -> None:
         """A connection to publish was lost: perhaps because an exchange is gone, and with it who
@@ -336,6 +354,7 @@ class RabbitMQBroker(Operated):
             return  # the server has taken all of it back
         try:
             if last:
+                self._let_come(intake)
                 self.link.call(intake.stop)
             self._give_back(intake, generation, alone, everything=last)
             if last:
@@ -343,6 +362,15 @@ class RabbitMQBroker(Operated):
         except BrokerError as error:
             # Then the server does it, when the connection is gone.
             log.warning("subscription %r: not given back in order: %s", intake.subscription, error)
+
+    def _let_come(self, intake: Intake) -> None:
+        """What is on its way, which the server would count as somebody's death. Nothing more is
+        called for meanwhile: nobody acknowledges.
+        """
+        until = time.monotonic() + _ARRIVAL_S
+        while self.link.call(intake.is_to_be_given) and time.monotonic() < until:
+            with intake.changed:
+                intake.changed.wait(0.01)
 
     def retire(self, lane: Lane | OrderedLane) -> bool:
         """This lane is closed; whether it was the last of its intake."""
@@ -361,9 +389,7 @@ class RabbitMQBroker(Operated):
         with intake.changed:
             if generation != intake.generation:
                 return
-            ready = list(intake.ready) if everything else []
-            for _ in ready:
-                intake.ready.popleft()
+            ready = [intake.ready.pop() for _ in range(len(intake.ready) * everything)]
         moves = [Move(intake, item, item.history, alone=True) for item in alone]
         moves += [Move(intake, item, _uncounted(item), alone=item.taken_back > 0) for item in ready]
         if moves:

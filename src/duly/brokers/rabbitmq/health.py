@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from duly.brokers.rabbitmq.link import Connection, Link, content
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
@@ -20,20 +20,16 @@ _UNSEEN = (4, 0)
 _CONFIRM_S = 5.0
 
 
-def queued(
-    connection: Connection, names: Names, known: Known, once: Container[tuple[str, str]]
-) -> Sequence[Queued]:
-    """What waits for each (topic, subscription), by subscription. ``once``: those of them that are
-    at-most-once.
-    """
+def queued(connection: Connection, names: Names, known: Known) -> Sequence[Queued]:
+    """What waits for each (topic, subscription), by subscription."""
     found = []
     for (topic, subscription), partitions in sorted(known.items(), key=lambda each: each[0][::-1]):
         of = (topic, subscription)
         queues = [names.queue(*of), names.alone(*of)]
         if partitions:
             queues = [names.partition(*of, number) for number in range(partitions)]
-        # Elsewhere the one queue has no consumer, or which process has it says nothing.
-        counts_workers = names.here(*of) if partitions or of in once else names.queue(*of)
+        # A process may have several consumers of a queue, or none, and works it all the same.
+        counts_workers = names.here(*of)
         told = count(connection, {*queues, counts_workers})
         backlog = sum(told[queue][0] for queue in queues if queue in told)
         workers = told.get(counts_workers, (0, 0))[1]

@@ -17,7 +17,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
@@ -61,6 +61,12 @@ def publish(channel: Any, message: Any, exchange: str, key: str, *, mandatory: b
     time, which costs as much as sending.
     """
     channel.send_method(spec.Basic.Publish, "Bssbb", (0, exchange, key, mandatory, False), message)
+
+
+def stem(channel: Any, consumers: Iterable[str]) -> None:
+    """Cancel consumers of a channel without waiting for that. What is on its way still comes."""
+    for tag in consumers:
+        channel.send_method(spec.Basic.Cancel, "sb", (tag, True))
 
 
 def fetch(channel: Any, queue: str, most: int, take: Callable[[Any], None]) -> None:

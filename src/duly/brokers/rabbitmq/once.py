@@ -15,7 +15,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -24,7 +23,8 @@ from duly.broker import Delivery
 from duly.brokers.rabbitmq.intake import Item
 from duly.brokers.rabbitmq.lane import Move
 from duly.brokers.rabbitmq.link import Connection, Link, explained, fetch
-from duly.brokers.rabbitmq.topology import Names, declare_queue, declare_subscription
+from duly.brokers.rabbitmq.presence import Presence
+from duly.brokers.rabbitmq.topology import Names, declare_subscription
 from duly.brokers.rabbitmq.transport import ChannelLost
 from duly.brokers.rabbitmq.wire import History, body_of
 from duly.errors import BrokerError, BrokerUnavailable, ConfigurationError, InvalidMessage
@@ -53,44 +53,6 @@ class Surroundings(Protocol):
     def move(self, moves: Sequence[Move]) -> None:
         """Publish these elsewhere; returns when the server has them. Raises `BrokerError`."""
         ...
-
-
-class Presence:
-    """Lets others see that this process works an at-most-once subscription, of which the server
-    sees no consumer: it consumes a queue to which nobody publishes, once for all its lanes. All of
-    it is called on the link's thread.
-    """
-
-    def __init__(self, names: Names, topics: Sequence[Topic[Any]], subscription: str) -> None:
-        self._queues = [names.here(topic.name, subscription) for topic in topics]
-        self._lanes: set[OnceLane] = set()
-        self._channel: Any = None
-
-    def enter(self, connection: Connection, lane: OnceLane) -> None:
-        """This lane fetches, by this connection."""
-        self._lanes.add(lane)
-        if self._channel is None or self._channel.connection is not connection:
-            channel = connection.channel()
-            channel.on_lost = gone = partial(self._gone, connection, channel)
-            for queue in self._queues:
-                declare_queue(connection, queue, {})
-                channel.basic_consume(queue, on_cancel=gone)
-            self._channel = channel
-
-    def _gone(self, connection: Connection, channel: Any, _: object) -> None:
-        """The others do not see this process any more; the next claim lets them."""
-        if channel is self._channel:
-            self._channel = None
-            connection.later(lambda _: channel.close())
-
-    def leave(self, lane: OnceLane) -> None:
-        """This lane fetches no more."""
-        self._lanes.discard(lane)
-        channel = self._channel
-        if not self._lanes and channel is not None:
-            self._channel = None
-            if channel.connection is not None:
-                channel.close()
 
 
 class OnceLane:

@@ -33,7 +33,7 @@ class Operated:
     _delays: Delays
     _burial: Burial
     _known: dict[tuple[str, str], int]
-    _taken_once: set[tuple[str, str]]
+    _looked_at: dict[tuple[str, str], int]
     _intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake]
 
     # --- `duly.inspection.graves.Buries`
@@ -49,7 +49,7 @@ class Operated:
 
     def carry(self) -> int:
         """As `Buries.carry`."""
-        return self._burial.carry(sorted(self._known))
+        return self._burial.carry(sorted(self._looked_at | self._known))
 
     def redeliver(self, letters: Sequence[DeadLetter]) -> None:
         """As `Buries.redeliver`; behind what waits already, also in order by key."""
@@ -64,8 +64,8 @@ class Operated:
 
     def queued(self) -> Sequence[Queued]:
         """As `Queueing.queued`."""
-        known, once = dict(self._known), set(self._taken_once)
-        return self.link.call(lambda connection: queued(connection, self._names, known, once))
+        known = self._looked_at | self._known
+        return self.link.call(lambda connection: queued(connection, self._names, known))
 
     def delayed(self) -> int:
         """As `Queueing.delayed`."""
