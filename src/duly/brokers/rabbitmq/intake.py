@@ -52,17 +52,20 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
 
 
 class Item:
-    """A delivered message that is not settled. ``tag`` is the channel's name for it."""
+    """A delivered message that is not settled. ``tag`` is the channel's name for it; ``came_s``:
+    when, in real time.
+    """
 
     __slots__ = (
-        *("alone", "body", "history", "message", "properties", "replays", "tag", "taken_back"),
-        "topic",
+        *("alone", "body", "came_s", "history", "message", "properties", "replays", "tag"),
+        *("taken_back", "topic"),
     )
 
     def __init__(
         self, topic: Topic[Any], tag: int, body: bytes, properties: Any, *, alone: bool
     ) -> None:
         self.topic = topic
+        self.came_s = time.monotonic()
         self.tag = tag
         self.body = body
         self.properties = properties
@@ -75,6 +78,13 @@ class Item:
         if alone:
             charged = self.history.charged + self.taken_back
             self.history = History(charged, repeated=True)
+
+    @property
+    def uncounted(self) -> History:
+        """Of one that nobody has started; what was taken back from somebody who died stays marked
+        as repeated.
+        """
+        return History(self.history.charged, self.history.repeated or self.taken_back > 0)
 
     def read(self) -> Message[Any]:
         """The message. Raises `InvalidMessage` where it is none that duly would carry."""
@@ -215,10 +225,10 @@ class Intake:
             if is_full:
                 # Nothing more is to come, but what is on its way. The server is told at once,
                 # before further acknowledgements, which would call for as many messages more.
-                stemmed, self._consumers = self._consumers, []
                 self._prefetch, self._uncounted = 0, len(self._tags)
         if is_full:
-            stem(self._channel, stemmed)
+            stem(self._channel, self._consumers)
+            self._consumers.clear()
 
     def _cancelled(self, connection: Connection, generation: int, _tag: str) -> None:
         """The server ended the consumer: its queue was deleted, or its leader is gone."""

@@ -130,6 +130,8 @@ class Partition:
         self.entries: dict[int, Entry] = {}
         # It is to be given to another process: nothing more is handed out.
         self.leaving = False
+        # Likewise, to whoever is the next in line: the server would soon take all of it back.
+        self.is_over = False
         # Somebody's deliveries have come on this channel: this process works the queue.
         self.is_mine = False
         self._changed = changed
@@ -266,7 +268,7 @@ class Partition:
         self._notes_declared = False
         # What this one has written stands: who comes next is another writer.
         self._writer = secrets.token_hex(6)
-        self.leaving = self.is_mine = False
+        self.leaving = self.is_over = self.is_mine = False
 
     @property
     def is_unread(self) -> bool:
@@ -294,7 +296,7 @@ class Partition:
 
         Whoever takes a suspect takes nothing else: behind it its key ends.
         """
-        if self.leaving or self._found is None:
+        if self.leaving or self.is_over or self._found is None:
             return
         blocked = {entry.key for entry in self.entries.values() if entry.token is not None}
         blocked.discard(None)
@@ -327,6 +329,11 @@ class Partition:
     def next_due(self, now: float) -> float | None:
         """When something may be handed out that may not yet."""
         return min((e.due for e in self.entries.values() if e.due > now), default=None)
+
+    def end_if_older(self, keeps_s: float) -> None:
+        """Where something was delivered so long ago, hand out nothing more."""
+        oldest = next(iter(self.entries.values()), None)
+        self.is_over |= oldest is not None and oldest.item.came_s + keeps_s < time.monotonic()
 
     @property
     def is_held(self) -> bool:
