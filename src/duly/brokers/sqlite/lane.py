@@ -22,9 +22,6 @@ logger = logging.getLogger("duly.sqlite")
 # How often a lane looks whether those who hold claims are alive, and so how long the messages
 # of a killed worker wait at most. A look costs a read and one system call a worker.
 _LOOK_S = 0.1
-# The same while there is more to do than it can: then each claim is made with the settlement
-# before it, and a look costs one that is not.
-_BUSY_LOOK_S = 0.5
 # How often a lane looks again that must claim nothing now, or only what its worker is not free for.
 _ASIDE_S = 0.05
 
@@ -147,7 +144,7 @@ class Lane:
         """
         if not self._was_full or self._solitude.is_closed:
             return None
-        if self._clock.monotonic_s() - self._looked_s >= _BUSY_LOOK_S:
+        if self._is_time_to_look(self._file.changes()):
             return None
         return NextClaim(self._claim_steps(limit, max_bytes, follow=False), take=self._take)
 
@@ -216,7 +213,7 @@ class Lane:
         self, limit: int, max_bytes: int, *, follow: bool = True
     ) -> Callable[[], Steps[log.Claimed]]:
         """``follow``: steps of the clock first. A claim made ahead leaves that to the next other
-        one, which comes within `_BUSY_LOOK_S`: all that it does is to let retries begin.
+        one, which comes within `_LOOK_S`: all that it does is to let retries begin.
         """
         self._turn += 1
         turn = self._turn
