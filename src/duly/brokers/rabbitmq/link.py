@@ -17,7 +17,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ import amqp
 from amqp import spec
 
 from duly.brokers.rabbitmq.address import Address
-from duly.brokers.rabbitmq.transport import BufferedConnection
+from duly.brokers.rabbitmq.transport import BufferedConnection, ChannelLost
 from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 
 T = TypeVar("T")
@@ -63,6 +63,12 @@ def publish(channel: Any, message: Any, exchange: str, key: str, *, mandatory: b
     channel.send_method(spec.Basic.Publish, "Bssbb", (0, exchange, key, mandatory, False), message)
 
 
+def stem(channel: Any, consumers: Iterable[str]) -> None:
+    """Cancel consumers of a channel without waiting for that. What is on its way still comes."""
+    for tag in consumers:
+        channel.send_method(spec.Basic.Cancel, "sb", (tag, True))
+
+
 def fetch(channel: Any, queue: str, most: int, take: Callable[[Any], None]) -> None:
     """Take up to so many messages off a queue for good; each is given to ``take`` as it comes."""
     first = channel.basic_get(queue, no_ack=True)
@@ -77,6 +83,11 @@ def fetch(channel: Any, queue: str, most: int, take: Callable[[Any], None]) -> N
         told = channel.wait([spec.Basic.GetOk, spec.Basic.GetEmpty], returns_tuple=True)
         if len(told) > 1:
             take(told[-1])
+
+
+def explained(lost: ChannelLost) -> str:
+    """What was lost, and what is to be done where it stays so."""
+    return f"a channel was lost: {lost}" + (f". {_UNRESPONSIVE}" if lost.silent else "")
 
 
 def _end(connection: Connection | None) -> None:
@@ -115,6 +126,7 @@ class Link:
         self._connection: Connection | None = None
         self._closing = False
         self._awake_since: float | None = None
+        self._next_tick = 0.0
         self._first: Future[None] = Future()
         self.blocked: str | None = None
         self.server: Mapping[str, Any] = {}
@@ -268,6 +280,7 @@ class Link:
         except BaseException:
             connection.collect()
             raise
+        connection.later = self.post
         self.server = dict(connection.server_properties)
         return connection
 
@@ -286,7 +299,6 @@ class Link:
         poller = select.poll()
         poller.register(sock, select.POLLIN)
         poller.register(self._wake_out, select.POLLIN)
-        next_tick = 0.0
         # What came while all was made ready, and calls that the connection before did not reach.
         self._handle_frames(connection)
         self._wake()
@@ -301,11 +313,16 @@ class Link:
                 self._take_calls(connection)
                 # What a call waited for may have come with more.
                 self._handle_frames(connection)
-            if self._awake_since > next_tick:
-                connection.heartbeat_tick(rate=2)
-                self._expire_calls()
-                next_tick = self._awake_since + 1.0
+            self._tick(connection)
             self._awake_since = None
+
+    def _tick(self, connection: Connection) -> None:
+        """Once a second, whatever takes long: hear and be heard."""
+        now = time.monotonic()
+        if now >= self._next_tick:
+            connection.heartbeat_tick(rate=2)
+            self._expire_calls()
+            self._next_tick = now + 1.0
 
     def _read(self, connection: Connection) -> None:
         transport = connection.transport
@@ -329,8 +346,13 @@ class Link:
             run, future, _ = self._calls.popleft()
             if not future.set_running_or_notify_cancel():
                 continue
+            self._awake_since = time.monotonic()
+            self._tick(connection)
             try:
                 future.set_result(run(connection))
+            except ChannelLost as error:
+                # Whoever keeps it knows, and the others have theirs.
+                future.set_exception(BrokerError(f"{self.where}: {explained(error)}"))
             except LOST as error:
                 # Also what closed a channel: it may be another call's, so all begins anew.
                 future.set_exception(BrokerError(f"{self.where}: the connection was lost: {error}"))
