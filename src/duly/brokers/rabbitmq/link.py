@@ -1,8 +1,9 @@
-"""`Link`: a connection to the server, on a thread of its own. Only this file and `transport` know
-the driver.
+"""`Link`: a connection to the server, on a thread of its own. Only this file, `transport` and
+`frames` know the driver.
 
 The driver is used by this thread alone. Others hand it calls; it answers heartbeats whatever
-handlers do, reads what the server says, and connects again where the connection is lost.
+handlers do, reads what the server says, and connects again where the connection is lost. A caller
+who waits for a confirmation may read in its place: see `turn`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import amqp
 from amqp import spec
 
 from duly.brokers.rabbitmq.address import Address
-from duly.brokers.rabbitmq.transport import BufferedConnection, ChannelLost
+from duly.brokers.rabbitmq.transport import BufferedConnection, ChannelLost, is_confirmation
+from duly.brokers.rabbitmq.turn import Turn
 from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 
 T = TypeVar("T")
@@ -48,19 +50,14 @@ _UNRESPONSIVE = (
     "on a single node, delete it (rabbitmqctl delete_queue) and start again: it is made anew"
 )
 _BACKOFF_S = (0.05, 5.0)
+# How long a caller reads at most; the link's thread has other things to do, if seldom.
+_READ_S = 0.05
 
 
 def content(body: bytes, properties: Mapping[str, Any]) -> Any:
     """A message as the driver sends it, to be kept by the server."""
     message: Any = amqp.Message  # its annotation says str, and it takes bytes
     return message(body, delivery_mode=2, **properties)
-
-
-def publish(channel: Any, message: Any, exchange: str, key: str, *, mandatory: bool) -> None:
-    """Send one message. The driver's own call would look for news from the server first, each
-    time, which costs as much as sending.
-    """
-    channel.send_method(spec.Basic.Publish, "Bssbb", (0, exchange, key, mandatory, False), message)
 
 
 def stem(channel: Any, consumers: Iterable[str]) -> None:
@@ -124,6 +121,7 @@ class Link:
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
         self._connection: Connection | None = None
+        self._turn = Turn()
         self._closing = False
         self._awake_since: float | None = None
         self._next_tick = 0.0
@@ -184,6 +182,48 @@ class Link:
         self._calls.append((run, future, time.monotonic() + timeout_s))
         self._wake()
         return future
+
+    def read_while(self, is_open: Callable[[], bool], seconds: float) -> None:
+        """Read confirmations on the caller's thread, if nobody else does, while this is open and
+        for so long at most. May return at any time.
+        """
+        until = time.monotonic() + min(seconds, _READ_S)
+
+        def read(comes: Callable[[float], bool]) -> None:
+            connection = self._connection
+            if connection is None or self._closing:
+                return
+            goes_on = self._hear(connection, fill=False)
+            while goes_on and is_open():
+                left_s = until - time.monotonic()
+                goes_on = left_s > 0 and comes(left_s) and self._hear(connection, fill=True)
+
+        self._turn.borrow(read)
+
+    def _hear(self, connection: Connection, *, fill: bool) -> bool:
+        """Take confirmations. Where that fails or is interrupted half-way, nobody knows what was
+        read, and the connection ends: its own thread finds that.
+        """
+        try:
+            if fill:
+                connection.transport.fill_at_hand()
+            return self._take_confirmations(connection)
+        except BaseException as error:
+            self.cut()
+            if isinstance(error, OSError):
+                return False
+            raise
+
+    def _take_confirmations(self, connection: Connection) -> bool:
+        """Take what is at hand. False: something else came, which is the link's thread's."""
+        transport = connection.transport
+        while (frame := transport.frame_at_hand()) is not None:
+            if not is_confirmation(frame):
+                transport.put_back(frame)
+                self._wake()
+                return False
+            connection.on_inbound_frame(frame)
+        return True
 
     def _wake(self) -> None:
         try:
@@ -296,15 +336,13 @@ class Link:
     def _serve(self, connection: Connection) -> None:
         transport = connection.transport
         sock = transport.sock
-        poller = select.poll()
-        poller.register(sock, select.POLLIN)
-        poller.register(self._wake_out, select.POLLIN)
+        self._turn.begin(sock, self._wake_out, lends=transport.is_direct)
         # What came while all was made ready, and calls that the connection before did not reach.
         self._handle_frames(connection)
         self._wake()
         while not self._closing:
             # What TLS has decrypted beyond what was read is not seen on the socket.
-            ready = {fd for fd, _ in poller.poll(0 if transport.has_more else 1000)}
+            ready = self._turn.wait(0.0 if transport.has_more else 1.0)
             self._awake_since = time.monotonic()
             # In this order: a call reads as well, and then there may be nothing left.
             if sock.fileno() in ready or transport.has_more:
@@ -327,7 +365,7 @@ class Link:
     def _read(self, connection: Connection) -> None:
         transport = connection.transport
         # Not `drain_events`, which waits for what a heartbeat does not bring.
-        transport.fill()
+        transport.fill_at_hand()
         self._handle_frames(connection)
         while transport.has_more:
             transport.fill()
@@ -377,6 +415,7 @@ class Link:
 
     def _lost(self, connection: Connection | None, error: Exception) -> None:
         self._connection, self._awake_since = None, None
+        self._turn.end()
         if not self._first.done():
             self._first.set_exception(self._first_failure(error))
             self._closing = True
@@ -409,6 +448,7 @@ class Link:
 
     def _end(self) -> None:
         connection, self._connection = self._connection, None
+        self._turn.end()
         if connection is not None:
             try:
                 connection.close()

@@ -1,16 +1,18 @@
 """The driver's connection with a transport that reads and writes more than a frame at a time.
 
 The driver asks the kernel nine times for each message that it is sent, and once for each that it
-sends. This transport takes what has come and gives its frames one by one; and while it is corked it
-keeps what is written, to send it together.
+sends. This transport takes what has come and gives its frames one by one; while it is corked it
+keeps what is written, to send it together; and it sends for other threads than the one that reads.
 """
 
 from __future__ import annotations
 
 import contextlib
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
-from struct import unpack_from
+from struct import pack, unpack_from
 from typing import Any
 
 import amqp
@@ -20,12 +22,14 @@ from amqp.method_framing import frame_handler
 from amqp.transport import SSLTransport, TCPTransport
 
 _AT_ONCE = 64 * 1024
+_NO_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
 _HEADER, _END = 7, 0xCE
 # More than any server agrees to. A size above it is read from the middle of something.
 _LARGEST_FRAME = 128 * 1024 * 1024
 
 # Kinds of frames; and what stands before the properties in theirs.
 _METHOD, _PROPERTIES, _ABOUT = 1, 2, 12
+_CONFIRMATION = pack(">HH", *spec.Basic.Ack)
 UNREADABLE = "duly-unreadable"
 """A header, in place of all properties where the driver cannot read them: its error."""
 
@@ -43,10 +47,17 @@ class _Buffered:
     sock: Any
     connected: bool
 
+    is_direct: bool
+    """Whether a thread may send while another one reads."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._held = b""
         self._at = 0
-        self._corked: bytearray | None = None
+        self._corked = False
+        # What is to be sent before anything else; and whether more is just being sent.
+        self._unsent = bytearray()
+        self._flushing = False
+        self._sending = threading.Lock()
         super().__init__(*args, **kwargs)
 
     # --- reading
@@ -74,13 +85,25 @@ class _Buffered:
         self._at = end + 1
         return kind, channel, held[begin:end]
 
+    def put_back(self, frame: Frame) -> None:
+        """This was the last that was taken, and is the next one again."""
+        self._at -= _HEADER + len(frame[2]) + 1
+
     def fill(self) -> None:
         """Take what has come, waiting for some of it; raises `OSError` where the peer is gone."""
+        self._fill(0)
+
+    def fill_at_hand(self) -> None:
+        """The same without waiting, where others read as well."""
+        with contextlib.suppress(BlockingIOError):
+            self._fill(_NO_WAIT if self.is_direct else 0)
+
+    def _fill(self, flags: int) -> None:
         try:
-            come = self.sock.recv(_AT_ONCE)
+            come = self.sock.recv(_AT_ONCE, flags)
             if not come:
                 raise OSError("the server closed the connection")
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             raise
         except OSError:
             self.connected = False
@@ -98,36 +121,78 @@ class _Buffered:
     @contextlib.contextmanager
     def corked(self) -> Iterator[None]:
         """What is written meanwhile is sent together at the end, or whenever it is much."""
-        if self._corked is not None:
+        if self._corked:
             yield
             return
-        self._corked = bytearray()
+        self._corked = True
         try:
             yield
         finally:
-            kept, self._corked = self._corked, None
-            if kept and self.sock is not None:
-                self.write(kept)
+            self._corked = False
+            if self.sock is not None:
+                self.flush()
 
     def write(self, some: Any) -> None:
         """As the driver's."""
-        corked = self._corked
-        if corked is None:
+        with self._sending:
+            self._unsent += some
+            much = len(self._unsent) > _AT_ONCE
+        if much or not self._corked:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is left, waiting for the peer to take it. On the thread that reads."""
+        while True:
+            with self._sending:
+                # Taken first: what fails in the middle must not be sent twice.
+                some, self._unsent = self._unsent, bytearray()
+                self._flushing = bool(some)
+            if not some:
+                return
             super().write(some)  # type: ignore[misc]
-            return
-        corked += some
-        if len(corked) > _AT_ONCE:
-            # Emptied first: what fails in the middle must not be sent twice.
-            self._corked = bytearray()
-            super().write(corked)  # type: ignore[misc]
+
+    def offer(self, some: bytes) -> None:
+        """Send whole frames as far as the network takes them at once, and leave the rest to
+        `flush`. From any thread. Raises `OSError` where the peer is gone.
+        """
+        with self._sending:
+            sent = 0
+            if self.is_direct and not self.is_behind:
+                if self.sock is None:
+                    raise OSError("the connection is closed")
+                with contextlib.suppress(BlockingIOError):
+                    sent = self.sock.send(some, _NO_WAIT)
+            if sent < len(some):
+                self._unsent += some[sent:]
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something is left to `flush`."""
+        return bool(self._unsent) or self._flushing
+
+    def close(self) -> None:
+        """As the driver's; never while somebody sends, whose bytes might go to whatever has the
+        number of this socket next.
+        """
+        with self._sending if self.is_direct else contextlib.nullcontext():
+            super().close()  # type: ignore[misc]
 
 
 class BufferedTCP(_Buffered, TCPTransport):  # type: ignore[misc]
     """Over TCP."""
 
+    is_direct = hasattr(socket, "MSG_DONTWAIT")
+
 
 class BufferedTLS(_Buffered, SSLTransport):  # type: ignore[misc]
-    """Over TLS."""
+    """Over TLS, whose state belongs to one thread."""
+
+    is_direct = False
+
+
+def is_confirmation(frame: Frame) -> bool:
+    """Whether the server says that it has what was published."""
+    return frame[0] == _METHOD and frame[2].startswith(_CONFIRMATION)
 
 
 def _frames(connection: Any, callback: Callable[..., Any]) -> Callable[[Frame], Any]:
@@ -145,6 +210,10 @@ def _frames(connection: Any, callback: Callable[..., Any]) -> Callable[[Frame], 
 
     def on_frame(frame: Frame) -> Any:
         kind, channel, payload = frame
+        if connection.confirmed is not None and is_confirmation(frame):
+            connection.bytes_recv += 1  # which tells that the peer is there
+            connection.confirmed(channel, *unpack_from(">Q?", payload, 4))
+            return True
         if kind == _METHOD and not payload.isascii():
             return handle((kind, channel, _with_plain_key(payload)))
         if kind != _PROPERTIES:
@@ -259,6 +328,10 @@ class BufferedConnection(amqp.Connection):  # type: ignore[misc]
     until: float | None = None
     later: Callable[[Callable[[Any], Any]], Any]
     """Calls this on the link's thread, with the connection of then, when what goes on is done."""
+    confirmed: Callable[[int, int, bool], None] | None = None
+    """Called with the channel, the tag and whether those before it are meant, in place of what the
+    driver does with a confirmation: on whichever thread reads it.
+    """
 
     def __init__(self, **named: Any) -> None:
         super().__init__(frame_handler=_frames, **named)
