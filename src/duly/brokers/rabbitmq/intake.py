@@ -21,6 +21,7 @@ import msgspec
 from duly.brokers.rabbitmq.link import Connection, explained, stem
 from duly.brokers.rabbitmq.presence import Presence
 from duly.brokers.rabbitmq.ready import MOST_AHEAD, Ready
+from duly.brokers.rabbitmq.rest import Rest
 from duly.brokers.rabbitmq.tags import Tags, acknowledge
 from duly.brokers.rabbitmq.topology import Names, count, declare_subscription
 from duly.brokers.rabbitmq.transport import ChannelLost
@@ -36,9 +37,6 @@ from duly.errors import BrokerUnavailable, InvalidMessage
 from duly.message import Message, Topic
 
 log = logging.getLogger("duly.rabbitmq")
-
-RESTS_S = 60.0
-"""Where a queue has answered nothing it is asked again after so long: all others wait meanwhile."""
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):
@@ -133,7 +131,7 @@ class Intake:
         self._tags = Tags()
         # Of those so many were delivered to a consumer of before, or rather more.
         self._uncounted = 0
-        self._rests_until = -math.inf
+        self._rest = Rest()
 
     @property
     def queues(self) -> Sequence[str]:
@@ -147,7 +145,7 @@ class Intake:
         that is still there ends, or the server would go on giving it what nobody takes.
         """
         self.close(connection)
-        if time.monotonic() < self._rests_until:
+        if not self._rest.is_over:
             raise BrokerUnavailable(
                 f"subscription {self.subscription!r}: its queue did not answer, and is asked again "
                 "later"
@@ -163,7 +161,7 @@ class Intake:
     def _lost_alone(self, generation: int, lost: ChannelLost) -> None:
         """The server closed the channel, or does not answer; the next claim opens another."""
         if lost.silent:
-            self._rests_until = time.monotonic() + RESTS_S
+            self._rest.begin()
         if generation == self.generation:
             log.warning("subscription %r: %s", self.subscription, explained(lost))
             self.lost()
@@ -189,6 +187,8 @@ class Intake:
         channel = self._channel
         if prefetch < self._prefetch:
             self._end_consumers(channel)
+            with self.changed:
+                self._prefetch, self._uncounted = 0, len(self._tags)
         more, self._prefetch = prefetch - self._prefetch, prefetch
         channel.basic_qos(0, more, False)
         for topic, queue in zip(self.topics, self.queues, strict=True):
@@ -198,6 +198,7 @@ class Intake:
                 on_cancel=partial(self._cancelled, connection, self.generation),
             )
             self._consumers.append(tag)
+        self._rest.end()
         self._presence.enter(connection, self)
 
     def _end_consumers(self, channel: Any) -> None:
@@ -207,8 +208,6 @@ class Intake:
             callback = channel.callbacks[tag]
             channel.basic_cancel(tag)
             channel.callbacks[tag] = callback
-        with self.changed:
-            self._prefetch, self._uncounted = 0, len(self._tags)
 
     @property
     def _credit(self) -> int:

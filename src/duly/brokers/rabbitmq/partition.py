@@ -26,9 +26,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from duly.brokers.rabbitmq.intake import RESTS_S, Item, unreadable
+from duly.brokers.rabbitmq.intake import Item, unreadable
 from duly.brokers.rabbitmq.link import Connection, explained
 from duly.brokers.rabbitmq.notes import Identity, Note, judged, merged, written
+from duly.brokers.rabbitmq.rest import Rest
 from duly.brokers.rabbitmq.tags import Tags, acknowledge
 from duly.brokers.rabbitmq.topology import Names, declare_notes
 from duly.brokers.rabbitmq.transport import ChannelLost
@@ -138,7 +139,7 @@ class Partition:
         self._clock = clock
         self._gone = gone
         self._channel: Any = None
-        self._rests_until = -math.inf
+        self._rest = Rest()
         self._tags = Tags()
         self._found: Mapping[Identity, Note] | None = None
         self._left: Sequence[bytes] = ()
@@ -161,17 +162,18 @@ class Partition:
             callback=lambda message: self._deliver(generation, message),
             on_cancel=partial(self._cancelled, connection, generation),
         )
+        self._rest.end()
 
     @property
     def is_out(self) -> bool:
         """Whether this process has to ask for the queue."""
-        return self._channel is None and time.monotonic() >= self._rests_until
+        return self._channel is None and self._rest.is_over
 
     def _lost_alone(self, generation: int, lost: ChannelLost) -> None:
         """The server closed the channel, or does not answer."""
         log.warning("%s: %s", self.queue, explained(lost))
         if lost.silent:
-            self._rests_until = time.monotonic() + RESTS_S
+            self._rest.begin()
         self._gone(self, generation)
 
     def _deliver(self, generation: int, message: Any) -> None:
