@@ -18,7 +18,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ import amqp
 from amqp import spec
 
 from duly.brokers.rabbitmq.address import Address
-from duly.brokers.rabbitmq.transport import BufferedConnection, is_confirmation
+from duly.brokers.rabbitmq.transport import BufferedConnection, ChannelLost, is_confirmation
 from duly.brokers.rabbitmq.turn import Turn
 from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 
@@ -60,6 +60,12 @@ def content(body: bytes, properties: Mapping[str, Any]) -> Any:
     return message(body, delivery_mode=2, **properties)
 
 
+def stem(channel: Any, consumers: Iterable[str]) -> None:
+    """Cancel consumers of a channel without waiting for that. What is on its way still comes."""
+    for tag in consumers:
+        channel.send_method(spec.Basic.Cancel, "sb", (tag, True))
+
+
 def fetch(channel: Any, queue: str, most: int, take: Callable[[Any], None]) -> None:
     """Take up to so many messages off a queue for good; each is given to ``take`` as it comes."""
     first = channel.basic_get(queue, no_ack=True)
@@ -74,6 +80,11 @@ def fetch(channel: Any, queue: str, most: int, take: Callable[[Any], None]) -> N
         told = channel.wait([spec.Basic.GetOk, spec.Basic.GetEmpty], returns_tuple=True)
         if len(told) > 1:
             take(told[-1])
+
+
+def explained(lost: ChannelLost) -> str:
+    """What was lost, and what is to be done where it stays so."""
+    return f"a channel was lost: {lost}" + (f". {_UNRESPONSIVE}" if lost.silent else "")
 
 
 def _end(connection: Connection | None) -> None:
@@ -116,6 +127,7 @@ class Link:
         self._turn = Turn()
         self._closing = False
         self._awake_since: float | None = None
+        self._next_tick = 0.0
         self._first: Future[None] = Future()
         self.blocked: str | None = None
         self.server: Mapping[str, Any] = {}
@@ -321,6 +333,7 @@ class Link:
         except BaseException:
             connection.collect()
             raise
+        connection.later = self.post
         self.server = dict(connection.server_properties)
         return connection
 
@@ -337,7 +350,6 @@ class Link:
         transport = connection.transport
         sock = transport.sock
         self._turn.begin(sock, self._wake_out, lends=transport.is_direct)
-        next_tick = 0.0
         # What came while all was made ready, and calls that the connection before did not reach.
         self._handle_frames(connection)
         self._wake()
@@ -352,11 +364,16 @@ class Link:
                 self._take_calls(connection)
                 # What a call waited for may have come with more.
                 self._handle_frames(connection)
-            if self._awake_since > next_tick:
-                connection.heartbeat_tick(rate=2)
-                self._expire_calls()
-                next_tick = self._awake_since + 1.0
+            self._tick(connection)
             self._awake_since = None
+
+    def _tick(self, connection: Connection) -> None:
+        """Once a second, whatever takes long: hear and be heard."""
+        now = time.monotonic()
+        if now >= self._next_tick:
+            connection.heartbeat_tick(rate=2)
+            self._expire_calls()
+            self._next_tick = now + 1.0
 
     def _read(self, connection: Connection) -> None:
         transport = connection.transport
@@ -380,8 +397,13 @@ class Link:
             run, future, _ = self._calls.popleft()
             if not future.set_running_or_notify_cancel():
                 continue
+            self._awake_since = time.monotonic()
+            self._tick(connection)
             try:
                 future.set_result(run(connection))
+            except ChannelLost as error:
+                # Whoever keeps it knows, and the others have theirs.
+                future.set_exception(BrokerError(f"{self.where}: {explained(error)}"))
             except LOST as error:
                 # Also what closed a channel: it may be another call's, so all begins anew.
                 future.set_exception(BrokerError(f"{self.where}: the connection was lost: {error}"))

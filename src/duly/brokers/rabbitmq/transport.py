@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from struct import pack, unpack_from
 from typing import Any
@@ -31,6 +32,10 @@ _METHOD, _PROPERTIES, _ABOUT = 1, 2, 12
 _CONFIRMATION = pack(">HH", *spec.Basic.Ack)
 UNREADABLE = "duly-unreadable"
 """A header, in place of all properties where the driver cannot read them: its error."""
+
+# So long whoever keeps a channel waits for an answer on it: one queue that answers nothing must not
+# keep the others of the connection waiting until its heartbeats are over.
+_ANSWER_S = 10.0
 
 Frame = tuple[int, int, bytes]
 """Its type, its channel, and what is in it."""
@@ -241,9 +246,23 @@ def _with_plain_key(payload: bytes) -> bytes:
     return payload[:begin] + bytes(min(byte, 127) for byte in payload[begin:end]) + payload[end:]
 
 
+class ChannelLost(Exception):
+    """The server closed this channel, or does not answer on it; its connection goes on."""
+
+    def __init__(self, why: str, *, silent: bool = False) -> None:
+        super().__init__(why)
+        self.silent = silent
+
+
 class _Channel(amqp.Channel):  # type: ignore[misc]
     """The driver's. Bodies stay as they are: whatever encoding they are said to have, it is their
     consumer's to know.
+    """
+
+    is_closing: bool
+    on_lost: Callable[[ChannelLost], None] | None = None
+    """Set by who keeps it and can do without: called on the link's thread when it is lost, in the
+    middle of whatever goes on there. None: what befalls the channel befalls its connection.
     """
 
     def __init__(self, connection: Any, channel_id: Any = None, on_open: Any = None) -> None:
@@ -253,15 +272,57 @@ class _Channel(amqp.Channel):  # type: ignore[misc]
         """The server closes it. Where no call waits on it, that answers none: raised as what it is
         on another's, it would be taken for the answer to that.
         """
-        if not self._pending:
-            raise ConnectionError(f"the server closed a channel: {reply_text}")
-        super()._on_close(reply_code, reply_text, class_id, method_id)
+        if self.on_lost is None or self.is_closing:
+            if not self._pending:
+                raise ConnectionError(f"the server closed a channel: {reply_text}")
+            super()._on_close(reply_code, reply_text, class_id, method_id)
+            return
+        lost, waited_for = ChannelLost(reply_text), bool(self._pending)
+        self.send_method(spec.Channel.CloseOk)
+        self.collect()
+        self._tell(lost)
+        if waited_for:
+            raise lost
+
+    def wait(self, *args: Any, **named: Any) -> Any:
+        """As the driver's. Raises `ChannelLost` where the channel is kept and no answer comes."""
+        connection = self.connection
+        if self.on_lost is None or connection is None or connection.until is not None:
+            return super().wait(*args, **named)
+        connection.until = until = time.monotonic() + _ANSWER_S
+        try:
+            return super().wait(*args, **named)
+        except TimeoutError:
+            if time.monotonic() < until:
+                raise  # the network's
+            raise self._given_up() from None
+        finally:
+            connection.until = None
+
+    def _given_up(self) -> ChannelLost:
+        """End it without waiting: whatever comes on it until the server has ended it too is not
+        looked at.
+        """
+        lost = ChannelLost(f"no answer within {_ANSWER_S:g} s", silent=True)
+        if not self.is_closing:
+            self.send_method(spec.Channel.Close, "BsBB", (0, "no answer", 0, 0))
+            self.is_closing = True
+        self._tell(lost)
+        return lost
+
+    def _tell(self, lost: ChannelLost) -> None:
+        on_lost, self.on_lost = self.on_lost, None
+        if on_lost is not None:
+            on_lost(lost)
 
 
 class BufferedConnection(amqp.Connection):  # type: ignore[misc]
     """The driver's connection, on such a transport."""
 
     Channel = _Channel
+    until: float | None = None
+    later: Callable[[Callable[[Any], Any]], Any]
+    """Calls this on the link's thread, with the connection of then, when what goes on is done."""
     confirmed: Callable[[int, int, bool], None] | None = None
     """Called with the channel, the tag and whether those before it are meant, in place of what the
     driver does with a confirmation: on whichever thread reads it.
@@ -279,3 +340,11 @@ class BufferedConnection(amqp.Connection):  # type: ignore[misc]
         if ssl:
             return BufferedTLS(host, connect_timeout=connect_timeout, ssl=ssl, **named)
         return BufferedTCP(host, connect_timeout=connect_timeout, **named)
+
+    def blocking_read(self, timeout: float | None = None) -> Any:
+        """As the driver's; raises `TimeoutError` when ``until`` is over."""
+        if self.until is not None:
+            timeout = self.until - time.monotonic()
+            if timeout <= 0:
+                raise TimeoutError
+        return super().blocking_read(timeout)
