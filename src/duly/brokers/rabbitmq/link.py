@@ -120,6 +120,9 @@ class Link:
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
+        # Held while its number is used, which may be another file's once it is closed.
+        self._waking = threading.Lock()
+        self._can_wake = True
         self._connection: Connection | None = None
         self._turn = Turn()
         self._closing = False
@@ -226,10 +229,17 @@ class Link:
         return True
 
     def _wake(self) -> None:
-        try:
-            os.write(self._wake_in, b"x")
-        except (BlockingIOError, OSError):
-            return  # full: it wakes anyway; closed: nobody is left to wake
+        with self._waking, contextlib.suppress(BlockingIOError):  # full: it wakes anyway
+            if self._can_wake:
+                os.write(self._wake_in, b"x")
+
+    def _wake_no_more(self) -> None:
+        """Nobody is left to wake."""
+        with self._waking:
+            if self._can_wake:
+                self._can_wake = False
+                os.close(self._wake_in)
+                os.close(self._wake_out)
 
     def look(self) -> None:
         """End a connection on which the thread hangs: a peer that stopped in the middle of a
@@ -256,7 +266,9 @@ class Link:
         """End the connection and the thread."""
         self._closing = True
         self._wake()
-        if self._thread.ident is not None and threading.current_thread() is not self._thread:
+        if self._thread.ident is None:
+            self._wake_no_more()
+        elif threading.current_thread() is not self._thread:
             self._thread.join(10)
         self._fail_calls()
 
@@ -286,6 +298,7 @@ class Link:
                 self._rest(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(2 * pause_s, _BACKOFF_S[1])
         self._end()
+        self._wake_no_more()
 
     def _connect(self) -> Connection:
         last: Exception | None = None
