@@ -681,14 +681,14 @@ def of_two_copies_nobody_knows_which_was_settled() -> Story:
     story.publish(KA)
     story.publish(KB, end="info", stored=True)
     story.publish(KB)
-    for message, token in ((KA, "1"), (KB, "2")):
-        story.claim(message, token)
-        story.run(message, token)
+    for each, token in ((KA, "1"), (KB, "2")):
+        story.claim(each, token)
+        story.run(each, token)
         story.settle(token, end="")
     story.fault("crash")
-    for message, token in ((KA, "3"), (KB, "4"), (KB, "5")):
-        story.claim(message, token, who="v")
-        story.run(message, token)
+    for each, token in ((KA, "3"), (KB, "4"), (KB, "5")):
+        story.claim(each, token, who="v")
+        story.run(each, token)
         story.settle(token)
     return story
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -18,7 +17,6 @@ from duly.errors import BrokerError, BrokerUnavailable
 from duly.guarantees import Done, Guarantee, Retry
 from duly.message import Topic
 from tests.rabbitmq.work import (
-    A_LOT,
     ORDERS,
     awaited,
     bodies,
@@ -34,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def threads() -> list[str]:

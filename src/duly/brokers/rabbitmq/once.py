@@ -188,10 +188,12 @@ class OnceLane:
         try:
             if moves:
                 self._broker.move(moves)
-        except (BrokerError, ConfigurationError) as error:
+        except BaseException as error:
             with self._changed:
                 self._held.update((receipt.token, item) for receipt, item in items.items())
-            raise BrokerUnavailable(f"nothing was settled: {error}") from error
+            if isinstance(error, BrokerError | ConfigurationError):
+                raise BrokerUnavailable(f"nothing was settled: {error}") from error
+            raise
         with self._changed:
             back = [items[s.receipt] for s in accepted if isinstance(s, Release)]
             self._ready.extendleft(reversed(back))
@@ -228,6 +230,8 @@ class OnceLane:
         try:
             if self._broker.link.is_up:
                 self._broker.link.call(self._end)  # after what is being fetched
+        except BrokerError as error:
+            log.debug("subscription %r: the connection ends it: %s", self.subscription, error)
         finally:
             self._give_back()
 
