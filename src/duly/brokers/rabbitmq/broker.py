@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -475,11 +476,10 @@ class RabbitMQBroker(Operated):
 
     def close(self) -> None:
         """Close every lane and the connections; nothing can be published or claimed after."""
-        if not self._closed.is_set():
-            for lane in list(self._lanes.values()):
-                lane.close()
-            for once in list(self._once):
-                once.close()
-        self._closed.set()
-        self.link.close()
-        self._publisher.close()
+        with contextlib.ExitStack() as closing:
+            closing.callback(self._publisher.close)
+            closing.callback(self.link.close)
+            closing.callback(self._closed.set)
+            if not self._closed.is_set():
+                for lane in (*self._lanes.values(), *self._once):
+                    closing.callback(lane.close)
