@@ -34,7 +34,7 @@ from duly.brokers.rabbitmq.topology import (
     recorded_topic,
 )
 from duly.brokers.rabbitmq.transport import ChannelLost
-from duly.brokers.rabbitmq.wire import History, moved, named
+from duly.brokers.rabbitmq.wire import moved, named
 from duly.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -275,7 +275,8 @@ class RabbitMQBroker(Operated):
         if intake is None:
             there = [self._topics[name] for name in names]
             if ordered:
-                intake = OrderedIntake(self._names, there, subscription, self.clock)
+                keeps_s = self._address.keeps_s
+                intake = OrderedIntake(self._names, there, subscription, self.clock, keeps_s)
             else:
                 intake = Intake(self._names, there, subscription)
             self._call(intake.open)
@@ -391,7 +392,7 @@ class RabbitMQBroker(Operated):
                 return
             ready = [intake.ready.pop() for _ in range(len(intake.ready) * everything)]
         moves = [Move(intake, item, item.history, alone=True) for item in alone]
-        moves += [Move(intake, item, _uncounted(item), alone=item.taken_back > 0) for item in ready]
+        moves += [Move(intake, item, item.uncounted, alone=item.taken_back > 0) for item in ready]
         if moves:
             self.move(moves)
             tags = [move.item.tag for move in moves]
@@ -448,6 +449,8 @@ class RabbitMQBroker(Operated):
             if lane.intake.number not in seen:
                 seen.add(lane.intake.number)
                 lane.reap()
+                if isinstance(lane, Lane):
+                    lane.put_back(self._address.keeps_s)
 
     def look(self) -> None:
         """Ask the server whether it sees each consumer; where it does not, subscribe again."""
@@ -480,8 +483,3 @@ class RabbitMQBroker(Operated):
         self._closed.set()
         self.link.close()
         self._publisher.close()
-
-
-def _uncounted(item: Item) -> History:
-    """What was taken back from somebody who died stays marked as repeated."""
-    return History(item.history.charged, item.history.repeated or item.taken_back > 0)

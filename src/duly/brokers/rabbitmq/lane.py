@@ -238,6 +238,18 @@ class Lane:
         if moves:
             self._move(generation, moves)
 
+    def put_back(self, keeps_s: float) -> None:
+        """What has waited for so long goes to the end of its queue, as it was: the server counts
+        the time since it was delivered, and would take all of it back.
+        """
+        intake = self.intake
+        with intake.changed:
+            generation = intake.generation
+            old = intake.ready.pop_older(time.monotonic() - keeps_s)
+        moves = [Move(intake, each, each.uncounted, alone=each.taken_back > 0) for each in old]
+        if moves:
+            self._move(generation, moves)
+
     # --- settling
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Any]:
