@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from duly.broker import Broker
+from duly.broker import Broker, Knows
 from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.brokers.rabbitmq.delays import Delays, bind_level
 from duly.brokers.rabbitmq.link import Connection
@@ -107,5 +107,5 @@ def open_broker(site: Site) -> Broker:
 
 
 RABBITMQ = BrokerSubject(
-    name="rabbitmq", open=open_broker, clock=TickingClock, operations=(Buries, Surveys)
+    name="rabbitmq", open=open_broker, clock=TickingClock, operations=(Buries, Knows, Surveys)
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from duly.broker import Delivery, SubscribeOptions
+from duly.broker import Delivery, Knows, SubscribeOptions
 from duly.errors import PublishFailed
 from duly.guarantees import Guarantee
 from duly.inspection.survey import Peril, Survey, Surveys
@@ -184,6 +184,34 @@ class MakesWhatItLooksFor(Broken):
         return Survey(seen=["all is there"])
 
 
+# --- what only looks
+
+
+class KnowsByMaking(Broken):
+    def know(self, topics: Sequence[Any], subscription: str, options: SubscribeOptions):
+        self.inner.declare(topics)
+        self.inner.subscribe(topics, subscription, options).close()
+
+
+class TakesAwayWhatIsHeld(Broken):
+    lanes: Any = ()
+
+    def subscribe(self, *args: Any):
+        lane = self.inner.subscribe(*args)
+        self.lanes = (*self.lanes, lane)
+        return lane
+
+    def know(self, topics: Sequence[Any], subscription: str, options: SubscribeOptions):
+        for lane in self.lanes:
+            lane.close()
+
+
+class KnowsWhateverItIsTold(Broken):
+    def know(self, topics: Sequence[Any], subscription: str, options: SubscribeOptions):
+        pass
+
+
+KNOWN: Any = {"around": replace(DATABASE, operations=(Knows,))}
 SURVEYED: Any = {"around": replace(DATABASE, operations=(Surveys,))}
 SQL: Any = {"around": SQLITE, "page": "sqlite.md"}
 STORE: Any = {"around": SQLITE_STORE, "page": "sqlite.md"}
@@ -216,6 +244,16 @@ OPERATED = (
     Mistake(SeesDangerEverywhere, ("Surveyed::test_nothing_endangers_what_is_there",), **SURVEYED),
     Mistake(SeesNothingAtAll, ("Surveyed::test_nothing_endangers_what_is_there",), **SURVEYED),
     Mistake(MakesWhatItLooksFor, ("Surveyed::test_looking_makes_nothing",), **SURVEYED),
+    Mistake(
+        KnowsByMaking,
+        (
+            "Known::test_a_topic_that_is_known_is_not_made",
+            "Known::test_a_subscription_that_is_known_is_not_made",
+        ),
+        **KNOWN,
+    ),
+    Mistake(TakesAwayWhatIsHeld, ("Known::test_what_is_there_is_not_disturbed",), **KNOWN),
+    Mistake(KnowsWhateverItIsTold, ("Known::test_what_is_there_as_another_is_refused",), **KNOWN),
     Mistake(NotesAndBuries, ("Suppressed::test_they_are_settled_as_ever",), **SQL),
     Mistake(
         ForgetsNothing,

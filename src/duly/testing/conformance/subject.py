@@ -73,8 +73,8 @@ class BrokerSubject:
     - ``clock``: makes the time of one test, for brokers that need to be told how it passes.
     - ``operations``: which more protocols the broker has: of `duly.inspection` `Steering`,
       `Tracing` (with `Following`), `Erasing`, `Counting`, `Buries` and `Surveys`, of
-      `duly.schedules` `Ticking`, of `duly.broker` `NotesRepeats` (of its subscriptions). Each
-      adds an area.
+      `duly.schedules` `Ticking`, of `duly.broker` `Knows` and (of its subscriptions)
+      `NotesRepeats`. Each adds an area.
     """
 
     name: str

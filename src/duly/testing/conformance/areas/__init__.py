@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from duly.broker import NotesRepeats
+from duly.broker import Knows, NotesRepeats
 from duly.inspection.counting import Counting
 from duly.inspection.erasing import Erasing
 from duly.inspection.graves import Buries, Graveyard
@@ -39,6 +39,7 @@ from duly.testing.conformance.areas.histories import Histories
 from duly.testing.conformance.areas.identity import Identity, NoIdentity
 from duly.testing.conformance.areas.inbox import ByInbox
 from duly.testing.conformance.areas.kills import Kills
+from duly.testing.conformance.areas.known import Known
 from duly.testing.conformance.areas.leases import Leases
 from duly.testing.conformance.areas.limits import Limits
 from duly.testing.conformance.areas.mending import (
@@ -144,6 +145,7 @@ BY_OPERATION: dict[Any, Area] = {
     Ticking: Ticked,
     Counting: Counted,
     Surveys: Surveyed,
+    Knows: Known,
     NotesRepeats: Suppressed,
     Buries: Burying,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from duly.broker import NotesRepeats
+from duly.broker import Knows, NotesRepeats
 from duly.guarantees import Admission
 from duly.inspection.counting import Counting
 from duly.inspection.erasing import Erasing
@@ -65,7 +65,7 @@ class Page:
     def test_operations_are_as_the_subject_says(self, backend: Backend) -> None:
         """What nobody names is not tested, and so not promised."""
         subject, lane = backend.subject, backend.lane(backend.topic())
-        for operation in (Steering, Tracing, Erasing, Ticking, Counting, Surveys):
+        for operation in (Steering, Tracing, Erasing, Ticking, Counting, Surveys, Knows):
             check_operation(subject, operation, there=isinstance(backend.broker, operation))
         check_operation(subject, NotesRepeats, there=isinstance(lane, NotesRepeats))
 
