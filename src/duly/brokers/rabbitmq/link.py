@@ -156,6 +156,16 @@ class Link:
 
     # --- for other threads
 
+    def refuse_forked(self) -> None:
+        """Raise `BrokerUnavailable` in a child that was forked: the parent goes on counting what it
+        sends and is confirmed by this connection, and so nobody else may send or read.
+        """
+        if os.getpid() != self._process:
+            raise BrokerUnavailable(
+                f"{self.where}: connected by the process that this one was forked from; nothing "
+                "was sent. Open another after forking."
+            )
+
     def call(self, run: Callable[[Connection], T], timeout_s: float = 30.0) -> T:
         """Run this on the link's thread, with the connection; waits for one.
 

@@ -123,9 +123,13 @@ class Publisher:
         self.link = Link(address, "publisher", self._up, self._down, self._pump)
 
     def send(self, sendings: Sequence[Sending], deadline_s: float | None = None) -> None:
-        """Send these, in order; returns when the fate of each is known, or the deadline is over."""
+        """Send these, in order; returns when the fate of each is known, or the deadline is over.
+
+        Raises `BrokerUnavailable` in a child that was forked.
+        """
         if not sendings:
             return
+        self.link.refuse_forked()
         until = time.monotonic() + (self._deadline_s if deadline_s is None else deadline_s)
         portion = Portion(sendings)
         with self._lock:
@@ -159,21 +163,22 @@ class Publisher:
         """Send what waits, as far as the window is open and the network takes it."""
         while self._send_some():
             pass
-        way = self._way
-        if way is not None and way.transport.is_behind:
-            self.link.post(self._flush)
 
     def _flush(self, connection: Connection) -> None:
         """Send the rest, and what waited behind it. On the link's thread."""
         connection.transport.flush()
-        while self._send_some():
-            connection.transport.flush()
+        self._pump()
 
     def _send_some(self) -> bool:
         """Send a part of what waits; whether there was some."""
         with self._lock:
             way = self._way
-            if way is None or way.transport.is_behind:
+            if way is None:
+                return False
+            if way.transport.is_behind:
+                # Also where the link's thread is just sending something of its own, and will have
+                # sent it when somebody looks again: it does not know of what waits.
+                self.link.post(self._flush)
                 return False
             try:
                 frames, loose = self._next(way)
