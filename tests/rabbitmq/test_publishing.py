@@ -13,7 +13,7 @@ import pytest
 from amqp.transport import TCPTransport
 
 from duly.broker import Outcome, Published
-from duly.brokers.rabbitmq import RabbitMQBroker
+from duly.brokers.rabbitmq import RabbitMQBroker, turn
 from duly.brokers.rabbitmq import publisher as publishing
 from duly.errors import BrokerUnavailable, PublishFailed, PublishUnknown
 from duly.testing.chaos.link import Cut, Frames, Link
@@ -247,6 +247,56 @@ def test_published_while_the_links_thread_writes_is_sent_all_the_same(
         callers = Callers(lambda number: each_once(broker)(number) if number == 0 else iter(()))
         callers.join()
         assert callers.ended(Published) == {"0"}
+
+
+def test_what_a_caller_reads_too_late_confirms_nothing_of_the_next_connection(
+    proxy: Proxy, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """It was stopped while it read, for so long that the link's thread went on without it. Channels
+    and tags of the next connection begin with the same numbers.
+    """
+    monkeypatch.setattr(turn, "_KEPT_S", 0.05)
+    with broker_at(proxy.url(url), deadline_s=LONG_S) as broker:
+        publisher = broker._publisher
+        link = publisher.link
+        read, goes_on = threading.Event(), threading.Event()
+        take = link._take_confirmations
+
+        def slowly(connection: Any, transport: Any) -> bool:
+            at_hand = len(transport._held) > transport._at
+            if threading.current_thread().name == "stopped" and at_hand:
+                read.set()
+                assert goes_on.wait(60)
+            return take(connection, transport)
+
+        monkeypatch.setattr(link, "_take_confirmations", slowly)
+        outcomes: dict[str, Outcome | BaseException] = {}
+
+        def call(id: str) -> None:
+            try:
+                outcomes[id] = broker.publish([message(id, id=id)])[0]
+            except Exception as error:
+                outcomes[id] = error
+
+        first = threading.Thread(target=call, args=("first",), name="stopped")
+        first.start()
+        assert read.wait(30)
+        before = publisher._way
+        link.post(lambda _: None)
+        eventually(lambda: publisher._way not in (None, before), "it has another connection")
+        proxy.stall(to_client=True)
+        second = threading.Thread(target=call, args=("second",))
+        second.start()
+        eventually(lambda: len(publisher._unconfirmed) == 1, "the next is sent")
+        goes_on.set()
+        first.join(30)
+        assert isinstance(outcomes["first"], PublishUnknown)
+        assert len(publisher._unconfirmed) == 1, "nothing was confirmed"
+        proxy.go_on()
+        second.join(30)
+        assert isinstance(outcomes["second"], Published)
+        assert link.is_up
+        assert publisher._way is not before
 
 
 def test_a_forked_child_publishes_nothing_by_its_parents_connection(url: str):

@@ -216,19 +216,23 @@ class Link:
         """Take confirmations. Where that fails or is interrupted half-way, nobody knows what was
         read, and the connection ends: its own thread finds that.
         """
+        # By its own name, see `_end`: the driver would connect again where it has been ended, since
+        # this caller was stopped for so long that the link's thread went on without it.
+        transport = connection._transport
+        if connection is not self._connection or transport is None:
+            return False
         try:
             if fill:
-                connection.transport.fill_at_hand()
-            return self._take_confirmations(connection)
+                transport.fill_at_hand()
+            return self._take_confirmations(connection, transport)
         except BaseException as error:
-            self.cut()
-            if isinstance(error, OSError):
+            _end(connection)
+            if isinstance(error, OSError) or connection is not self._connection:
                 return False
             raise
 
-    def _take_confirmations(self, connection: Connection) -> bool:
+    def _take_confirmations(self, connection: Connection, transport: Any) -> bool:
         """Take what is at hand. False: something else came, which is the link's thread's."""
-        transport = connection.transport
         while (frame := transport.frame_at_hand()) is not None:
             if not is_confirmation(frame):
                 transport.put_back(frame)

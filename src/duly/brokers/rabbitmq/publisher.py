@@ -231,7 +231,7 @@ class Publisher:
         self._prepare(connection)
         self._old.clear()
         self._began.clear()
-        connection.confirmed = self._on_ack
+        connection.confirmed = partial(self._on_ack, connection)
         channel, loose = self._confirming(connection), connection.channel()
         way = _Way(
             connection,
@@ -247,7 +247,8 @@ class Publisher:
     def _confirming(self, connection: Connection) -> Any:
         channel = connection.channel()
         channel.confirm_select()
-        channel.events["basic_nack"].add(partial(self._on_nack, channel.channel_id))
+        nacked = partial(self._on_nack, connection, channel.channel_id)
+        channel.events["basic_nack"].add(nacked)
         channel.events["basic_return"].add(self._on_return)
         return channel
 
@@ -302,9 +303,9 @@ class Publisher:
                     sending.state = State.UNROUTABLE
                     return
 
-    def _on_nack(self, channel: int, tag: int, multiple: bool) -> None:
+    def _on_nack(self, connection: Connection, channel: int, tag: int, multiple: bool) -> None:
         """The server could not do it, for one of the queues or for all."""
-        self._answered(channel, tag, multiple, State.DOUBTFUL)
+        self._answered(connection, channel, tag, multiple, State.DOUBTFUL)
         now = time.monotonic()
         if now > self._renewed_s + _RENEW_S:
             self._renewed_s = now
@@ -312,11 +313,15 @@ class Publisher:
 
     # --- on the thread that reads, whichever it is
 
-    def _on_ack(self, channel: int, tag: int, multiple: bool) -> None:
-        self._answered(channel, tag, multiple, State.CONFIRMED)
+    def _on_ack(self, connection: Connection, channel: int, tag: int, multiple: bool) -> None:
+        self._answered(connection, channel, tag, multiple, State.CONFIRMED)
 
-    def _answered(self, channel: int, tag: int, multiple: bool, state: State) -> None:
+    def _answered(
+        self, connection: Connection, channel: int, tag: int, multiple: bool, state: State
+    ) -> None:
         with self._lock:
+            if self._way is None or self._way.connection is not connection:
+                return  # read too late, and its numbers are another's by now
             began = self._began.get(channel)
             if began is None:
                 return
