@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from amqp.transport import TCPTransport
 
 from duly.broker import Outcome, Published
-from duly.brokers.rabbitmq import RabbitMQBroker
+from duly.brokers.rabbitmq import RabbitMQBroker, turn
 from duly.brokers.rabbitmq import publisher as publishing
 from duly.errors import BrokerUnavailable, PublishFailed, PublishUnknown
 from duly.testing.chaos.link import Cut, Frames, Link
@@ -209,6 +211,109 @@ def test_interrupted_half_way_the_connection_ends_and_others_are_told(
             "publishing goes on",
         )
         assert not publisher._unconfirmed
+
+
+def test_published_while_the_links_thread_writes_is_sent_all_the_same(
+    url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """A heartbeat, and written to the end just when the caller has seen that it is not."""
+    with broker_at(url, deadline_s=LONG_S) as broker:
+        publish(broker, "before")
+        publisher = broker._publisher
+        writes, seen, written = threading.Event(), threading.Event(), threading.Event()
+        write, send_some = TCPTransport.write, publisher._send_some
+
+        def slowly(transport: Any, some: Any) -> None:
+            if threading.current_thread() is publisher.link._thread and not seen.is_set():
+                writes.set()
+                assert seen.wait(30)
+            write(transport, some)
+
+        def beat(connection: Any) -> None:
+            connection.send_heartbeat()
+            written.set()
+
+        def seeing() -> bool:
+            sent = send_some()
+            if threading.current_thread() is not publisher.link._thread:
+                seen.set()
+                assert written.wait(30)
+            return sent
+
+        monkeypatch.setattr(TCPTransport, "write", slowly)
+        monkeypatch.setattr(publisher, "_send_some", seeing)
+        publisher.link.post(beat)
+        assert writes.wait(30)
+        callers = Callers(lambda number: each_once(broker)(number) if number == 0 else iter(()))
+        callers.join()
+        assert callers.ended(Published) == {"0"}
+
+
+def test_what_a_caller_reads_too_late_confirms_nothing_of_the_next_connection(
+    proxy: Proxy, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """It was stopped while it read, for so long that the link's thread went on without it. Channels
+    and tags of the next connection begin with the same numbers.
+    """
+    monkeypatch.setattr(turn, "_KEPT_S", 0.05)
+    with broker_at(proxy.url(url), deadline_s=LONG_S) as broker:
+        publisher = broker._publisher
+        link = publisher.link
+        read, goes_on = threading.Event(), threading.Event()
+        take = link._take_confirmations
+
+        def slowly(connection: Any, transport: Any) -> bool:
+            at_hand = len(transport._held) > transport._at
+            if threading.current_thread().name == "stopped" and at_hand:
+                read.set()
+                assert goes_on.wait(60)
+            return take(connection, transport)
+
+        monkeypatch.setattr(link, "_take_confirmations", slowly)
+        outcomes: dict[str, Outcome | BaseException] = {}
+
+        def call(id: str) -> None:
+            try:
+                outcomes[id] = broker.publish([message(id, id=id)])[0]
+            except Exception as error:
+                outcomes[id] = error
+
+        first = threading.Thread(target=call, args=("first",), name="stopped")
+        first.start()
+        assert read.wait(30)
+        before = publisher._way
+        link.post(lambda _: None)
+        eventually(lambda: publisher._way not in (None, before), "it has another connection")
+        proxy.stall(to_client=True)
+        second = threading.Thread(target=call, args=("second",))
+        second.start()
+        eventually(lambda: len(publisher._unconfirmed) == 1, "the next is sent")
+        goes_on.set()
+        first.join(30)
+        assert isinstance(outcomes["first"], PublishUnknown)
+        assert len(publisher._unconfirmed) == 1, "nothing was confirmed"
+        proxy.go_on()
+        second.join(30)
+        assert isinstance(outcomes["second"], Published)
+        assert link.is_up
+        assert publisher._way is not before
+
+
+def test_a_forked_child_publishes_nothing_by_its_parents_connection(url: str):
+    """The parent would take a confirmation of the child's for one of its own."""
+    with broker_at(url, deadline_s=LONG_S) as broker:
+        publish(broker, "before")
+        if (child := os.fork()) == 0:
+            try:
+                broker.publish([message("child", id="child")])
+            except BrokerUnavailable as error:
+                os._exit(0 if "forked" in str(error) else 2)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        publish(broker, "after")
+        handled = work_off(lane_of(broker), {"before", "after"}.issubset)
+        assert "child" not in handled
 
 
 def test_more_than_the_window_is_sent_in_turn(url: str, monkeypatch: pytest.MonkeyPatch):

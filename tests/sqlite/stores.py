@@ -100,6 +100,11 @@ def lose_the_transaction(session: SQLiteSession) -> None:
 
 
 def begin_anew(session: SQLiteSession) -> None:
-    """What a handler's next statement would do on an unguarded cursor: begin by itself."""
-    sqlite3.Cursor(session.connection).execute("insert into effects values ('after')")
-    assert session._guard.in_transaction
+    """What a handler's next statement does that was prepared before: the driver begins for it."""
+    guard = session._guard
+    guard.connection.own = True
+    try:
+        sqlite3.Cursor(guard.connection).execute("insert into effects values ('after')")
+    finally:
+        guard.connection.own = False
+    assert guard.in_transaction

@@ -284,6 +284,89 @@ def test_a_connection_kept_beyond_its_transaction_begins_no_other(
     assert committed(guard) == stands
 
 
+NOT_BEGUN_FOR: dict[str, str] = {
+    "with": "with w as (select {}) insert into theirs select * from w",
+    "a comment": "/* I */ insert into theirs values ({})",
+    "create": "create table theirs{} as select 1",
+    "savepoint": "savepoint s{}",
+}
+
+
+@pytest.mark.parametrize("sql", NOT_BEGUN_FOR.values(), ids=NOT_BEGUN_FOR)
+@pytest.mark.parametrize("lost", [fill, Guard.commit, Guard.roll_back])
+def test_a_plain_cursor_prepares_nothing_without_the_transaction(
+    guard: Guard, lost: Callable[[Guard], object], sql: str
+):
+    """Also where another such statement has made the connection check them all: that reaches the
+    methods of the connection, and a cursor that one of them returned is the driver's.
+    """
+    cursor = guard.connection.execute("select 1")
+    cursor.execute(sql.format(1))
+    lost(guard)
+    stands = committed(guard)
+    with pytest.raises(TransactionLost):
+        cursor.execute(sql.format(2))
+    assert not guard.in_transaction
+    assert committed(guard) == stands
+
+
+@pytest.mark.parametrize("sql", NOT_BEGUN_FOR.values(), ids=NOT_BEGUN_FOR)
+@pytest.mark.parametrize("lost", [fill, Guard.commit, Guard.roll_back])
+def test_nor_does_a_cursor_run_what_was_prepared_before(
+    guard: Guard, lost: Callable[[Guard], object], sql: str
+):
+    """From the second transaction on, on the cursors that a handler gets of its connection."""
+    guard.connection.execute(sql.format(1))
+    guard.roll_back()
+    guard.begin(2)
+    cursors = [
+        guard.connection.execute("select 1"),
+        guard.connection.executemany("insert into theirs values (?)", []),
+        guard.connection.cursor(),
+    ]
+    cursors[0].execute(sql.format(1))
+    lost(guard)
+    stands = committed(guard)
+    for cursor in cursors:
+        with pytest.raises(TransactionLost):
+            cursor.execute(sql.format(1))
+        assert not guard.in_transaction
+    assert committed(guard) == stands
+
+
+def test_a_blob_is_not_written_without_the_transaction(guard: Guard):
+    """That is no statement, and would commit by itself."""
+    connection = guard.connection
+    connection.execute("insert into theirs values (zeroblob(1))")
+    guard.commit()
+    guard.begin(2)
+    kept = connection.blobopen("theirs", "a", 1)
+    kept.write(b"1")
+    kept.seek(0)
+    guard.roll_back()
+    with pytest.raises(sqlite3.Error):
+        kept.write(b"2")
+    kept.close()
+    guard.begin(3)
+    fill(guard)
+    with pytest.raises(TransactionLost):
+        connection.blobopen("theirs", "a", 1)
+    assert committed(guard) == [b"\0"]
+    guard.begin(4)
+    with connection.blobopen("theirs", "a", 1) as blob:
+        blob.write(b"3")
+    guard.commit()
+    assert committed(guard) == [b"3"]
+
+
+def test_no_blob_of_dulys_is_written(guard: Guard):
+    """No authorizer is asked for a blob."""
+    with pytest.raises(ConfigurationError, match="duly_messages is duly's own"):
+        guard.connection.blobopen("duly_messages", "body", 1)
+    with pytest.raises(sqlite3.OperationalError, match="no such rowid"):
+        guard.connection.blobopen("duly_messages", "body", 1, readonly=True)
+
+
 def test_a_handlers_statement_costs_no_call_of_ours(guard: Guard):
     """Until it has a statement that the driver would not begin a transaction for."""
     plain = sqlite3.Connection.execute
@@ -297,10 +380,11 @@ def test_a_handlers_statement_costs_no_call_of_ours(guard: Guard):
 
 
 def test_a_transaction_begun_anew_behind_dulys_back_is_not_committed(guard: Guard):
-    guard.connection.execute("insert into theirs values ('before')")
+    insert = "insert into theirs values ('any')"
+    guard.connection.execute(insert)
     fill(guard)
-    # Past the cursor's check the driver begins by itself, before a statement that writes.
-    sqlite3.Cursor(guard.connection).execute("insert into theirs values ('after')")
+    # What is prepared asks nobody; the driver begins by itself, before a statement that writes.
+    sqlite3.Cursor(guard.connection).execute(insert)
     assert guard.in_transaction
     with pytest.raises(TransactionLost):
         guard.commit()
@@ -309,7 +393,10 @@ def test_a_transaction_begun_anew_behind_dulys_back_is_not_committed(guard: Guar
 
 
 def test_a_handler_cannot_forge_the_mark(guard: Guard):
+    insert = "insert into theirs values ('any')"
+    guard.connection.execute(insert)
     fill(guard)
+    sqlite3.Cursor(guard.connection).execute(insert)
     with pytest.raises(ConfigurationError, match="duly_mark"):
         sqlite3.Cursor(guard.connection).execute("insert into temp.duly_mark values (1)")
 

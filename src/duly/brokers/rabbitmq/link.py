@@ -158,6 +158,16 @@ class Link:
 
     # --- for other threads
 
+    def refuse_forked(self) -> None:
+        """Raise `BrokerUnavailable` in a child that was forked: the parent goes on counting what it
+        sends and is confirmed by this connection, and so nobody else may send or read.
+        """
+        if os.getpid() != self._process:
+            raise BrokerUnavailable(
+                f"{self.where}: connected by the process that this one was forked from; nothing "
+                "was sent. Open another after forking."
+            )
+
     def call(self, run: Callable[[Connection], T], timeout_s: float = 30.0) -> T:
         """Run this on the link's thread, with the connection; waits for one.
 
@@ -208,19 +218,23 @@ class Link:
         """Take confirmations. Where that fails or is interrupted half-way, nobody knows what was
         read, and the connection ends: its own thread finds that.
         """
+        # By its own name, see `_end`: the driver would connect again where it has been ended, since
+        # this caller was stopped for so long that the link's thread went on without it.
+        transport = connection._transport
+        if connection is not self._connection or transport is None:
+            return False
         try:
             if fill:
-                connection.transport.fill_at_hand()
-            return self._take_confirmations(connection)
+                transport.fill_at_hand()
+            return self._take_confirmations(connection, transport)
         except BaseException as error:
-            self.cut()
-            if isinstance(error, OSError):
+            _end(connection)
+            if isinstance(error, OSError) or connection is not self._connection:
                 return False
             raise
 
-    def _take_confirmations(self, connection: Connection) -> bool:
+    def _take_confirmations(self, connection: Connection, transport: Any) -> bool:
         """Take what is at hand. False: something else came, which is the link's thread's."""
-        transport = connection.transport
         while (frame := transport.frame_at_hand()) is not None:
             if not is_confirmation(frame):
                 transport.put_back(frame)

@@ -123,9 +123,13 @@ class Publisher:
         self.link = Link(address, "publisher", self._up, self._down, self._pump)
 
     def send(self, sendings: Sequence[Sending], deadline_s: float | None = None) -> None:
-        """Send these, in order; returns when the fate of each is known, or the deadline is over."""
+        """Send these, in order; returns when the fate of each is known, or the deadline is over.
+
+        Raises `BrokerUnavailable` in a child that was forked.
+        """
         if not sendings:
             return
+        self.link.refuse_forked()
         until = time.monotonic() + (self._deadline_s if deadline_s is None else deadline_s)
         portion = Portion(sendings)
         with self._lock:
@@ -159,21 +163,22 @@ class Publisher:
         """Send what waits, as far as the window is open and the network takes it."""
         while self._send_some():
             pass
-        way = self._way
-        if way is not None and way.transport.is_behind:
-            self.link.post(self._flush)
 
     def _flush(self, connection: Connection) -> None:
         """Send the rest, and what waited behind it. On the link's thread."""
         connection.transport.flush()
-        while self._send_some():
-            connection.transport.flush()
+        self._pump()
 
     def _send_some(self) -> bool:
         """Send a part of what waits; whether there was some."""
         with self._lock:
             way = self._way
-            if way is None or way.transport.is_behind:
+            if way is None:
+                return False
+            if way.transport.is_behind:
+                # Also where the link's thread is just sending something of its own, and will have
+                # sent it when somebody looks again: it does not know of what waits.
+                self.link.post(self._flush)
                 return False
             try:
                 frames, loose = self._next(way)
@@ -226,7 +231,7 @@ class Publisher:
         self._prepare(connection)
         self._old.clear()
         self._began.clear()
-        connection.confirmed = self._on_ack
+        connection.confirmed = partial(self._on_ack, connection)
         channel, loose = self._confirming(connection), connection.channel()
         way = _Way(
             connection,
@@ -242,7 +247,8 @@ class Publisher:
     def _confirming(self, connection: Connection) -> Any:
         channel = connection.channel()
         channel.confirm_select()
-        channel.events["basic_nack"].add(partial(self._on_nack, channel.channel_id))
+        nacked = partial(self._on_nack, connection, channel.channel_id)
+        channel.events["basic_nack"].add(nacked)
         channel.events["basic_return"].add(self._on_return)
         return channel
 
@@ -297,9 +303,9 @@ class Publisher:
                     sending.state = State.UNROUTABLE
                     return
 
-    def _on_nack(self, channel: int, tag: int, multiple: bool) -> None:
+    def _on_nack(self, connection: Connection, channel: int, tag: int, multiple: bool) -> None:
         """The server could not do it, for one of the queues or for all."""
-        self._answered(channel, tag, multiple, State.DOUBTFUL)
+        self._answered(connection, channel, tag, multiple, State.DOUBTFUL)
         now = time.monotonic()
         if now > self._renewed_s + _RENEW_S:
             self._renewed_s = now
@@ -307,11 +313,15 @@ class Publisher:
 
     # --- on the thread that reads, whichever it is
 
-    def _on_ack(self, channel: int, tag: int, multiple: bool) -> None:
-        self._answered(channel, tag, multiple, State.CONFIRMED)
+    def _on_ack(self, connection: Connection, channel: int, tag: int, multiple: bool) -> None:
+        self._answered(connection, channel, tag, multiple, State.CONFIRMED)
 
-    def _answered(self, channel: int, tag: int, multiple: bool, state: State) -> None:
+    def _answered(
+        self, connection: Connection, channel: int, tag: int, multiple: bool, state: State
+    ) -> None:
         with self._lock:
+            if self._way is None or self._way.connection is not connection:
+                return  # read too late, and its numbers are another's by now
             began = self._began.get(channel)
             if began is None:
                 return

@@ -7,6 +7,7 @@ has nothing to do but wait, which it goes on doing for everything save what come
 
 from __future__ import annotations
 
+import contextlib
 import select
 import threading
 from collections.abc import Callable
@@ -104,8 +105,9 @@ class _Watched:
         self._both.modify(self._sock, 0)
 
     def rouse(self) -> None:
-        """It does again."""
-        self._both.modify(self._sock, self._come)
+        """It does again; not where the link's thread has gone on with another connection."""
+        with contextlib.suppress(ValueError):  # closed
+            self._both.modify(self._sock, self._come)
 
     def comes(self, seconds: float) -> bool:
         """Wait until something comes from the server."""

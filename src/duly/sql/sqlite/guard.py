@@ -65,6 +65,10 @@ _LOST = (
 )
 
 
+def _own_table(table: str) -> str:
+    return f"{table} is duly's own table. Read it, but let only duly change it."
+
+
 def _denied(what: str) -> str:
     return f"The handler called {what}. {_ENDS}"
 
@@ -117,15 +121,20 @@ class GuardedCursor(sqlite3.Cursor):
 class GuardedConnection(sqlite3.Connection):
     """The driver's own connection, inside a transaction that only duly ends."""
 
-    # Whether the statements are duly's own, what the authorizer refused, whether a handler set
-    # something that interrupts, and whether every statement is to be checked from now on.
-    own = False
+    # Whether the statements are duly's own, as they are until a `Guard` has it; what the authorizer
+    # refused, whether a handler set something that interrupts, and whether every statement is to be
+    # checked from now on.
+    own = True
     denied: str | None = None
     interruptible = False
     checks_all = False
 
     def __call__(self, sql: str, /) -> Any:
-        """Prepare a statement: the driver asks so for what is not in its cache, on any cursor."""
+        """Prepare a statement: the driver asks so for what is not in its cache, on any cursor. Also
+        on one that `execute` returned, which asks nobody whether the transaction is still open.
+        """
+        if not (self.own or self.in_transaction):
+            raise TransactionLost(_LOST)
         try:
             return sqlite3.Connection.__call__(self, sql)
         except sqlite3.DatabaseError as error:
@@ -141,27 +150,27 @@ class GuardedConnection(sqlite3.Connection):
         """As `sqlite3.Connection.cursor`."""
         return sqlite3.Connection.cursor(self, factory)
 
-    # The driver's own execute does not go through the cursor's.
+    # The driver's own return a cursor of the driver's, which checks nothing.
 
     def execute(self, sql: str, parameters: Any = (), /) -> Any:
         """As `sqlite3.Connection.execute`."""
-        if not self.in_transaction:
-            raise TransactionLost(_LOST)
-        try:
-            return sqlite3.Connection.execute(self, sql, parameters)
-        except sqlite3.DatabaseError as error:
-            _explain(error, self)
-            raise
+        return self.cursor().execute(sql, parameters)
 
     def executemany(self, sql: str, parameters: Any, /) -> Any:
         """As `sqlite3.Connection.executemany`."""
+        return self.cursor().executemany(sql, parameters)
+
+    def blobopen(
+        self, table: str, column: str, row: int, /, *, readonly: bool = False, name: str = "main"
+    ) -> sqlite3.Blob:
+        """As `sqlite3.Connection.blobopen`."""
+        # What is written to a blob is no statement: without a transaction it would commit by
+        # itself, and no authorizer is asked.
         if not self.in_transaction:
             raise TransactionLost(_LOST)
-        try:
-            return sqlite3.Connection.executemany(self, sql, _while_open(self, parameters))
-        except sqlite3.DatabaseError as error:
-            _explain(error, self)
-            raise
+        if not readonly and table.lower().startswith("duly_"):
+            raise ConfigurationError(_own_table(table))
+        return sqlite3.Connection.blobopen(self, table, column, row, readonly=readonly, name=name)
 
     def commit(self) -> NoReturn:
         """Refused: duly commits."""
@@ -214,8 +223,6 @@ class OpenConnection(GuardedConnection):
         """Prepare a statement, see `GuardedConnection`."""
         if not (self.own or _BEGINS_OR_READS.match(sql)):
             _check_all(self)
-            if not self.in_transaction:
-                raise TransactionLost(_LOST)
         return GuardedConnection.__call__(self, sql)
 
 
@@ -418,7 +425,7 @@ def _objection(action: int, what: str, value: str | None) -> str | None:
     if (action in _ON_TABLES or action in _ON_TABLES_BY_VALUE) and table.lower().startswith(
         "duly_"
     ):
-        return f"{table} is duly's own table. Read it, but let only duly change it."
+        return _own_table(table)
     return None
 
 
