@@ -237,6 +237,26 @@ def test_a_queue_that_is_deleted_is_made_again(url: str):
         assert set(work_off(lane, {"b"}.issubset)) == {"b"}
 
 
+def test_a_channel_that_both_sides_end_ends_alone(url: str):
+    """One that did not answer is given up just when the server closes it, as it does after it has
+    waited for that queue itself.
+    """
+    with broker_at(url) as broker:
+        before = broker.link._connection
+
+        def given_up(connection: Any) -> Any:
+            channel = connection.channel()
+            channel.on_lost = lambda _: None
+            channel.basic_ack(77)  # there is no such delivery, for which the server closes it
+            channel._given_up()
+            return channel
+
+        lost = broker.link.call(given_up)
+        eventually(lambda: lost.connection is None, "both have ended it")
+        assert broker.link.call(lambda connection: connection.channel().is_open)
+        assert broker.link._connection is before, "the others go on"
+
+
 def test_a_consumer_that_the_server_does_not_see_subscribes_again(url: str):
     with broker_at(url) as broker:
         lane = lane_of(broker)

@@ -272,7 +272,11 @@ class _Channel(amqp.Channel):  # type: ignore[misc]
         """The server closes it. Where no call waits on it, that answers none: raised as what it is
         on another's, it would be taken for the answer to that.
         """
-        if self.on_lost is None or self.is_closing:
+        if self.is_closing:
+            # Both have: it answers what was sent here, and waits for this.
+            self.send_method(spec.Channel.CloseOk)
+            return
+        if self.on_lost is None:
             if not self._pending:
                 raise ConnectionError(f"the server closed a channel: {reply_text}")
             super()._on_close(reply_code, reply_text, class_id, method_id)
