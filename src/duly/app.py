@@ -133,6 +133,10 @@ class App(Declarations, Operations, Timetable):
         """
         return self._backends.get(self.topics)
 
+    def look(self) -> tuple[Broker, Store | None]:
+        """As `backends`, for who only looks: nothing is made where the broker can do without."""
+        return self._backends.look(self.topics)
+
     @property
     def drops(self) -> Mapping[str, int]:
         """How many at-most-once messages this process dropped instead of sending, by topic."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from duly.broker import Broker, Prepares, SubscribeOptions
+from duly.broker import Broker, Knows, Prepares, SubscribeOptions
 from duly.consumer import Consumer
 from duly.errors import ConfigurationError
 from duly.inspection.graves import Buries, graveyard_of
@@ -111,14 +111,21 @@ class Backends:
             return
         for consumer in self._consumers():
             names = {topic.name for topic in consumer.topics}
-            options = SubscribeOptions(
-                consumer.guarantee,
-                order_by_key=consumer.options.order_by_key,
-                hold_key_on_dead=consumer.options.hold_key_on_dead,
-                start=consumer.options.start,
-            )
             wanted = [topic for topic in topics if topic.name in names]
-            broker.prepare(wanted, consumer.name, options)
+            broker.prepare(wanted, consumer.name, _options_of(consumer))
+
+    def look(self, topics: Iterable[Topic[Any]]) -> tuple[Broker, Store | None]:
+        """The same for who only looks: where the broker can tell of these topics without, nothing
+        is made there.
+        """
+        broker, store = self.get()
+        if not isinstance(broker, Knows):
+            return self.get(topics)
+        for topic in topics:
+            self.know(topic)
+        for consumer in self._consumers():
+            broker.know(consumer.topics, consumer.name, _options_of(consumer))
+        return broker, store
 
     def broker_for(self, topic: Topic[Any]) -> Broker:
         """The broker, ready for messages of this topic."""
@@ -202,3 +209,13 @@ class Backends:
         self._from_parent = [each for each in self._from_parent if not isinstance(each, str)]
         self._open = None
         self._ready = {}
+
+
+def _options_of(consumer: Consumer) -> SubscribeOptions:
+    """What a subscription that is made beforehand is made with."""
+    return SubscribeOptions(
+        consumer.guarantee,
+        order_by_key=consumer.options.order_by_key,
+        hold_key_on_dead=consumer.options.hold_key_on_dead,
+        start=consumer.options.start,
+    )

@@ -326,6 +326,21 @@ class Prepares(Protocol):
         ...
 
 
+@runtime_checkable
+class Knows(Protocol):
+    """A broker that tells of its topics and subscriptions without their being declared."""
+
+    def know(
+        self, topics: Iterable[Topic[Any]], subscription: str, options: SubscribeOptions
+    ) -> None:
+        """Know that this subscription of these topics may be there, for who only looks; make
+        nothing.
+
+        Raises `ConfigurationError` where a topic is there as another, `BrokerError`.
+        """
+        ...
+
+
 class Broker(Protocol):
     """Where messages live. Safe to use from any thread."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -87,6 +88,20 @@ def test_beside_a_queue_all_effects_are_apart_and_repeats_are_the_inboxes():
     steps = list(itertools.islice(there.steps(1, 0), 300))
     assert {step.topic.name for step in steps} == {*there.topics}
     assert {step.way for step in steps} == {*WAYS} - {"late", "view"}
+
+
+def test_what_is_taken_off_for_good_is_judged_as_that(tmp_path: Path):
+    """As RabbitMQ has it: a queue of their own, which loses what waits there with its server."""
+    can = replace(QUEUE, hands_out_once=True)
+    with (
+        closing(connect.open_broker("memory://?kind=queue")) as broker,
+        closing(_apart(tmp_path, broker)) as apart,
+    ):
+        there = workload_on(cast(Any, _Like(broker, can)), apart, apart)
+    most = {spec.name: there.terms(spec) for spec in there.specs if "most" in spec.name}
+    assert {*most} == {"most", "most-lossy"}
+    assert all(terms.hands_out_once for terms in most.values())
+    assert all("node down" in terms.loses_waiting for terms in most.values())
 
 
 def test_every_process_of_a_round_finds_the_same(tmp_path: Path):

@@ -35,6 +35,8 @@ class Proxy:
         self.port = int(self._listening.getsockname()[1])
         self._open: list[socket.socket] = []
         self._muted: set[int] = set()
+        self._to_server_goes, self._to_client_goes = threading.Event(), threading.Event()
+        self.go_on()
         self._dead = False
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
@@ -54,9 +56,24 @@ class Proxy:
         clients, servers = self._open[::2], self._open[1::2]
         self._muted.update(map(id, (*(clients * to_server), *(servers * to_client))))
 
+    def stall(self, *, to_server: bool = False, to_client: bool = False) -> None:
+        """Hold what comes, until told to `go_on`: whoever sends it may do so until every buffer on
+        the way is full.
+        """
+        if to_server:
+            self._to_server_goes.clear()
+        if to_client:
+            self._to_client_goes.clear()
+
+    def go_on(self) -> None:
+        """Pass it on after all."""
+        self._to_server_goes.set()
+        self._to_client_goes.set()
+
     def close(self) -> None:
         """End everything."""
         self._dead = True
+        self.go_on()
         # Closing alone would not wake up who waits for a connection, and might let one more in.
         _end(self._listening)
         self._accepting.join(30)
@@ -93,6 +110,7 @@ class Proxy:
     def _to_server(self, link: _Link) -> None:
         with contextlib.suppress(OSError), _Late(link.server, self._delay_s) as late:
             while piece := link.client.recv(1 << 20):
+                self._to_server_goes.wait()
                 self.requests += 1
                 self.turns += link.answered
                 link.answered = False
@@ -110,6 +128,7 @@ class Proxy:
     def _to_client(self, link: _Link) -> None:
         with contextlib.suppress(OSError), _Late(link.client, self._delay_s) as late:
             while piece := link.server.recv(1 << 20):
+                self._to_client_goes.wait()
                 link.answered = True
                 if link.doomed:
                     self.cuts += 1

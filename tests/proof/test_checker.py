@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from duly.guarantees import Admission
-from duly.testing.checker import PROPERTIES, different_rows
+from duly.guarantees import Admission, Guarantee
+from duly.testing.checker import PROPERTIES, Terms, different_rows
 from duly.testing.history import Admit, Claim, Dropped, Planned, Row, Waiting
 from tests.proof.story import ALO, AMO, EXACT, Story, message
 
@@ -292,6 +292,73 @@ def an_unknown_settlement_explains_a_loss() -> Story:
     story.publish(C)
     story.claim(C, "3")
     story.settle("3", end="info")
+    return story
+
+
+HANDS_OUT = Terms(
+    Guarantee.AT_MOST_ONCE, hands_out_once=True, loses_waiting=frozenset({"node down"})
+)
+
+
+def two_handed_out() -> Story:
+    story = Story(HANDS_OUT)
+    story.publish(A, B)
+    story.handled(A, "1")
+    story.handled(B, "2")
+    return story
+
+
+def taken_off_and_never_started() -> Story:
+    story = two_handed_out()
+    story.publish(C)
+    story.claim(C, "3")
+    return story
+
+
+@keeps
+def a_crash_explains_what_was_taken_off_for_good() -> Story:
+    story = taken_off_and_never_started()
+    story.fault("crash")
+    return story
+
+
+@keeps
+def what_was_given_back_to_a_broker_that_died_is_lost() -> Story:
+    story = taken_off_and_never_started()
+    story.settle("3", "release")
+    story.fault("node down")
+    return story
+
+
+@keeps
+def a_repeated_publish_of_which_the_log_lacks_one_is_two() -> Story:
+    story = two_handed_out()
+    story.publish(A, end="info", stored=False)
+    story.handled(A, "3")
+    return story
+
+
+@breaks("unexplained loss")
+def given_back_and_never_taken_again() -> Story:
+    story = taken_off_and_never_started()
+    story.settle("3", "release")
+    return story
+
+
+@breaks("unexplained loss")
+def the_death_of_the_broker_is_no_excuse_for_what_was_not_given_back() -> Story:
+    story = taken_off_and_never_started()
+    story.settle("3")
+    story.fault("node down")
+    return story
+
+
+@breaks("double start")
+def taken_off_for_good_and_started_twice() -> Story:
+    story = two_handed_out()
+    story.claim(A, "3")
+    story.settle("3")
+    story.run(A, "3")
     return story
 
 

@@ -391,3 +391,38 @@ def test_a_replay_goes_to_the_partition_of_its_key(rabbit_url: str):
         eventually(all_come, "all come again")
         assert set(again.values()) == {(1, 1)}
         lane.close()
+
+
+def test_what_the_server_gave_up_on_says_why(rabbit_url: str):
+    """Its producer let it expire, another program rejected it, or somebody put it there."""
+    queue = names(rabbit_url).queue(ORDERS.name, "sub")
+    with broker_at(rabbit_url) as broker:
+        with channel(rabbit_url) as stranger:
+            for expiration in ({"expiration": "50"}, {}):
+                id = "expires" if expiration else "rejected"
+                stranger.basic_publish(
+                    content(id.encode(), {"message_id": id, **expiration}),
+                    names(rabbit_url).topic(ORDERS.name),
+                )
+                eventually(
+                    lambda: gave_up(broker, stranger, queue), f"{id} is with the dead letters"
+                )
+            put = content(b"put", {"message_id": "put"})
+            stranger.basic_publish(put, "", names(rabbit_url).dead(ORDERS.name, "sub"))
+            eventually(lambda: broker.carry() == 1, "it is carried")
+        errors = {
+            letter.message.id: letter.error for letter in broker.graveyard.select(Selection(), 10)
+        }
+    assert "message-ttl" in errors["expires"]
+    assert "rejected it" in errors["rejected"]
+    assert "nothing says why" in errors["put"]
+    assert queue in errors["expires"]
+    assert "x-delivery-limit" not in "".join(errors.values())
+
+
+def gave_up(broker: RabbitMQBroker, stranger: Any, queue: str) -> bool:
+    """Whether something was carried; what has not expired is rejected."""
+    if message := stranger.basic_get(queue):
+        expires = "expiration" in message.properties
+        stranger.basic_reject(message.delivery_tag, requeue=expires)
+    return broker.carry() == 1

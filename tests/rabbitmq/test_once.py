@@ -72,6 +72,33 @@ def test_a_claim_takes_what_it_asks_for_and_no_more(rabbit_url: str):
         broker.close()
 
 
+def test_each_process_that_works_it_is_seen_once(rabbit_url: str):
+    """However many lanes it has, also after its connection was lost; and not when it has ended."""
+    broker, lane = opened(rabbit_url)
+    other, _ = opened(rabbit_url)
+    lanes = [lane, *(broker.subscribe([READINGS], "alarm", ONCE) for _ in range(2))]
+
+    def workers() -> int:
+        [state] = other.queued()
+        return state.workers
+
+    try:
+        assert workers() == 2
+        broker.link.cut()
+        eventually(lambda: workers() == 1, "the connection is lost")
+        eventually(lambda: workers() == 2, "it is there again")
+        for each in lanes[:-1]:
+            each.close()
+        assert workers() == 2
+        lanes[-1].close()
+        eventually(lambda: workers() == 1, "it works no more")
+        assert broker.subscribe([READINGS], "alarm", ONCE).claim(1, A_LOT, 0.0) == ()
+        eventually(lambda: workers() == 2, "it works again")
+    finally:
+        other.close()
+        broker.close()
+
+
 def test_a_waiting_claim_is_given_what_comes(rabbit_url: str):
     broker, lane = opened(rabbit_url)
     other = RabbitMQBroker(rabbit_url)

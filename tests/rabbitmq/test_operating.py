@@ -17,11 +17,15 @@ from typing import Any
 import pytest
 
 from duly.broker import SubscribeOptions
+from duly.brokers.rabbitmq import RabbitMQBroker
+from duly.brokers.rabbitmq.link import NOT_FOUND
+from duly.brokers.rabbitmq.topology import Names
 from duly.cli import run
 from duly.guarantees import Dead, Guarantee, Retry
+from duly.message import Topic
 from duly.worker import Worker
 from tests.servers.postgres import Schema, named_after
-from tests.servers.rabbitmq import RabbitMQNode, in_namespace
+from tests.servers.rabbitmq import RabbitMQNode, channel, in_namespace
 from tests.waiting import eventually
 
 # On servers of its own, and minutes in all.
@@ -189,6 +193,27 @@ def test_status_counts_what_can_be_counted(duly: Duly):
         assert (shown["consumer"], shown["backlog"], shown["in flight"]) == ("billing", "3", "-")
         assert (shown["dead"], shown["workers"]) == ("1", "0")
         assert "passed" not in shown
+
+
+def test_who_only_looks_makes_nothing(plain: Duly, rabbit_url: str):
+    """Neither an exchange nor a queue nor a record; and what is there is compared all the same."""
+    assert plain("status", "shop:app", "--json").json["consumers"][0]["backlog"] == 0
+    assert plain("doctor", "shop:app").status == 0
+    names = Names(rabbit_url.partition("namespace=")[2])
+    exchanges = [names.topic("orders"), names.onward, names.unheard, names.delay(64)]
+    exchanges += [names.record(kind, "orders") for kind in ("topic", "partitions")]
+    for name in exchanges:
+        with channel(rabbit_url) as operator, pytest.raises(NOT_FOUND):
+            operator.exchange_declare(name, "fanout", passive=True)
+    for name in (names.queue("orders", "billing"), names.dead("orders", "billing"), names.letters):
+        with channel(rabbit_url) as operator, pytest.raises(NOT_FOUND):
+            operator.queue_declare(name, passive=True)
+    with closing(RabbitMQBroker(rabbit_url)) as other:
+        other.declare([Topic("orders", str, guarantee="exactly-once")])
+    ended = plain("doctor", "shop:app")
+    assert ended.status == 1
+    assert "'orders' is there with guarantee exactly-once" in ended.out
+    assert plain("status", "shop:app").status == 2
 
 
 def test_init_makes_queues_and_tables(duly: Duly):

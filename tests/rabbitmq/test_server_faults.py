@@ -7,20 +7,23 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import amqp
 import pytest
 
 from duly.broker import Published
+from duly.brokers.rabbitmq.lane import Lane
 from duly.brokers.rabbitmq.link import REFUSED, content
 from duly.brokers.rabbitmq.publisher import Sending, State
 from duly.brokers.rabbitmq.topology import Names
 from duly.errors import BrokerError, PublishFailed, PublishUnknown
 from duly.guarantees import Done
+from duly.message import Topic
 from tests.postgres.proxy import Proxy
 from tests.rabbitmq.work import (
     A_LOT,
+    OPTIONS,
     ORDERS,
     awaited,
     bodies,
@@ -302,3 +305,39 @@ def test_who_is_too_slow_each_time_becomes_a_dead_letter_in_the_end(url: str):
             attempts.append((held.attempt, held.alone))
             eventually(partial(lane.extend, [held.receipt], 60.0), "it is lost")
         assert attempts == [(1, False), (1, True), (2, True)]
+
+
+def test_a_queue_that_answers_nothing_keeps_no_other_subscription_from_its_claims():
+    """One that the server forgot when it was killed; the others were on its disk."""
+    well: Topic[str] = Topic("well", str, guarantee="at-least-once")
+    with RabbitMQNode() as node:
+        url = in_namespace("stuck", node.url)
+        with broker_at(url) as broker:
+            broker.declare([well])
+            broker.prepare([well], "well", OPTIONS)
+            queues = [Names("stuck").queue(*of) for of in (("well", "well"), ("orders", "sub"))]
+            eventually(lambda: all(map(node.remembers, queues)), "the queues are on disk")
+            broker.prepare([ORDERS], "stuck", OPTIONS)
+            broker.abandon()
+        node.kill()
+        node.start()
+        with broker_at(url) as broker:
+            broker.declare([well])
+            lane = broker.subscribe([well], "well", OPTIONS)
+            stuck = broker.subscribe([ORDERS], "stuck", OPTIONS)
+            broker.publish([well.message("a", source="tests", id="a")])
+            held = awaited(lane)
+            with pytest.raises(BrokerError, match="list_unresponsive_queues names the queue"):
+                stuck.claim(10, A_LOT, 1.0)
+            with pytest.raises(BrokerError, match="asked again later"):
+                stuck.claim(10, A_LOT, 1.0)
+            # As `duly doctor` and the watch ask, every 10 s.
+            broker.look()
+            broker.queued()
+            broker.carry()
+            assert list(lane.settle([Done(each.receipt) for each in held])) == []
+            # And whoever is connected anew.
+            broker.link.cut()
+            broker.publish([well.message("b", source="tests", id="b")])
+            assert work_off(cast(Lane, lane), {"b"}.issubset)[-1] == "b"
+            broker.abandon()

@@ -146,6 +146,101 @@ def test_what_was_kept_when_something_fails_is_sent(ends: Ends):
     assert ends.server.recv(100) == b"whole"
 
 
+def test_what_the_network_does_not_take_at_once_is_left(ends: Ends):
+    """And goes before everything else, whoever sends that."""
+    big = bytes(5_000_000)
+    ends.transport.offer(big)
+    assert ends.transport.is_behind
+    ends.transport.offer(b"then")
+    received = bytearray()
+
+    def receive() -> None:
+        while some := ends.server.recv(1 << 20):
+            received.extend(some)
+
+    reader = threading.Thread(target=receive)
+    reader.start()
+    ends.transport.write(b"the driver's")
+    assert not ends.transport.is_behind
+    ends.transport.offer(b"at last")
+    ends.transport.sock.shutdown(socket.SHUT_WR)
+    reader.join(30)
+    assert bytes(received) == big + b"then" + b"the driver's" + b"at last"
+
+
+class Halting:
+    """A socket that takes a half at a time, and lets others go first."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._never = threading.Event()
+
+    def send(self, some: bytes, flags: int) -> int:
+        sent = self._sock.send(some[: len(some) // 2], flags)
+        self._never.wait(0.001)
+        return sent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+def test_frames_of_many_threads_are_whole_and_in_their_order(ends: Ends):
+    ends.transport.sock = Halting(ends.transport.sock)
+    sizes, threads = [1, 3000, 20_000] * 20, range(1, 5)
+
+    def offer(number: int) -> None:
+        for count, size in enumerate(sizes):
+            payload = struct.pack(">I", count) + bytes([number]) * size
+            ends.transport.offer(frame(payload, channel=number))
+
+    def send() -> None:
+        """As the link's thread does, with the driver's frames between."""
+        while any(each.is_alive() for each in offering):
+            ends.transport.write(frame(b"", kind=8, channel=0))
+        ends.transport.flush()
+        ends.transport.sock.shutdown(socket.SHUT_WR)
+
+    offering = [threading.Thread(target=offer, args=(number,)) for number in threads]
+    sending = threading.Thread(target=send)
+    for each in (*offering, sending):
+        each.start()
+    reader = BufferedTCP("nobody:1", connect_timeout=5)
+    reader.sock = ends.server
+    counts = dict.fromkeys(threads, 0)
+    while counts != dict.fromkeys(threads, len(sizes)):
+        _, channel, payload = reader.read_frame()
+        if channel:
+            count, size = counts[channel], sizes[counts[channel]]
+            assert payload == struct.pack(">I", count) + bytes([channel]) * size
+            counts[channel] += 1
+    # What is left of the driver's frames, or the other side could not end.
+    while ends.server.recv(1 << 20):
+        pass
+    for each in (*offering, sending):
+        each.join(30)
+        assert not each.is_alive()
+
+
+def test_to_a_peer_that_is_gone_nothing_is_offered(ends: Ends):
+    ends.transport.close()
+    with pytest.raises(OSError, match="closed"):
+        ends.transport.offer(b"anything")
+
+
+def test_a_frame_is_put_back(ends: Ends):
+    ends.server.sendall(frame(b"one") + frame(b"two"))
+    ends.transport.fill()
+    first = ends.transport.frame_at_hand()
+    assert first is not None
+    ends.transport.put_back(first)
+    assert [ends.transport.frame_at_hand() for _ in range(3)] == [first, (1, 7, b"two"), None]
+
+
+def test_where_nothing_has_come_nothing_is_waited_for(ends: Ends):
+    ends.transport.fill_at_hand()
+    assert ends.transport.frame_at_hand() is None
+
+
 def test_properties_that_the_driver_cannot_read_are_told_in_their_place():
     """It would raise, and so end one connection after the other."""
     told: list[tuple[Any, ...]] = []
@@ -170,3 +265,4 @@ class Counted:
     """What the driver counts frames on."""
 
     bytes_recv = 0
+    confirmed = None

@@ -86,7 +86,7 @@ def execute(path: Path, sql: str) -> None:
 def lose_the_transaction(session: SQLiteSession) -> None:
     """Make SQLite roll back by itself, and swallow the error as a careless handler does."""
     guard = session._guard
-    guard._own = True
+    guard.connection.own = True
     try:
         [(pages,)] = guard._runner.execute("pragma page_count")
         guard._runner.execute(f"pragma max_page_count = {pages + 2}")
@@ -96,7 +96,7 @@ def lose_the_transaction(session: SQLiteSession) -> None:
         assert not guard.in_transaction, "SQLite rolled back: else the test proves nothing"
         guard._runner.execute("pragma max_page_count = 1000000")
     finally:
-        guard._own = False
+        guard.connection.own = False
 
 
 def begin_anew(session: SQLiteSession) -> None:

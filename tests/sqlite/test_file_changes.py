@@ -86,7 +86,7 @@ def test_a_commit_of_another_process_wakes_within_milliseconds(file: DatabaseFil
                 pass
             woken = time.monotonic()
             delays.append(woken - float(publisher.line()))
-    # Looked for every 5 ms. Three in four may have waited for a core too.
+    # Looked for every 8 ms. Three in four may have waited for a core too.
     assert sorted(delays)[10] < 0.010, sorted(delays)
 
 

@@ -107,7 +107,6 @@ UNBOUND: dict[str, Callable[[sqlite3.Connection], object]] = {
     "commit": sqlite3.Connection.commit,
     "rollback": sqlite3.Connection.rollback,
     "executescript": lambda c: sqlite3.Connection.executescript(c, "select 1"),
-    "cursor": lambda c: sqlite3.Cursor(c).execute("COMMIT"),
     "cursor executescript": lambda c: sqlite3.Cursor(c).executescript("select 1"),
     "with": lambda c: sqlite3.Connection.__exit__(c, None, None, None),
 }
@@ -129,7 +128,7 @@ def test_dulys_own_commit_does_not_open_a_way_for_the_handlers(guard: Guard):
         guard.begin(mark)
         with pytest.raises(ConfigurationError):
             guard.connection.execute("COMMIT")
-        with pytest.raises(sqlite3.DatabaseError):
+        with pytest.raises(ConfigurationError):
             sqlite3.Cursor(guard.connection).execute("COMMIT")
     assert guard.in_transaction
 
@@ -222,29 +221,79 @@ def fill(guard: Guard) -> None:
     rows = [("x" * 4000,)] * 100
     with pytest.raises(sqlite3.OperationalError, match="full"):
         connection.executemany("insert into theirs values (?)", rows)
-    guard._own = True
+    connection.own = True
     guard._runner.execute("pragma max_page_count = 1000000")
-    guard._own = False
+    connection.own = False
 
 
-def test_after_a_rollback_by_sqlite_itself_the_handler_can_write_no_more(guard: Guard):
-    guard.connection.execute("insert into theirs values ('before')")
+# Prepared before the rollback, so that no authorizer is asked again; the driver knows of none that
+# the last ones write.
+WRITES: dict[str, Callable[[Any], object]] = {
+    "insert": lambda c: c.execute("insert into theirs values ('after')"),
+    "many": lambda c: c.executemany("insert into theirs values (?)", [("after",)]),
+    "a cursor": lambda c: c.cursor().execute("insert into theirs values ('after')"),
+    "a plain cursor": lambda c: c.execute("select 1").execute(
+        "insert into theirs values ('after')"
+    ),
+    "with": lambda c: c.execute("with w as (select 1) insert into theirs select 'after' from w"),
+    "a comment": lambda c: c.execute("/* I */ insert into theirs values ('after')"),
+    "create": lambda c: c.execute("create table if not exists after (a)"),
+}
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["prepared", "new"])
+@pytest.mark.parametrize("write", WRITES)
+def test_what_follows_a_rollback_by_sqlite_itself_is_undone(guard: Guard, write: str, before: bool):
+    if before:
+        WRITES[write](guard.connection)
+        guard.roll_back()
+        guard.begin(2)
     fill(guard)
     assert not guard.in_transaction, "SQLite rolled back: else this test proves nothing"
-    for write in (
-        lambda c: c.execute("insert into theirs values ('after')"),
-        lambda c: c.cursor().execute("insert into theirs values ('after')"),
-        lambda c: c.executemany("insert into theirs values (?)", [("after",)]),
-        lambda c: c.execute("with w as (select 1) insert into theirs select 'after' from w"),
-        lambda c: c.execute("create table after (a)"),
-    ):
-        with pytest.raises(TransactionLost):
-            write(guard.connection)
+    for _ in range(2):
+        with contextlib.suppress(TransactionLost):
+            WRITES[write](guard.connection)
+        assert committed(guard) == []
     with pytest.raises(TransactionLost):
         guard.commit()
-    with pytest.raises(TransactionLost):
-        guard.run(look())
+    guard.roll_back()
     assert committed(guard) == []
+    other = sqlite3.connect(guard._path)
+    assert other.execute("select count(*) from sqlite_master where name = 'after'").fetchone() == (
+        0,
+    )
+    other.close()
+    guard.begin(3)
+    guard.connection.execute("insert into theirs values ('next')")
+    guard.commit()
+    assert committed(guard) == ["next"], "and the next transaction is whole"
+
+
+@pytest.mark.parametrize("end", [Guard.commit, Guard.roll_back])
+@pytest.mark.parametrize("write", [write for write in WRITES if write != "a plain cursor"])
+def test_a_connection_kept_beyond_its_transaction_begins_no_other(
+    guard: Guard, end: Callable[[Guard], object], write: str
+):
+    connection = guard.connection
+    WRITES[write](connection)
+    end(guard)
+    stands = committed(guard)
+    with pytest.raises(TransactionLost):
+        WRITES[write](connection)
+    assert not connection.in_transaction
+    assert committed(guard) == stands
+
+
+def test_a_handlers_statement_costs_no_call_of_ours(guard: Guard):
+    """Until it has a statement that the driver would not begin a transaction for."""
+    plain = sqlite3.Connection.execute
+    connection = guard.connection
+    connection.execute("insert into theirs values (1)")
+    assert type(connection).execute is plain
+    connection.execute("with w as (select 1) select * from w")
+    guard.commit()
+    guard.begin(2)
+    assert type(connection).execute is not plain, "it is in the driver's cache"
 
 
 def test_a_transaction_begun_anew_behind_dulys_back_is_not_committed(guard: Guard):
@@ -261,7 +310,7 @@ def test_a_transaction_begun_anew_behind_dulys_back_is_not_committed(guard: Guar
 
 def test_a_handler_cannot_forge_the_mark(guard: Guard):
     fill(guard)
-    with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
+    with pytest.raises(ConfigurationError, match="duly_mark"):
         sqlite3.Cursor(guard.connection).execute("insert into temp.duly_mark values (1)")
 
 

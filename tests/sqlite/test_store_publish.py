@@ -254,6 +254,18 @@ def test_a_file_that_another_writes_is_unavailable_with_advice(
     session.rollback()
 
 
+@pytest.mark.parametrize("how", ["mode=ro", "query_only"])
+def test_a_connection_that_may_only_read_is_refused_and_not_its_file(here: SQLiteStore, how: str):
+    mode = "ro" if how == "mode=ro" else "rw"
+    reading = sqlite3.connect(f"{here.path.as_uri()}?mode={mode}", uri=True, isolation_level=None)
+    if how == "query_only":
+        reading.execute("pragma query_only = on")
+    reading.execute("begin")
+    with pytest.raises(ConfigurationError, match="opened to read only"):
+        here.publish_within(reading, [order("a")])
+    reading.close()
+
+
 def test_a_connection_that_does_not_sync_is_refused(here: SQLiteStore, own: sqlite3.Connection):
     own.execute("pragma synchronous = normal")
     with pytest.raises(ConfigurationError, match="synchronous = FULL"):

@@ -37,7 +37,7 @@ def examine_app(spec: str, *, as_json: bool) -> int:
 def _findings(app: App) -> Iterator[Finding]:
     yield Finding("ok", "duly", f"{version('duly')} on Python {platform.python_version()}")
     try:
-        backends = app.backends()
+        backends = app.look()
     except DulyError as error:
         yield Finding("wrong", "broker or store", f"cannot be used: {error}")
         return

@@ -106,7 +106,7 @@ def with_rates(before: Status, now: Status, seconds: float) -> Status:
 
 def look(app: App) -> Status:
     """Read all of it. Raises `ConfigurationError` where the broker cannot tell."""
-    broker, store = app.backends()
+    broker, store = app.look()
     if isinstance(broker, Queueing):
         named = [{"topic": topic.name} for topic in app.topics]
         outbox = _outbox(broker, store)

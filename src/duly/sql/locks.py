@@ -10,14 +10,14 @@ first that looks: under READ COMMITTED that one sees whatever the last holder ha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from duly.broker import SubscribeOptions
 from duly.inspection.steering import REWINDING
 from duly.message import Topic
 from duly.sql import log
-from duly.sql.steps import Ask, Many, Steps
+from duly.sql.steps import Ask, Many, Step, Steps
 
 R = TypeVar("R")
 
@@ -140,26 +140,18 @@ def with_turn(turns: set[int], steps: Steps[R]) -> Steps[R]:
     else has it just now; the statement that looks comes later. ``turns`` are the subscriptions
     whose turn the transaction has so.
     """
-    try:
-        step = next(steps)
-        while True:
-            answer: Any
-            try:
-                if isinstance(step, Ask) and step.name == "lock_subscription":
-                    has_turn = not turns.isdisjoint(step.params)
-                    answer = [] if has_turn else (yield step)
-                elif isinstance(step, Ask) and step.name == "drop_whole_claim":
-                    rows = yield Ask("drop_whole_claim_with_turn", step.params)
-                    turns.update(number for number, _, has_turn in rows if has_turn)
-                    answer = [row[:2] for row in rows]
-                else:
-                    answer = yield step
-            except Exception as error:  # noqa: BLE001 - it belongs to the steps
-                step = steps.throw(error)
-            else:
-                step = steps.send(answer)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
+
+    def answer(step: Step) -> Steps[Any]:
+        if isinstance(step, Ask) and step.name == "lock_subscription":
+            has_turn = not turns.isdisjoint(step.params)
+            return [] if has_turn else (yield step)
+        if isinstance(step, Ask) and step.name == "drop_whole_claim":
+            rows = yield Ask("drop_whole_claim_with_turn", step.params)
+            turns.update(number for number, _, has_turn in rows if has_turn)
+            return [row[:2] for row in rows]
+        return (yield step)
+
+    return _answered(answer, steps)
 
 
 # Their first parameter is a subscription, and one more the token from which on to look.
@@ -180,17 +172,26 @@ def held_from(tokens: Mapping[int, int], steps: Steps[R]) -> Steps[R]:
     server holds a snapshot of before. Tokens of a subscription are committed in their order,
     because claims are made in turn: below the oldest that is held there never comes another.
     """
+
+    def answer(step: Step) -> Steps[Any]:
+        if isinstance(step, Ask) and step.name in _LOOK_FOR_HELD:
+            number: Any = next(iter(step.params))
+            step = Ask(step.name, (*step.params, tokens.get(number, 0)))
+        return (yield step)
+
+    return _answered(answer, steps)
+
+
+def _answered(answer: Callable[[Step], Steps[Any]], steps: Steps[R]) -> Steps[R]:
+    """Steps, each of which is answered by others in its place."""
     try:
         step = next(steps)
         while True:
-            if isinstance(step, Ask) and step.name in _LOOK_FOR_HELD:
-                number: Any = next(iter(step.params))
-                step = Ask(step.name, (*step.params, tokens.get(number, 0)))
             try:
-                answer = yield step
+                found = yield from answer(step)
             except Exception as error:  # noqa: BLE001 - it belongs to the steps
                 step = steps.throw(error)
             else:
-                step = steps.send(answer)
+                step = steps.send(found)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]

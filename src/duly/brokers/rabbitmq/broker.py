@@ -23,6 +23,7 @@ from duly.brokers.rabbitmq.operated import Operated
 from duly.brokers.rabbitmq.ordered import OrderedIntake
 from duly.brokers.rabbitmq.ordered_lane import OrderedLane
 from duly.brokers.rabbitmq.outgoing import MAX_MESSAGE_BYTES, Outgoing
+from duly.brokers.rabbitmq.presence import Presence
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
 from duly.brokers.rabbitmq.survey import version_of
 from duly.brokers.rabbitmq.topology import (
@@ -30,7 +31,9 @@ from duly.brokers.rabbitmq.topology import (
     declare_subscription,
     declare_topic,
     record,
+    recorded_topic,
 )
+from duly.brokers.rabbitmq.transport import ChannelLost
 from duly.brokers.rabbitmq.wire import History, moved, named
 from duly.errors import (
     BrokerError,
@@ -44,6 +47,7 @@ log = logging.getLogger("duly.rabbitmq")
 
 _WATCH_S = 1.0
 _ASK_S = 10.0
+_ARRIVAL_S = 2.0
 
 
 class RabbitMQBroker(Operated):
@@ -83,6 +87,7 @@ class RabbitMQBroker(Operated):
         self._intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake] = {}
         self._lanes: dict[int, Lane | OrderedLane] = {}
         self._once: set[OnceLane] = set()
+        self._presences: dict[tuple[str, tuple[str, ...]], Presence] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._closed = threading.Event()
@@ -94,6 +99,8 @@ class RabbitMQBroker(Operated):
         self._burial = Burial(self.link, self._names, self._topics, self._send)
         # Subscriptions that were made, and by how many partitions each is divided.
         self._known: dict[tuple[str, str], int] = {}
+        # The same of those that may be there.
+        self._looked_at: dict[tuple[str, str], int] = {}
         # Those of them that are at-most-once.
         self._taken_once: set[tuple[str, str]] = set()
         try:
@@ -103,10 +110,8 @@ class RabbitMQBroker(Operated):
         except BaseException:
             self.close()
             raise
-        self._watch = threading.Thread(
-            target=self._watching, name="duly-rabbitmq-watch", daemon=True
-        )
-        self._watch.start()
+        for look in (self._guarding, self._watching):
+            threading.Thread(target=look, name="duly-rabbitmq-watch", daemon=True).start()
         self._burial.start(self._closed, self.worked)
 
     @property
@@ -173,6 +178,19 @@ class RabbitMQBroker(Operated):
                 )
             )
             self._note(topic, subscription, options)
+
+    def know(
+        self, topics: Iterable[Topic[Any]], subscription: str, options: SubscribeOptions
+    ) -> None:
+        """As `Knows.know`."""
+        for topic in topics:
+            look = partial(recorded_topic, names=self._names, topic=topic.name)
+            there: Topic[Any] | None = self._call(look)
+            if there is not None:
+                self._check_fixed(topic)
+            self._looked_at[topic.name, subscription] = (
+                topic.partitions if options.order_by_key else 0
+            )
 
     def _declare_again(self, connection: Connection) -> None:
         """A connection to publish was lost: perhaps because an exchange is gone, and with it who
@@ -241,7 +259,10 @@ class RabbitMQBroker(Operated):
 
     def _subscribe_once(self, topics: Sequence[Topic[Any]], subscription: str) -> OnceLane:
         there = [self._topics[topic.name] for topic in topics]
-        lane = OnceLane(self, self._names, there, subscription, self._once.discard)
+        key = (subscription, tuple(sorted(topic.name for topic in topics)))
+        new = Presence(self._names, there, subscription)
+        presence = self._presences.setdefault(key, new)
+        lane = OnceLane(self, self._names, there, subscription, presence, self._once.discard)
         self._call(lane.open)
         self._once.add(lane)
         return lane
@@ -333,6 +354,7 @@ class RabbitMQBroker(Operated):
             return  # the server has taken all of it back
         try:
             if last:
+                self._let_come(intake)
                 self.link.call(intake.stop)
             self._give_back(intake, generation, alone, everything=last)
             if last:
@@ -340,6 +362,15 @@ class RabbitMQBroker(Operated):
         except BrokerError as error:
             # Then the server does it, when the connection is gone.
             log.warning("subscription %r: not given back in order: %s", intake.subscription, error)
+
+    def _let_come(self, intake: Intake) -> None:
+        """What is on its way, which the server would count as somebody's death. Nothing more is
+        called for meanwhile: nobody acknowledges.
+        """
+        until = time.monotonic() + _ARRIVAL_S
+        while self.link.call(intake.is_to_be_given) and time.monotonic() < until:
+            with intake.changed:
+                intake.changed.wait(0.01)
 
     def retire(self, lane: Lane | OrderedLane) -> bool:
         """This lane is closed; whether it was the last of its intake."""
@@ -358,9 +389,7 @@ class RabbitMQBroker(Operated):
         with intake.changed:
             if generation != intake.generation:
                 return
-            ready = list(intake.ready) if everything else []
-            for _ in ready:
-                intake.ready.popleft()
+            ready = [intake.ready.pop() for _ in range(len(intake.ready) * everything)]
         moves = [Move(intake, item, item.history, alone=True) for item in alone]
         moves += [Move(intake, item, _uncounted(item), alone=item.taken_back > 0) for item in ready]
         if moves:
@@ -374,10 +403,12 @@ class RabbitMQBroker(Operated):
         self._delays.forget()
         for topic in list(self._topics.values()):
             declare_topic(connection, self._names, topic.name, topic.partitions)
-        for intake in list(self._intakes.values()):
-            intake.open(connection)
-        for lane in list(self._once):
-            lane.open(connection)
+        for each in (*list(self._intakes.values()), *list(self._once)):
+            try:
+                each.open(connection)
+            except (BrokerError, ConfigurationError, ChannelLost) as error:
+                # The others go on. Whoever claims tries again, and is told.
+                log.warning("subscription %r cannot be consumed: %s", each.subscription, error)
 
     def _down(self) -> None:
         for intake in list(self._intakes.values()):
@@ -385,14 +416,18 @@ class RabbitMQBroker(Operated):
         for lane in list(self._once):
             lane.lost()
 
-    def _watching(self) -> None:
-        """Look now and then for what nobody would notice: connections that hang, leases that are
-        over while every lane is busy, consumers that the server does not see.
-        """
-        asked = time.monotonic()
+    def _guarding(self) -> None:
+        """Look now and then for connections that hang; wait for none of them."""
         while not self._closed.wait(_WATCH_S):
             self.link.look()
             self._publisher.link.look()
+
+    def _watching(self) -> None:
+        """Look now and then for what nobody would notice: leases that are over while every lane is
+        busy, consumers that the server does not see. That may wait for the server.
+        """
+        asked = time.monotonic()
+        while not self._closed.wait(_WATCH_S):
             try:
                 if self.clock is time.monotonic:
                     self._reap()

@@ -25,12 +25,11 @@ def queued(connection: Connection, names: Names, known: Known) -> Sequence[Queue
     found = []
     for (topic, subscription), partitions in sorted(known.items(), key=lambda each: each[0][::-1]):
         of = (topic, subscription)
+        queues = [names.queue(*of), names.alone(*of)]
         if partitions:
             queues = [names.partition(*of, number) for number in range(partitions)]
-            counts_workers = names.here(*of)
-        else:
-            queues = [names.queue(*of), names.alone(*of)]
-            counts_workers = names.queue(*of)
+        # A process may have several consumers of a queue, or none, and works it all the same.
+        counts_workers = names.here(*of)
         told = count(connection, {*queues, counts_workers})
         backlog = sum(told[queue][0] for queue in queues if queue in told)
         workers = told.get(counts_workers, (0, 0))[1]

@@ -11,15 +11,19 @@ import itertools
 import logging
 import math
 import threading
-from collections import deque
+import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from duly.brokers.rabbitmq.link import Connection
+from duly.brokers.rabbitmq.link import Connection, explained, stem
+from duly.brokers.rabbitmq.presence import Presence
+from duly.brokers.rabbitmq.ready import MOST_AHEAD, Ready
 from duly.brokers.rabbitmq.tags import Tags, acknowledge
 from duly.brokers.rabbitmq.topology import Names, count, declare_subscription
+from duly.brokers.rabbitmq.transport import ChannelLost
 from duly.brokers.rabbitmq.wire import (
     History,
     body_of,
@@ -28,14 +32,13 @@ from duly.brokers.rabbitmq.wire import (
     message_in,
     replays_in,
 )
-from duly.errors import InvalidMessage
+from duly.errors import BrokerUnavailable, InvalidMessage
 from duly.message import Message, Topic
 
 log = logging.getLogger("duly.rabbitmq")
 
-# How much of a subscription's bodies one process has at hand, unless one claim asks for more.
-_BYTES_AHEAD = 64 * 1024 * 1024
-_MOST_AHEAD = 20_000
+RESTS_S = 60.0
+"""Where a queue has answered nothing it is asked again after so long: all others wait meanwhile."""
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):
@@ -107,16 +110,20 @@ class Intake:
         self.subscription = subscription
         self.changed = threading.Condition()
         self.generation = 0
-        self.ready: deque[Item] = deque()
+        self.ready = Ready()
         self.held: dict[int, Held] = {}
         self.looks_alone = True
         self.looked_s = -math.inf
         self._names = names
+        self._presence = Presence(names, topics, subscription)
         self._channel: Any = None
+        self._consumers: list[str] = []
         self._prefetch = 0
         self._wanted = 0
-        self._mean_bytes = 0.0
         self._tags = Tags()
+        # Of those so many were delivered to a consumer of before, or rather more.
+        self._uncounted = 0
+        self._rests_until = -math.inf
 
     @property
     def queues(self) -> Sequence[str]:
@@ -130,62 +137,112 @@ class Intake:
         that is still there ends, or the server would go on giving it what nobody takes.
         """
         self.close(connection)
+        if time.monotonic() < self._rests_until:
+            raise BrokerUnavailable(
+                f"subscription {self.subscription!r}: its queue did not answer, and is asked again "
+                "later"
+            )
         for topic in self.topics:
             declare_subscription(connection, self._names, topic.name, self.subscription)
-        self._channel = connection.channel()
+        channel = connection.channel()
+        channel.on_lost = partial(self._lost_alone, self.generation)
+        self._channel = channel
         if self._wanted:
-            self._consume()
+            self._consume(connection, self._wanted)
+
+    def _lost_alone(self, generation: int, lost: ChannelLost) -> None:
+        """The server closed the channel, or does not answer; the next claim opens another."""
+        if lost.silent:
+            self._rests_until = time.monotonic() + RESTS_S
+        if generation == self.generation:
+            log.warning("subscription %r: %s", self.subscription, explained(lost))
+            self.lost()
 
     def lost(self) -> None:
         """The channel is gone, and the server gives to others what it had delivered there."""
         with self.changed:
             self._channel = None
             self._prefetch = 0
+            self._consumers.clear()
             self.generation += 1
             self.ready.clear()
             self.held.clear()
             self._tags.clear()
+            self._uncounted = 0
             self.looks_alone = True
             self.changed.notify_all()
 
-    def _consume(self) -> None:
-        channel, self._prefetch = self._channel, self._wanted
-        for tag in list(channel.callbacks):
-            channel.basic_cancel(tag)
-        channel.basic_qos(0, self._prefetch, False)
+    def _consume(self, connection: Connection, prefetch: int) -> None:
+        """Have so many ahead. More are had by another consumer: the server takes back what is on
+        its way to one that is cancelled, and counts that as if somebody had died with it.
+        """
+        channel = self._channel
+        if prefetch < self._prefetch:
+            self._end_consumers(channel)
+        more, self._prefetch = prefetch - self._prefetch, prefetch
+        channel.basic_qos(0, more, False)
         for topic, queue in zip(self.topics, self.queues, strict=True):
-            channel.basic_consume(
+            tag = channel.basic_consume(
                 queue,
                 callback=lambda message, topic=topic: self._deliver(topic, message),
-                on_cancel=self._cancelled,
+                on_cancel=partial(self._cancelled, connection, self.generation),
             )
+            self._consumers.append(tag)
+        self._presence.enter(connection, self)
+
+    def _end_consumers(self, channel: Any) -> None:
+        """What comes of them all the same is not rejected, as the driver would do."""
+        while self._consumers:
+            tag = self._consumers.pop()
+            callback = channel.callbacks[tag]
+            channel.basic_cancel(tag)
+            channel.callbacks[tag] = callback
+        with self.changed:
+            self._prefetch, self._uncounted = 0, len(self._tags)
+
+    @property
+    def _credit(self) -> int:
+        """How many may be on their way, or rather more."""
+        return max(0, self._prefetch - max(0, len(self._tags) - self._uncounted))
 
     def _deliver(self, topic: Topic[Any], message: Any) -> None:
         item = Item(topic, message.delivery_tag, body_of(message), message.properties, alone=False)
         with self.changed:
             self._tags.add(item.tag)
-            self.ready.append(item)
-            self._mean_bytes += (len(item.body) - self._mean_bytes) / 100
+            is_full = self.ready.come(item, self._credit)
             if len(self.ready) == 1:
                 self.changed.notify_all()
+            if is_full:
+                # Nothing more is to come, but what is on its way. The server is told at once,
+                # before further acknowledgements, which would call for as many messages more.
+                stemmed, self._consumers = self._consumers, []
+                self._prefetch, self._uncounted = 0, len(self._tags)
+        if is_full:
+            stem(self._channel, stemmed)
 
-    def _cancelled(self, _tag: str) -> None:
+    def _cancelled(self, connection: Connection, generation: int, _tag: str) -> None:
         """The server ended the consumer: its queue was deleted, or its leader is gone."""
         log.warning(
             "subscription %r: the server cancelled its consumer; subscribing again",
             self.subscription,
         )
-        raise ConnectionError(f"the consumer of {self.subscription!r} was cancelled")
+        connection.later(partial(self._open_again, generation))
+
+    def _open_again(self, generation: int, connection: Connection) -> None:
+        if generation == self.generation:
+            self.open(connection)
 
     def fit(self, connection: Connection) -> None:
         """Consume with as many messages ahead as are wanted now."""
         if self._channel is None:
             self.open(connection)
-        elif self._prefetch != self._wanted:
-            self._consume()
+        elif self._prefetch != self._wanted and not self.ready.is_full:
+            self._consume(connection, self._wanted)
 
     def get_alone(self, _: Connection) -> tuple[Item, int] | None:
         """The next suspect, with the generation of its channel; None: there is none."""
+        if self._channel is None:
+            return None  # lost since; the claim goes on, and opens another
         for topic in self.topics:
             message = self._channel.basic_get(self._names.alone(topic.name, self.subscription))
             if message is not None:
@@ -197,17 +254,26 @@ class Intake:
                     return item, self.generation
         return None
 
-    def waiting(self, _: Connection) -> int:
+    def waiting(self, connection: Connection) -> int:
         """How many messages the server could deliver. On the channel that consumes, so that what
         it has delivered before is here when this is.
         """
-        told = [self._channel.queue_declare(queue, passive=True) for queue in self.queues]
-        return sum(each.message_count for each in told)
+        if self._channel is None:
+            self.open(connection)
+        return sum(map(self._waiting_in, self.queues))
+
+    def is_to_be_given(self, connection: Connection) -> bool:
+        """Whether the server may deliver something, and has it."""
+        return bool(self._credit and self.waiting(connection))
+
+    def _waiting_in(self, queue: str) -> int:
+        return int(self._channel.queue_declare(queue, passive=True).message_count)
 
     def is_consumed(self, connection: Connection) -> bool:
         """Whether the server sees a consumer of every queue, and the queues at all."""
         if not self._prefetch:
             return True
+        self._presence.enter(connection, self)
         told = count(connection, self.queues)
         return len(told) == len(self.topics) and all(consumers for _, consumers in told.values())
 
@@ -217,6 +283,7 @@ class Intake:
             if generation != self.generation or self._channel is None:
                 return False
             told = self._tags.settle(list(tags))
+            self._uncounted = min(self._uncounted, len(self._tags))
         acknowledge(self._channel, *told)
         return True
 
@@ -229,9 +296,9 @@ class Intake:
 
     def stop(self, _: Connection) -> None:
         """End the consumers: nothing more is delivered."""
+        self._presence.leave(self)
         if self._channel is not None:
-            for tag in list(self._channel.callbacks):
-                self._channel.basic_cancel(tag)
+            self._end_consumers(self._channel)
 
     # --- for lanes
 
@@ -240,14 +307,30 @@ class Intake:
 
         A lane that takes one at a time gets no other beforehand: it may keep that for an hour.
         """
+        if not self.ready.has_room(max_bytes):
+            return False
         ahead = lanes if limit == 1 else 2 * limit * lanes
-        if self._mean_bytes:
-            ahead = min(ahead, int(max(_BYTES_AHEAD, max_bytes) / self._mean_bytes) + 1)
-        needed = len(self.held) + limit
-        wanted = min(_MOST_AHEAD, max(ahead, needed, 1))
-        # Seldom: each change cancels the consumer and makes another.
-        if not self._prefetch or wanted > self._prefetch or 4 * wanted < self._prefetch:
+        held = len(self.held)
+        ready = min(MOST_AHEAD, max(ahead - held, limit))
+        if (more := self.ready.more(ready)) is not None:
+            return self._wants_few(more)
+        wanted = held + ready
+        if wanted > self._prefetch or self._is_far_below(wanted):
             self._wanted = wanted
+            return True
+        return False
+
+    def _is_far_below(self, wanted: int) -> bool:
+        """And nothing is on its way, so that consumers may be cancelled."""
+        return 4 * wanted < self._prefetch and not self._credit
+
+    def _wants_few(self, more: int) -> bool:
+        """As `wants`, of such large ones that bytes are the limit. What is here does not count for
+        a consumer that is made anew.
+        """
+        is_starved = not self.ready and len(self.held) >= self._prefetch
+        if is_starved or self._is_far_below(more):
+            self._wanted = more + self._prefetch * is_starved
             return True
         return False
 
@@ -259,11 +342,11 @@ class Intake:
         aside: list[tuple[Item, str | None]] = []
         size = 0
         while self.ready and len(taken) < limit:
-            item = self.ready[0]
+            item = self.ready.first
             size += len(item.body)
             if taken and size > max_bytes:
                 break
-            self.ready.popleft()
+            self.ready.pop()
             if item.taken_back:
                 aside.append((item, None))
             elif (wrong := unreadable(item)) is not None:
@@ -275,7 +358,7 @@ class Intake:
     def give_back(self, items: Sequence[Item]) -> None:
         """Before all others, in the order delivered. Call it with ``changed`` held."""
         for item in sorted(items, key=lambda each: each.tag, reverse=True):
-            self.ready.appendleft(item)
+            self.ready.give_back(item)
         self.changed.notify_all()
 
 

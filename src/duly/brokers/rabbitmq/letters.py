@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from duly.brokers.rabbitmq.topology import DELAYS
 from duly.brokers.rabbitmq.wire import (
     ATTEMPTS,
     DEAD_MS,
@@ -35,10 +36,15 @@ from duly.message.limits import check_id
 CONSUMER = "duly-consumer"
 MAX_ERROR_CHARS = 4000
 
-_BY_THE_SERVER = (
-    "the server gave up on it: it was taken back from consumers that were gone more often than "
-    "its queue allows (x-delivery-limit)"
-)
+# Why a server gives up on what is in a queue, by the word that it writes in ``x-death``.
+_BY_THE_SERVER = {
+    "delivery_limit": "it was taken back from consumers that were gone more often than its queue "
+    "allows (x-delivery-limit)",
+    "expired": "it waited in {queue!r} for longer than a policy (message-ttl) or its producer "
+    "(expiration) allows",
+    "maxlen": "{queue!r} was full (max-length)",
+    "rejected": "another program that consumes {queue!r} rejected it",
+}
 
 
 def letter_of(
@@ -77,10 +83,24 @@ def letter_in(
         subscription,
         body,
         properties,
-        error if isinstance(error, str) else _BY_THE_SERVER,
+        error if isinstance(error, str) else _by_the_server(headers),
         attempts if isinstance(attempts, int) else history_in(properties).charged,
         dead_ms if isinstance(dead_ms, int) else None,
     )
+
+
+def _by_the_server(headers: Mapping[str, Any]) -> str:
+    """Why the server moved it to the dead letters, by the newest of its records of that. What
+    waited for a delay was moved by the server as well, and is none.
+    """
+    deaths = headers.get("x-death")
+    for death in deaths if isinstance(deaths, list) else ():
+        queue = str(death.get("queue")) if isinstance(death, dict) else DELAYS
+        if DELAYS not in queue:
+            reason = str(death.get("reason"))
+            told = _BY_THE_SERVER.get(reason, "{queue!r} gave it up: " + reason)
+            return f"the server gave up on it: {told.format(queue=queue)}"
+    return "it was put where the server moves what it gives up on, and nothing says why"
 
 
 def unknown(topic: str) -> Topic[Any]:

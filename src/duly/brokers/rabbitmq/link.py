@@ -1,8 +1,9 @@
-"""`Link`: a connection to the server, on a thread of its own. Only this file and `transport` know
-the driver.
+"""`Link`: a connection to the server, on a thread of its own. Only this file, `transport` and
+`frames` know the driver.
 
 The driver is used by this thread alone. Others hand it calls; it answers heartbeats whatever
-handlers do, reads what the server says, and connects again where the connection is lost.
+handlers do, reads what the server says, and connects again where the connection is lost. A caller
+who waits for a confirmation may read in its place: see `turn`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
@@ -26,7 +27,8 @@ import amqp
 from amqp import spec
 
 from duly.brokers.rabbitmq.address import Address
-from duly.brokers.rabbitmq.transport import BufferedConnection
+from duly.brokers.rabbitmq.transport import BufferedConnection, ChannelLost, is_confirmation
+from duly.brokers.rabbitmq.turn import Turn
 from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 
 T = TypeVar("T")
@@ -48,6 +50,8 @@ _UNRESPONSIVE = (
     "on a single node, delete it (rabbitmqctl delete_queue) and start again: it is made anew"
 )
 _BACKOFF_S = (0.05, 5.0)
+# How long a caller reads at most; the link's thread has other things to do, if seldom.
+_READ_S = 0.05
 
 
 def content(body: bytes, properties: Mapping[str, Any]) -> Any:
@@ -56,11 +60,10 @@ def content(body: bytes, properties: Mapping[str, Any]) -> Any:
     return message(body, delivery_mode=2, **properties)
 
 
-def publish(channel: Any, message: Any, exchange: str, key: str, *, mandatory: bool) -> None:
-    """Send one message. The driver's own call would look for news from the server first, each
-    time, which costs as much as sending.
-    """
-    channel.send_method(spec.Basic.Publish, "Bssbb", (0, exchange, key, mandatory, False), message)
+def stem(channel: Any, consumers: Iterable[str]) -> None:
+    """Cancel consumers of a channel without waiting for that. What is on its way still comes."""
+    for tag in consumers:
+        channel.send_method(spec.Basic.Cancel, "sb", (tag, True))
 
 
 def fetch(channel: Any, queue: str, most: int, take: Callable[[Any], None]) -> None:
@@ -77,6 +80,11 @@ def fetch(channel: Any, queue: str, most: int, take: Callable[[Any], None]) -> N
         told = channel.wait([spec.Basic.GetOk, spec.Basic.GetEmpty], returns_tuple=True)
         if len(told) > 1:
             take(told[-1])
+
+
+def explained(lost: ChannelLost) -> str:
+    """What was lost, and what is to be done where it stays so."""
+    return f"a channel was lost: {lost}" + (f". {_UNRESPONSIVE}" if lost.silent else "")
 
 
 def _end(connection: Connection | None) -> None:
@@ -113,8 +121,10 @@ class Link:
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
         self._connection: Connection | None = None
+        self._turn = Turn()
         self._closing = False
         self._awake_since: float | None = None
+        self._next_tick = 0.0
         self._first: Future[None] = Future()
         self.blocked: str | None = None
         self.server: Mapping[str, Any] = {}
@@ -172,6 +182,48 @@ class Link:
         self._calls.append((run, future, time.monotonic() + timeout_s))
         self._wake()
         return future
+
+    def read_while(self, is_open: Callable[[], bool], seconds: float) -> None:
+        """Read confirmations on the caller's thread, if nobody else does, while this is open and
+        for so long at most. May return at any time.
+        """
+        until = time.monotonic() + min(seconds, _READ_S)
+
+        def read(comes: Callable[[float], bool]) -> None:
+            connection = self._connection
+            if connection is None or self._closing:
+                return
+            goes_on = self._hear(connection, fill=False)
+            while goes_on and is_open():
+                left_s = until - time.monotonic()
+                goes_on = left_s > 0 and comes(left_s) and self._hear(connection, fill=True)
+
+        self._turn.borrow(read)
+
+    def _hear(self, connection: Connection, *, fill: bool) -> bool:
+        """Take confirmations. Where that fails or is interrupted half-way, nobody knows what was
+        read, and the connection ends: its own thread finds that.
+        """
+        try:
+            if fill:
+                connection.transport.fill_at_hand()
+            return self._take_confirmations(connection)
+        except BaseException as error:
+            self.cut()
+            if isinstance(error, OSError):
+                return False
+            raise
+
+    def _take_confirmations(self, connection: Connection) -> bool:
+        """Take what is at hand. False: something else came, which is the link's thread's."""
+        transport = connection.transport
+        while (frame := transport.frame_at_hand()) is not None:
+            if not is_confirmation(frame):
+                transport.put_back(frame)
+                self._wake()
+                return False
+            connection.on_inbound_frame(frame)
+        return True
 
     def _wake(self) -> None:
         try:
@@ -268,6 +320,7 @@ class Link:
         except BaseException:
             connection.collect()
             raise
+        connection.later = self.post
         self.server = dict(connection.server_properties)
         return connection
 
@@ -283,16 +336,13 @@ class Link:
     def _serve(self, connection: Connection) -> None:
         transport = connection.transport
         sock = transport.sock
-        poller = select.poll()
-        poller.register(sock, select.POLLIN)
-        poller.register(self._wake_out, select.POLLIN)
-        next_tick = 0.0
+        self._turn.begin(sock, self._wake_out, lends=transport.is_direct)
         # What came while all was made ready, and calls that the connection before did not reach.
         self._handle_frames(connection)
         self._wake()
         while not self._closing:
             # What TLS has decrypted beyond what was read is not seen on the socket.
-            ready = {fd for fd, _ in poller.poll(0 if transport.has_more else 1000)}
+            ready = self._turn.wait(0.0 if transport.has_more else 1.0)
             self._awake_since = time.monotonic()
             # In this order: a call reads as well, and then there may be nothing left.
             if sock.fileno() in ready or transport.has_more:
@@ -301,16 +351,21 @@ class Link:
                 self._take_calls(connection)
                 # What a call waited for may have come with more.
                 self._handle_frames(connection)
-            if self._awake_since > next_tick:
-                connection.heartbeat_tick(rate=2)
-                self._expire_calls()
-                next_tick = self._awake_since + 1.0
+            self._tick(connection)
             self._awake_since = None
+
+    def _tick(self, connection: Connection) -> None:
+        """Once a second, whatever takes long: hear and be heard."""
+        now = time.monotonic()
+        if now >= self._next_tick:
+            connection.heartbeat_tick(rate=2)
+            self._expire_calls()
+            self._next_tick = now + 1.0
 
     def _read(self, connection: Connection) -> None:
         transport = connection.transport
         # Not `drain_events`, which waits for what a heartbeat does not bring.
-        transport.fill()
+        transport.fill_at_hand()
         self._handle_frames(connection)
         while transport.has_more:
             transport.fill()
@@ -329,8 +384,13 @@ class Link:
             run, future, _ = self._calls.popleft()
             if not future.set_running_or_notify_cancel():
                 continue
+            self._awake_since = time.monotonic()
+            self._tick(connection)
             try:
                 future.set_result(run(connection))
+            except ChannelLost as error:
+                # Whoever keeps it knows, and the others have theirs.
+                future.set_exception(BrokerError(f"{self.where}: {explained(error)}"))
             except LOST as error:
                 # Also what closed a channel: it may be another call's, so all begins anew.
                 future.set_exception(BrokerError(f"{self.where}: the connection was lost: {error}"))
@@ -355,6 +415,7 @@ class Link:
 
     def _lost(self, connection: Connection | None, error: Exception) -> None:
         self._connection, self._awake_since = None, None
+        self._turn.end()
         if not self._first.done():
             self._first.set_exception(self._first_failure(error))
             self._closing = True
@@ -387,6 +448,7 @@ class Link:
 
     def _end(self) -> None:
         connection, self._connection = self._connection, None
+        self._turn.end()
         if connection is not None:
             try:
                 connection.close()

@@ -166,7 +166,7 @@ def management_at(said: str, known: Known, shown: str) -> Management:
     error. Raises `ConfigurationError`.
     """
     tls = {} if known.tls is None else known.tls
-    if said.isascii() and said.isdigit():
+    if said.isascii() and said.isdigit() and 1 <= int(said) <= 65535:
         scheme = "http" if known.tls is None else "https"
         places = [(scheme, host, int(said), "") for host, _ in known.hosts]
         return Management(places, known.user, known.password, tls)
@@ -193,4 +193,6 @@ def _place(parts: SplitResult) -> tuple[str, str, int, str] | None:
     if parts.scheme not in ports or not parts.hostname:
         return None
     path = parts.path.rstrip("/").removesuffix("/api")
+    if parts.port == 0:
+        return None
     return parts.scheme, parts.hostname, parts.port or ports[parts.scheme], path

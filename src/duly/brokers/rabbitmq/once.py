@@ -22,8 +22,10 @@ import msgspec
 from duly.broker import Delivery
 from duly.brokers.rabbitmq.intake import Item
 from duly.brokers.rabbitmq.lane import Move
-from duly.brokers.rabbitmq.link import Connection, Link, fetch
+from duly.brokers.rabbitmq.link import Connection, Link, explained, fetch
+from duly.brokers.rabbitmq.presence import Presence
 from duly.brokers.rabbitmq.topology import Names, declare_subscription
+from duly.brokers.rabbitmq.transport import ChannelLost
 from duly.brokers.rabbitmq.wire import History, body_of
 from duly.errors import BrokerError, BrokerUnavailable, ConfigurationError, InvalidMessage
 from duly.guarantees import Dead, Release, Retry, Settlement
@@ -65,12 +67,14 @@ class OnceLane:
         names: Names,
         topics: Sequence[Topic[Any]],
         subscription: str,
+        presence: Presence,
         closed: Callable[[OnceLane], None],
     ) -> None:
         self.subscription = subscription
         self._broker = broker
         self._names = names
         self._topics = deque(topics)
+        self._presence = presence
         self._on_closed = closed
         self._channel: Any = None
         self._changed = threading.Condition()
@@ -86,6 +90,13 @@ class OnceLane:
         for topic in self._topics:
             declare_subscription(connection, self._names, topic.name, self.subscription, once=True)
         self._channel = connection.channel()
+        self._channel.on_lost = self._lost_alone
+        self._presence.enter(connection, self)
+
+    def _lost_alone(self, lost: ChannelLost) -> None:
+        """The server closed the channel, or does not answer; the next claim opens another."""
+        log.warning("subscription %r: %s", self.subscription, explained(lost))
+        self._channel = None
 
     def lost(self) -> None:
         """The channel is gone."""
@@ -97,6 +108,7 @@ class OnceLane:
             return
         if self._channel is None:
             self.open(connection)
+        self._presence.enter(connection, self)
         self._topics.rotate(-1)
         for topic in self._topics:
             left = most - len(self._ready)
@@ -234,6 +246,7 @@ class OnceLane:
             self._tell_lost(len(moves), error)
 
     def _end(self, _: Connection) -> None:
+        self._presence.leave(self)
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()

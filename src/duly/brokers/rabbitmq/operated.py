@@ -33,6 +33,7 @@ class Operated:
     _delays: Delays
     _burial: Burial
     _known: dict[tuple[str, str], int]
+    _looked_at: dict[tuple[str, str], int]
     _intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake]
 
     # --- `duly.inspection.graves.Buries`
@@ -48,7 +49,7 @@ class Operated:
 
     def carry(self) -> int:
         """As `Buries.carry`."""
-        return self._burial.carry(sorted(self._known))
+        return self._burial.carry(sorted(self._looked_at | self._known))
 
     def redeliver(self, letters: Sequence[DeadLetter]) -> None:
         """As `Buries.redeliver`; behind what waits already, also in order by key."""
@@ -63,7 +64,7 @@ class Operated:
 
     def queued(self) -> Sequence[Queued]:
         """As `Queueing.queued`."""
-        known = dict(self._known)
+        known = self._looked_at | self._known
         return self.link.call(lambda connection: queued(connection, self._names, known))
 
     def delayed(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from duly.brokers.rabbitmq.intake import numbers
@@ -53,12 +54,13 @@ class OrderedIntake:
         self.changed = threading.Condition()
         self.held: dict[int, Entry] = {}
         self.partitions = [
-            Partition(names, topic, subscription, number, self.changed, clock)
+            Partition(names, topic, subscription, number, self.changed, clock, self._gone)
             for topic in topics
             for number in range(topic.partitions)
         ]
         self._names = names
         self._here: Any = None
+        self._is_declared = False
         self._is_worked = False
         self._turn = 0
 
@@ -69,8 +71,8 @@ class OrderedIntake:
 
     @property
     def is_in_line(self) -> bool:
-        """Whether this process has asked for the queues."""
-        return self._here is not None
+        """Whether this process has asked for every queue that answers."""
+        return self._here is not None and not any(each.is_out for each in self.partitions)
 
     # --- on the link's thread
 
@@ -79,16 +81,34 @@ class OrderedIntake:
         still there end first, or the server would go on giving them what nobody takes.
         """
         self._end_channels()
+        self._declare(connection)
+        if self._is_worked:
+            self._consume(connection)
+
+    def _declare(self, connection: Connection) -> None:
         for topic in self.topics:
             of = topic.name, self.subscription, topic.partitions
             declare_subscription(connection, self._names, *of)
-        if self._is_worked:
-            self._consume(connection)
+        self._is_declared = True
+
+    def _gone(self, partition: Partition, generation: int) -> None:
+        """The channel of one partition is gone, alone; the next claim opens another."""
+        with self.changed:
+            if generation != partition.generation:
+                return
+            partition.lost()
+            for token, entry in list(self.held.items()):
+                if not entry.is_here:
+                    del self.held[token]
+            # Perhaps the queue went with it.
+            self._is_declared = False
+            self.changed.notify_all()
 
     def lost(self) -> None:
         """The connection is gone, and the server gives to others what it had delivered here."""
         with self.changed:
             self._here = None
+            self._is_declared = False
             self.held.clear()
             for partition in self.partitions:
                 partition.lost()
@@ -97,16 +117,27 @@ class OrderedIntake:
     def fit(self, connection: Connection) -> None:
         """Stand in line for every partition."""
         self._is_worked = True
-        if self._here is None:
-            self._consume(connection)
+        if not self._is_declared:
+            self._declare(connection)
+        self._consume(connection)
 
     def _consume(self, connection: Connection) -> None:
         for partition in self.partitions:
-            partition.consume(connection)
-        here = connection.channel()
-        for topic in self.topics:
-            here.basic_consume(self._names.here(topic.name, self.subscription))
-        self._here = here
+            if partition.is_out:
+                partition.consume(connection)
+        if self._here is None:
+            here = connection.channel()
+            here.on_lost = gone = partial(self._not_here, connection, here)
+            for topic in self.topics:
+                here.basic_consume(self._names.here(topic.name, self.subscription), on_cancel=gone)
+            self._here = here
+
+    def _not_here(self, connection: Connection, here: Any, _: object) -> None:
+        """The others do not see this process any more; the next claim lets them."""
+        if here is self._here:
+            self._here = None
+            self._is_declared = False
+            connection.later(lambda _: here.close())
 
     def waiting(self, _: Connection) -> int:
         """How many messages the server could deliver here. On the channels that consume, so that
@@ -195,7 +226,7 @@ class OrderedIntake:
 
     def balance(self, broker: Writing) -> None:
         """See who else is there, and stop working what this process should hand over."""
-        others = broker.link.call(self.others) if self.is_in_line else 0
+        others = broker.link.call(self.others) if self._here is not None else 0
         with self.changed:
             # Those in which something is held for so long go on, and another time may come.
             busy = {partition for partition in self.partitions if partition.leaving}

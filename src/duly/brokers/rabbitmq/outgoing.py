@@ -8,6 +8,7 @@ from typing import Any
 
 from duly.broker import Outcome, Published
 from duly.brokers.rabbitmq.delays import Delays, way
+from duly.brokers.rabbitmq.frames import written
 from duly.brokers.rabbitmq.link import Link, content
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
 from duly.brokers.rabbitmq.topology import Names, recorded_topic
@@ -47,17 +48,18 @@ class Outgoing:
         self._delays = delays
         self._link = link
         self._wall_ms = wall_ms
+        self._exchanges: dict[str, str] = {}
 
     def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
         """As `Broker.publish`."""
         refused = [self._refusal(message) for message in messages]
         waits = [
-            () if refusal else self._levels(message)
+            () if refusal or message.due_ms is None else self._levels(message.due_ms)
             for message, refusal in zip(messages, refused, strict=True)
         ]
         no_way = self._make_delays(waits)
         ready = [
-            refusal or self._ready(message, levels, no_way if levels else None)
+            refusal or self._ready(message, levels, no_way)
             for message, refusal, levels in zip(messages, refused, waits, strict=True)
         ]
         self._publisher.send([each for each in ready if isinstance(each, Sending)])
@@ -97,8 +99,8 @@ class Outgoing:
                 self._topics.setdefault(message.topic, topic)
         return topic
 
-    def _levels(self, message: Message[Any]) -> Levels:
-        wait_ms = 0 if message.due_ms is None else message.due_ms - self._wall_ms()
+    def _levels(self, due_ms: int) -> Levels:
+        wait_ms = due_ms - self._wall_ms()
         return self._delays.levels_for(wait_ms / 1000, exactly=True) if wait_ms > 0 else ()
 
     def _make_delays(self, waits: Sequence[Levels]) -> BrokerError | None:
@@ -113,28 +115,32 @@ class Outgoing:
     def _ready(
         self, message: Message[Any], levels: Levels, no_way: BrokerError | None
     ) -> Sending | PublishFailed:
-        if no_way is not None:
-            return PublishFailed(f"{_named(message)}: not sent, {no_way}", message_id=message.id)
         topic = self._topics[message.topic]
         surely = topic.promise is not Guarantee.AT_MOST_ONCE
         heard = surely and not topic.may_go_unheard
-        exchange, properties = self._names.topic(message.topic), properties_of(message)
-        if levels:
+        exchange = self._exchange(message.topic)
+        if not levels:
+            sent = written(message) or content(message.body, properties_of(message))
+        elif no_way is not None:
+            return PublishFailed(f"{_named(message)}: not sent, {no_way}", message_id=message.id)
+        else:
+            properties = properties_of(message)
             properties["application_headers"] |= way(levels, exchange, keep=heard)
+            sent = content(message.body, properties)
             exchange = self._names.due(message.topic)
-        return Sending(
-            content(message.body, properties),
-            exchange,
-            str(partition_of(message, topic.partitions)) if topic.partitions else "",
-            confirm=surely,
-            mandatory=heard,
-        )
+        key = str(partition_of(message, topic.partitions)) if topic.partitions else ""
+        return Sending(sent, exchange, key, confirm=surely, mandatory=heard)
+
+    def _exchange(self, topic: str) -> str:
+        if (exchange := self._exchanges.get(topic)) is None:
+            exchange = self._exchanges[topic] = self._names.topic(topic)
+        return exchange
 
     def _outcome(self, message: Message[Any], sending: Sending) -> Outcome:
+        if sending.state is State.CONFIRMED:
+            return Published(message.id)
         where = _named(message)
         match sending.state:
-            case State.CONFIRMED:
-                return Published(message.id)
             case State.UNROUTABLE:
                 self._delays.forget()  # or the way to them is gone
                 return PublishFailed(

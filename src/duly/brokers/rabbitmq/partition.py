@@ -21,14 +21,17 @@ import logging
 import math
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from duly.brokers.rabbitmq.intake import Item, unreadable
-from duly.brokers.rabbitmq.link import Connection
+from duly.brokers.rabbitmq.intake import RESTS_S, Item, unreadable
+from duly.brokers.rabbitmq.link import Connection, explained
 from duly.brokers.rabbitmq.notes import Identity, Note, judged, merged, written
 from duly.brokers.rabbitmq.tags import Tags, acknowledge
 from duly.brokers.rabbitmq.topology import Names, declare_notes
+from duly.brokers.rabbitmq.transport import ChannelLost
 from duly.brokers.rabbitmq.wire import History, body_of
 from duly.message import Topic, now_ms
 
@@ -105,7 +108,8 @@ class Entry:
 
 class Partition:
     """``entries`` are in their order. All but what says otherwise is called with the lock of the
-    intake held, and what takes a connection, on the link's thread, without.
+    intake held, and what takes a connection, on the link's thread, without. So is ``gone``, with
+    the generation that the server has ended, and none but it.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class Partition:
         number: int,
         changed: threading.Condition,
         clock: Callable[[], float],
+        gone: Callable[[Partition, int], None],
     ) -> None:
         self.topic = topic
         self.number = number
@@ -129,7 +134,9 @@ class Partition:
         self.is_mine = False
         self._changed = changed
         self._clock = clock
+        self._gone = gone
         self._channel: Any = None
+        self._rests_until = -math.inf
         self._tags = Tags()
         self._found: Mapping[Identity, Note] | None = None
         self._left: Sequence[bytes] = ()
@@ -144,13 +151,26 @@ class Partition:
     def consume(self, connection: Connection) -> None:
         """Stand in line for the queue, on a new channel."""
         channel, generation = connection.channel(), self.generation
+        channel.on_lost = partial(self._lost_alone, generation)
         channel.basic_qos(0, AHEAD, False)
         self._channel = channel
         channel.basic_consume(
             self.queue,
             callback=lambda message: self._deliver(generation, message),
-            on_cancel=self._cancelled,
+            on_cancel=partial(self._cancelled, connection, generation),
         )
+
+    @property
+    def is_out(self) -> bool:
+        """Whether this process has to ask for the queue."""
+        return self._channel is None and time.monotonic() >= self._rests_until
+
+    def _lost_alone(self, generation: int, lost: ChannelLost) -> None:
+        """The server closed the channel, or does not answer."""
+        log.warning("%s: %s", self.queue, explained(lost))
+        if lost.silent:
+            self._rests_until = time.monotonic() + RESTS_S
+        self._gone(self, generation)
 
     def _deliver(self, generation: int, message: Any) -> None:
         tag, properties = message.delivery_tag, message.properties
@@ -169,10 +189,16 @@ class Partition:
             self.entries[tag] = entry
             self._changed.notify_all()
 
-    def _cancelled(self, _tag: str) -> None:
+    def _cancelled(self, connection: Connection, generation: int, _tag: str) -> None:
         """The server ended the consumer: the queue was deleted, or its leader is gone."""
         log.warning("%s: the server cancelled its consumer; subscribing again", self.queue)
-        raise ConnectionError(f"the consumer of {self.queue!r} was cancelled")
+        channel = self._channel
+
+        def end(_: Connection) -> None:
+            channel.close()
+            self._gone(self, generation)
+
+        connection.later(end)
 
     def read_notes(self, connection: Connection) -> None:
         """Fetch what others knew of what they left, and leave it there."""

@@ -145,9 +145,14 @@ class _Reader:
     def start(self, connection: Connection) -> None:
         """Begin, on the link's thread."""
         channel = self._channel = connection.channel()
+        # Whoever waits for the end sees that nothing comes any more.
+        channel.on_lost = _ignore
         channel.basic_qos(0, _AHEAD, False)
         channel.basic_consume(
-            self._name, callback=self._take, arguments={"x-stream-offset": "first"}
+            self._name,
+            callback=self._take,
+            on_cancel=_ignore,
+            arguments={"x-stream-offset": "first"},
         )
 
     def _take(self, message: Any) -> None:
@@ -175,6 +180,10 @@ class _Reader:
         """Read no more."""
         if self._channel is not None and self._channel.connection is connection:
             self._channel.close()
+
+
+def _ignore(_: object) -> None:
+    """The stream is gone, or what was read it by."""
 
 
 def _read(consumer: str, message: Any) -> DeadLetter:

@@ -18,7 +18,7 @@
 ``.../<consumer>/<partition>``  in place of the subscription's one queue, where it works in order by
                                 key: one of several, each with a single active consumer
 ``.../<partition>/notes``       what is known of messages that stay in it
-``.../<consumer>/here``         who works those: each process consumes it, and nobody publishes
+``.../<consumer>/here``         who works it: each process consumes this one, and nobody publishes
 ``duly/is/...``                 records
 ==============================  ================================================================
 
@@ -54,6 +54,8 @@ LONGEST_MS = 1 << 38
 TO, IF_UNHEARD, KEEP, DROP = "duly-to", "duly-if-unheard", "keep", "drop"
 # Those of the process at work, and of some before it that may not know yet that it is.
 _SNAPSHOTS = 8
+# In the name of every queue in which messages only wait.
+DELAYS = "/_delay/"
 _CURRENT = re.compile(r"but current is (?:the value )?'(.*?)'(?: of type .*)?$")
 
 
@@ -114,7 +116,7 @@ class Names:
 
     def delay(self, delay_ms: int) -> str:
         """The exchange and the queue of one length of time."""
-        return f"{self.namespace}/_delay/{delay_ms}"
+        return f"{self.namespace}{DELAYS}{delay_ms}"
 
     @property
     def onward(self) -> str:

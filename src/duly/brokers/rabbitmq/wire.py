@@ -29,13 +29,14 @@ from duly.message import Message, Topic, now_ms
 from duly.message.limits import check_headers, check_id, check_key, check_source
 
 # One of the two prefixes of the binding; the other is for clients that cannot write a colon.
-_PREFIX, _OTHER_PREFIX = "cloudEvents:", "cloudEvents_"
-_SHORT = 255  # bytes of a property
+PREFIX, _OTHER_PREFIX = "cloudEvents:", "cloudEvents_"
+KEY = f"{PREFIX}partitionkey"
+SHORT = 255  # bytes of a property
 
 CHARGED, REPEATED = "duly-charged", "duly-repeated"
 ERROR, ATTEMPTS, DEAD_MS = "duly-error", "duly-attempts", "duly-dead-ms"
 REPLAYS = "duly-replays"
-_TIME_MS, _DUE_MS = "duly-time-ms", "duly-due-ms"
+TIME_MS, DUE_MS = "duly-time-ms", "duly-due-ms"
 _DELIVERIES = "x-delivery-count"
 _YEAR_10000 = 253_402_300_800  # seconds: from there on somebody counted in another unit
 # What the server writes there, or would send copies by.
@@ -58,13 +59,13 @@ class History(msgspec.Struct, frozen=True, gc=False):
 
 def properties_of(message: Message[Any], history: History | None = None) -> dict[str, Any]:
     """The AMQP properties of a message."""
-    headers: dict[str, Any] = {_TIME_MS: message.time_ms}
+    headers: dict[str, Any] = {TIME_MS: message.time_ms}
     for name, value in message.headers.items():
-        headers[_PREFIX + name] = value
+        headers[PREFIX + name] = value
     if message.due_ms is not None:
-        headers[_DUE_MS] = message.due_ms
+        headers[DUE_MS] = message.due_ms
     if message.key is not None:
-        headers[f"{_PREFIX}partitionkey"] = message.key
+        headers[KEY] = message.key
     properties = {
         "type": message.topic,
         "timestamp": message.time_ms // 1000,
@@ -74,10 +75,10 @@ def properties_of(message: Message[Any], history: History | None = None) -> dict
         ("message_id", "id", message.id),
         ("app_id", "source", message.source),
     ):
-        if len(text.encode()) <= _SHORT:
+        if len(text.encode()) <= SHORT:
             properties[short] = text
         else:
-            headers[_PREFIX + long] = text
+            headers[PREFIX + long] = text
     if history is not None:
         headers |= {CHARGED: history.charged, REPEATED: history.repeated}
     return properties
@@ -138,7 +139,7 @@ def message_in(declared: Topic[Any], raw: bytes, properties: Mapping[str, Any]) 
         return plain
     attributes = _attributes(headers)
     id = attributes.pop("id", None) or properties.get("message_id")
-    if declared.naming is not None and _TIME_MS not in headers:
+    if declared.naming is not None and TIME_MS not in headers:
         id = declared.naming.of_foreign(headers, raw)
     if not id:
         id = _id_of_nameless(declared)
@@ -153,7 +154,7 @@ def message_in(declared: Topic[Any], raw: bytes, properties: Mapping[str, Any]) 
         attributes.pop(own, None)
     if attributes.get("type") == topic:
         del attributes["type"]
-    due_ms = headers.get(_DUE_MS)
+    due_ms = headers.get(DUE_MS)
     if not isinstance(due_ms, int):
         due_ms = None
     checked = check_headers(topic, id, attributes)
@@ -166,7 +167,7 @@ def _plain(
     """What duly published without key, attributes and due time, as most messages are: to the same
     effect as the long way, at a quarter of its cost.
     """
-    time_ms, id = headers.get(_TIME_MS), properties.get("message_id")
+    time_ms, id = headers.get(TIME_MS), properties.get("message_id")
     if not isinstance(time_ms, int) or not id:
         return None
     check_id(topic, id)
@@ -189,22 +190,22 @@ def _id_of_nameless(topic: Topic[Any]) -> str:
 def named(properties: Mapping[str, Any], message: Message[Any] | None) -> Mapping[str, Any]:
     """A header for a message that is moved: the id that was given to one that had none."""
     headers = properties.get("application_headers") or {}
-    if message is None or properties.get("message_id") or _TIME_MS in headers:
+    if message is None or properties.get("message_id") or TIME_MS in headers:
         return {}
-    return {} if _attributes(headers).get("id") else {f"{_PREFIX}id": message.id}
+    return {} if _attributes(headers).get("id") else {f"{PREFIX}id": message.id}
 
 
 def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for name, value in headers.items():
-        if isinstance(name, str) and name.startswith((_PREFIX, _OTHER_PREFIX)):
-            found[name[len(_PREFIX) :].lower()] = value
+        if isinstance(name, str) and name.startswith((PREFIX, _OTHER_PREFIX)):
+            found[name[len(PREFIX) :].lower()] = value
     return found
 
 
 def _time_ms(headers: Mapping[str, Any], said: Any, seconds: Any) -> int:
-    if isinstance(headers.get(_TIME_MS), int):
-        return int(headers[_TIME_MS])
+    if isinstance(headers.get(TIME_MS), int):
+        return int(headers[TIME_MS])
     if isinstance(said, str):
         try:
             return int(datetime.fromisoformat(said).timestamp() * 1000)

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 # How often somebody who waits looks for other processes' commits: half of it is the median
-# delay, and at 5 ms looking costs under 1 % of a core.
-_POLL_S = 0.005
+# delay. At 5 ms an idle worker used 1.2 % of a core on one machine and 2.8 % on another.
+_POLL_S = 0.008
 
 
 class Changes:

@@ -7,6 +7,7 @@ front of it say what to do instead.
 
 from __future__ import annotations
 
+import re
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
@@ -75,8 +76,10 @@ def _refuse_setting(name: str) -> Callable[[Any, Any], NoReturn]:
     return refuse
 
 
-# Looked up once: this is what a statement of a handler costs more than it does without duly.
-_execute = sqlite3.Connection.execute
+# What the driver begins a transaction for when none is open (isolation_level is IMMEDIATE), and
+# what changes nothing. Written so at its start it needs no check before it runs, see
+# `OpenConnection`.
+_BEGINS_OR_READS = re.compile(r"\s*(?:insert|update|delete|replace|select|values)\b", re.IGNORECASE)
 
 
 class GuardedCursor(sqlite3.Cursor):
@@ -114,8 +117,20 @@ class GuardedCursor(sqlite3.Cursor):
 class GuardedConnection(sqlite3.Connection):
     """The driver's own connection, inside a transaction that only duly ends."""
 
+    # Whether the statements are duly's own, what the authorizer refused, whether a handler set
+    # something that interrupts, and whether every statement is to be checked from now on.
+    own = False
     denied: str | None = None
     interruptible = False
+    checks_all = False
+
+    def __call__(self, sql: str, /) -> Any:
+        """Prepare a statement: the driver asks so for what is not in its cache, on any cursor."""
+        try:
+            return sqlite3.Connection.__call__(self, sql)
+        except sqlite3.DatabaseError as error:
+            _explain(error, self)
+            raise
 
     def set_progress_handler(self, *args: Any, **kwargs: Any) -> None:
         """As `sqlite3.Connection.set_progress_handler`, for the statements of the handler."""
@@ -133,7 +148,7 @@ class GuardedConnection(sqlite3.Connection):
         if not self.in_transaction:
             raise TransactionLost(_LOST)
         try:
-            return _execute(self, sql, parameters)
+            return sqlite3.Connection.execute(self, sql, parameters)
         except sqlite3.DatabaseError as error:
             _explain(error, self)
             raise
@@ -183,12 +198,37 @@ class GuardedConnection(sqlite3.Connection):
     autocommit = property(lambda _: -1, _refuse_setting("autocommit"))
 
 
+class OpenConnection(GuardedConnection):
+    """A guarded connection while its transaction is open: `execute` is the driver's own again.
+
+    Checking each statement before it runs costs a twentieth of a handler that inserts a row. Most
+    need none: when SQLite has rolled everything back by itself, the driver begins a transaction
+    for them, which lacks duly's mark and so is not committed. What the driver does not know for
+    such a statement (one behind a WITH, a CREATE, a comment) makes the connection check again,
+    all of them, from the moment on that one is prepared.
+    """
+
+    execute = sqlite3.Connection.execute
+
+    def __call__(self, sql: str, /) -> Any:
+        """Prepare a statement, see `GuardedConnection`."""
+        if not (self.own or _BEGINS_OR_READS.match(sql)):
+            _check_all(self)
+            if not self.in_transaction:
+                raise TransactionLost(_LOST)
+        return GuardedConnection.__call__(self, sql)
+
+
+def _check_all(connection: GuardedConnection) -> None:
+    connection.checks_all = True
+    connection.__class__ = GuardedConnection
+
+
 class Guard:
     """One guarded connection from duly's side; used by one thread at a time."""
 
     __slots__ = (
         "_mark",
-        "_own",
         "_path",
         "_runner",
         "_savepoints_prepared",
@@ -203,7 +243,7 @@ class Guard:
         self._tables = tables
         self._path = path
         self._mark: int | None = None
-        self._own = True
+        connection.own = True
         # Who is told of a handler's savepoints, and whether statements about some are prepared.
         self._seen: Callable[[], None] | None = None
         self._savepoints_prepared = False
@@ -216,7 +256,7 @@ class Guard:
         cursor.execute("create temp table duly_mark (mark integer primary key)")
         self._runner = tables.runner(connection)
         sqlite3.Connection.set_authorizer(connection, self._authorize)
-        self._own = False
+        connection.own = False
 
     @property
     def in_transaction(self) -> bool:
@@ -230,15 +270,18 @@ class Guard:
         Raises `sqlite3.Error`, and `BrokerUnusable` where newer code has left this one behind.
         """
         self._mark = mark
-        self.connection.denied = None
-        self._own = True
+        connection = self.connection
+        connection.denied = None
+        connection.own = True
         try:
             self._runner.execute("begin immediate")
             if mark is not None:
                 self._runner.execute("insert into temp.duly_mark values (?)", (mark,))
             self._tables.check(self._runner)
         finally:
-            self._own = False
+            connection.own = False
+        if not connection.checks_all:
+            connection.__class__ = OpenConnection
 
     def run(self, steps: Steps[R]) -> R:
         """Run duly's own steps in the transaction, whatever the handler set on the connection.
@@ -254,7 +297,7 @@ class Guard:
         try:
             return self._runner.run(steps)
         finally:
-            self._own = False
+            connection.own = False
             connection.text_factory = text_factory
 
     def execute(self, sql: str) -> None:
@@ -265,7 +308,7 @@ class Guard:
         try:
             self._runner.execute(sql)
         finally:
-            self._own = False
+            self.connection.own = False
 
     def commit(self) -> None:
         """Commit the transaction that `begin` began.
@@ -283,7 +326,7 @@ class Guard:
                     raise TransactionLost(_LOST)
             driver.commit(self.connection, self._path)
         finally:
-            self._own = False
+            self._leave()
 
     def roll_back(self) -> bool:
         """Roll back whatever is open; False: the connection is in doubt, discard it."""
@@ -291,7 +334,7 @@ class Guard:
         try:
             return driver.roll_back(self.connection)
         finally:
-            self._own = False
+            self._leave()
 
     def watch_savepoints(self, seen: Callable[[], None]) -> None:
         """Call ``seen`` when a handler sets a savepoint, releases one or goes back to one; until
@@ -313,12 +356,17 @@ class Guard:
 
     def close(self) -> None:
         """Close the connection; an open transaction is rolled back."""
-        self._own = True
+        self.connection.own = True
         sqlite3.Connection.close(self.connection)
+
+    def _leave(self) -> None:
+        """The transaction is over: what was kept of its connection is to begin no other."""
+        self.connection.own = False
+        self.connection.__class__ = GuardedConnection
 
     def _take_over(self) -> None:
         """From here on the statements are duly's, which nothing that a handler set interrupts."""
-        self._own = True
+        self.connection.own = True
         if self.connection.interruptible:
             self.connection.interruptible = False
             sqlite3.Connection.set_progress_handler(self.connection, None, 0)
@@ -327,7 +375,7 @@ class Guard:
         self, action: int, what: str | None, value: str | None, _db: str | None, _by: str | None
     ) -> int:
         """SQLite asks this once when a statement is prepared, not each time it runs."""
-        if self._own:
+        if self.connection.own:
             return sqlite3.SQLITE_OK
         reason = _objection(action, what or "", value)
         if reason is None:

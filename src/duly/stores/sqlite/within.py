@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from duly.errors import BrokerUnavailable, ConfigurationError
-from duly.sql.sqlite.driver import StatementRunner, broker_error
+from duly.sql.sqlite.driver import StatementRunner, broker_error, error_code
 from duly.sql.sqlite.guard import GuardedConnection
 from duly.sql.sqlite.schema import Tables
 from duly.sql.sqlite.wal import SAFE_VERSION
@@ -55,7 +55,12 @@ def run_within(connection: sqlite3.Connection, steps: Steps[R], path: Path, tabl
         tables.check(runner)
         return _all_or_nothing(connection, runner, steps)
     except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+        if error_code(error) == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK):
+            raise ConfigurationError(
+                "within=connection: it was opened to read only (mode=ro, or PRAGMA query_only), so "
+                f"nothing can be published in its transaction ({error}). Use one that may write."
+            ) from error
+        if error_code(error) == sqlite3.SQLITE_BUSY:
             raise BrokerUnavailable(
                 f"{path}: {error}; nothing was published. Another writer holds the file: begin "
                 "your transaction with BEGIN IMMEDIATE, on a connection with a timeout."

@@ -29,8 +29,6 @@ def workload_on(broker: Broker, store: Store, apart: Store) -> Workload:
 
 
 def _is_kept(workload: Workload, spec: Spec, broker: Broker, store: Store) -> bool:
-    if spec.guarantee == "at-most-once" and broker.capabilities.hands_out_once:
-        return False  # its broker's death loses what waits for it, which no history explains
     app = duly.App("fitting", broker, store)
     declare: Any = app.batch_consumer if spec.batch_handler else app.consumer
     declare(spec.topic, name=spec.name, guarantee=spec.guarantee, **spec.options())(_like(spec))

@@ -121,6 +121,11 @@ SPECS: Sequence[Spec] = (
 KILLED_BY_MESSAGES = frozenset({"exactly", "least"})
 # Outside of transactions, where nobody waits for who stands still.
 STOPPED_BY_MESSAGES = frozenset({"least", "least-async"})
+# What befalls a broker and the links to it, as histories name it: it takes nothing back meanwhile,
+# or forgets what waits in memory.
+LOSES_WAITING = frozenset(
+    {"node down", "alarm", "silence", "cut before publish", "cut after publish", "cut before ack"}
+)
 _CHOICE = (inputs, inputs, lines)
 _FILE = "broker.json"
 
@@ -205,6 +210,8 @@ class Workload(msgspec.Struct, frozen=True):
             confirms_settlement=can.confirms_settlement and not can.is_log,
             # A retry whose settlement was lost is there twice, once with the count from before it.
             keeps_attempts=can.confirms_settlement and not can.is_log,
+            hands_out_once=can.hands_out_once,
+            loses_waiting=LOSES_WAITING if can.hands_out_once else frozenset(),
             holds_partition=can.retries_in_place,
             tables=spec.tables,
             has_output=spec.exactly,

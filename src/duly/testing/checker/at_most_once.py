@@ -15,10 +15,18 @@ AT_MOST_ONCE = Guarantee.AT_MOST_ONCE
 @forbids("double start", AT_MOST_ONCE)
 def double_start(case: Case) -> Iterator[str]:
     """A message was started more than once, over all restarts."""
-    copies = case.copies()
     for identity, runs in case.runs_by_identity().items():
-        if len(runs) > max(1, copies[identity]):
+        if len(runs) > max(1, _copies(case, identity)):
             yield f"{identity[0]}/{identity[2]} was started {len(runs)} times"
+
+
+def _copies(case: Case, identity: Identity) -> int:
+    """How many may be there to be started: a repeated publish is another one."""
+    copies = case.copies()[identity]
+    if not case.terms.hands_out_once:
+        return copies
+    tries = case.publishes.get(identity, ())
+    return max(copies, sum(case.outcome(each) != "fail" for each in tries))
 
 
 @forbids("start before settle", AT_MOST_ONCE)
@@ -52,9 +60,11 @@ def _still_waiting(case: Case) -> Iterator[Identity]:
 
 
 def _explained(case: Case, identity: Identity) -> bool:
-    for token, (_, claim) in case.claim_of.items():
+    for token, (claimed, claim) in case.claim_of.items():
         if claim.message is None or claim.message.identity != identity:
             continue
+        if case.terms.hands_out_once and _lost_with_its_claim(case, token, claimed, claim.who):
+            return True
         settles = case.settles.get(token, [])
         ended = [settle for _, settle in settles if settle.phase != "invoke"]
         if settles and settles[-1][1].phase == "invoke":
@@ -65,3 +75,14 @@ def _explained(case: Case, identity: Identity) -> bool:
         if at is not None and case.died(claim.who, at) is not None:
             return True
     return False
+
+
+def _lost_with_its_claim(case: Case, token: str, claimed: int, who: str) -> bool:
+    """Whether something befell whoever took it off the broker; or, where that gave it back, what it
+    was given back to.
+    """
+    if case.died(who, claimed) is not None:
+        return True
+    loses = case.terms.loses_waiting
+    given_back = case.settled(token, "done") is None
+    return given_back and any(at > claimed and fault.kind in loses for at, fault in case.faults)

@@ -45,6 +45,9 @@ class Terms:
     - ``confirms_publishing``: a publish that ended ok is stored, and not only sent.
     - ``keeps_send_order``: messages of one publisher and key are read in the order published.
     - ``confirms_settlement``: a message that was settled is not delivered again.
+    - ``hands_out_once``: what an at-most-once subscription claims has left the broker: who dies
+      with it loses it. Its queue is its own, and is given copies that no log has. A fault of the
+      kinds in ``loses_waiting`` loses what waits there, and what is given back to it.
     - ``may_duplicate``: the broker may deliver a message twice by itself.
     - ``keeps_attempts``: the count of a message's starts survives whatever befalls a worker.
     - ``holds_partition``: what holds a key holds all keys of its partition.
@@ -67,6 +70,8 @@ class Terms:
     confirms_publishing: bool = True
     keeps_send_order: bool = True
     confirms_settlement: bool = True
+    hands_out_once: bool = False
+    loses_waiting: frozenset[str] = frozenset()
     may_duplicate: bool = False
     keeps_attempts: bool = True
     holds_partition: bool = False
