@@ -11,9 +11,11 @@ from duly.errors import ConfigurationError
 from duly.message.limits import check_name
 
 PORT = 9092
-# What brokers take unless they are configured otherwise (message.max.bytes), and what of that a
-# record may need beside its body: 16 KiB of headers, id, source and key.
-_RECORD_BYTES, _AROUND_BYTES = 1_048_000, 48_000
+# What a record may need beside its body: 16 KiB of headers, id, source, key, an error.
+_AROUND_BYTES = 48_000
+_RECORD_BYTES = 1024 * 1024 + _AROUND_BYTES
+# And a batch, as brokers count it, beside one record.
+_BATCH_BYTES = 1000
 OWN = ("namespace", "replication")
 # Options of the driver that change nothing which is promised.
 PASSED_ON = (
@@ -96,14 +98,24 @@ class Address:
         return int(self.options["message.max.bytes"]) - _AROUND_BYTES
 
     @property
+    def takes(self) -> Mapping[str, str]:
+        """The setting of topics that are made for that, whatever the brokers' own is."""
+        return {"max.message.bytes": str(int(self.options["message.max.bytes"]) + _BATCH_BYTES)}
+
+    @property
     def consuming(self) -> dict[str, str]:
         """What members of consumer groups are given."""
         return self.common | {k: v for k, v in self.options.items() if k in _CONSUMERS}
 
     @property
+    def is_new_protocol(self) -> bool:
+        """Whether the brokers deal out partitions (KIP-848), and say when a member is gone."""
+        return self.options.get("group.protocol", "classic").lower() == "consumer"
+
+    @property
     def is_eager(self) -> bool:
         """Whether a rebalance takes everything away first."""
-        if self.options.get("group.protocol", "classic").lower() == "consumer":
+        if self.is_new_protocol:
             return False
         return "cooperative" not in self.options.get("partition.assignment.strategy", "cooperative")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,13 @@ from confluent_kafka import admin as driver
 
 from duly.brokers.kafka.address import Address
 from duly.brokers.kafka.client import MOVING, broker_error, settings
-from duly.errors import ConfigurationError
+from duly.errors import BrokerUnavailable, ConfigurationError
 
 # The driver's types do not say that it has these.
 NewTopic: Any = driver.NewTopic  # type: ignore[attr-defined]
 OffsetSpec: Any = driver.OffsetSpec  # type: ignore[attr-defined]
 
-ANSWERS_S = 30.0
+ANSWERS_S = 10.0
 _SETTLES_S = 10.0
 _never = threading.Event()
 
@@ -63,7 +64,9 @@ class Admin:
     def cluster(self) -> str:
         """The id of the cluster. Raises `BrokerError`."""
         if not self._cluster:
-            told = self._answer(self._client.describe_cluster(request_timeout=10), "the cluster")
+            told = self._answer(
+                self._client.describe_cluster(request_timeout=ANSWERS_S), "the cluster"
+            )
             self._cluster = str(told.cluster_id)
         return self._cluster
 
@@ -77,7 +80,7 @@ class Admin:
             TopicCollection(names), request_timeout=ANSWERS_S
         ).items():
             try:
-                told = future.result(ANSWERS_S)
+                told = _result(future)
             except KafkaException as error:
                 if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                     continue
@@ -92,13 +95,15 @@ class Admin:
                 each.name,
                 num_partitions=each.partitions,
                 replication_factor=self._address.replication,
-                config=dict(each.config),
+                config={**self._address.takes, **each.config},
             )
             for each in wanted
         ]
-        for name, future in self._client.create_topics(topics).items() if topics else ():
+        for name, future in (
+            self._client.create_topics(topics, request_timeout=ANSWERS_S).items() if topics else ()
+        ):
             try:
-                future.result(ANSWERS_S)
+                _result(future)
             except KafkaException as error:
                 if error.args[0].code() == KafkaError.TOPIC_EXCEPTION:
                     raise ConfigurationError(
@@ -133,7 +138,7 @@ class Admin:
                 request_timeout=ANSWERS_S,
             )
             try:
-                told = {place: future.result(ANSWERS_S) for place, future in futures.items()}
+                told = {place: _result(future) for place, future in futures.items()}
                 return {(each.topic, each.partition): found.offset for each, found in told.items()}
             except KafkaException as error:
                 if error.args[0].code() not in MOVING or time.monotonic() > until:
@@ -145,15 +150,22 @@ class Admin:
 
     def positions(self, group: str) -> Sequence[TopicPartition]:
         """What a group has committed."""
-        asked = self._client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])
-        told = self._answer(asked[group], f"group {group!r}")
+        asked = self._client.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group)], request_timeout=ANSWERS_S
+        )
+        try:
+            told = _result(asked[group])
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                return []
+            raise broker_error(error, f"group {group!r}") from error
         return [each for each in told.topic_partitions if each.offset >= 0]
 
     def members(self, group: str) -> int:
         """How many processes consume as this group."""
-        asked = self._client.describe_consumer_groups([group])
+        asked = self._client.describe_consumer_groups([group], request_timeout=ANSWERS_S)
         try:
-            return len(asked[group].result(ANSWERS_S).members)
+            return len(_result(asked[group]).members)
         except KafkaException as error:
             if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
                 return 0
@@ -161,6 +173,16 @@ class Admin:
 
     def _answer(self, future: Any, what: str) -> Any:
         try:
-            return future.result(ANSWERS_S)
+            return _result(future)
         except KafkaException as error:
             raise broker_error(error, f"{what}: nothing is known") from error
+
+
+def _result(future: Any) -> Any:
+    """What was asked for. Raises the driver's error, or `BrokerUnavailable` where there is none."""
+    try:
+        return future.result(ANSWERS_S + 2.0)
+    except FutureTimeout as error:
+        raise BrokerUnavailable(
+            f"Kafka has not answered within {ANSWERS_S:.0f} s; look whether it can be reached"
+        ) from error

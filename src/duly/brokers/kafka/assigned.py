@@ -30,14 +30,12 @@ class Beginnings:
         admin: Admin,
         records: Callable[[], Records],
         subscription: str,
-        guarantee: str,
         order: Callable[[str], Order],
         starts: Callable[[str], Start],
     ) -> None:
         self._admin = admin
         self._records = records
         self._subscription = subscription
-        self._guarantee = guarantee
         self._order = order
         self._starts = starts
 
@@ -52,6 +50,7 @@ class Beginnings:
             for each in committed
             if each.offset >= 0
         }
+        self._check_incarnations(topics, positions)
         new = [
             (each.topic, each.partition)
             for each in committed
@@ -77,7 +76,7 @@ class Beginnings:
                 start: Start = "earliest" if later else self._starts(topic)
                 places = [each for each in new if each[0] == topic and (each[1] >= first) is later]
                 for place, offset in self._admin.starts(places, start).items():
-                    found[place] = offset, Notes(guarantee=self._guarantee)
+                    found[place] = offset, Notes(topics[topic].id)
         if found:
             consumer.commit(
                 offsets=[
@@ -90,6 +89,16 @@ class Beginnings:
 
     def _key(self, kind: str, topics: Mapping[str, Found], place: tuple[str, int]) -> str:
         return f"{kind}/{self._subscription}/{topics[place[0]].id}/{place[1]}"
+
+    def _check_incarnations(
+        self, topics: Mapping[str, Found], positions: Mapping[tuple[str, int], tuple[int, Notes]]
+    ) -> None:
+        """Kafka forgets the positions of a topic that is deleted, unless a worker that goes on has
+        committed them anew: they are about other messages.
+        """
+        for (topic, _), (_, notes) in positions.items():
+            if notes.topic and notes.topic != topics[topic].id:
+                raise BrokerUnusable(made_anew(self._subscription, topic))
 
     def _lost(self, places: Sequence[tuple[str, int]]) -> str:
         told = ", ".join(f"{topic}/{partition}" for topic, partition in places)
@@ -110,3 +119,12 @@ class Beginnings:
         topic, partition = place
         log = f"{self._admin.cluster}/{topics[topic].id}/{partition}"
         return Share(place, log, next(_generations), self._order(topic), position, notes)
+
+
+def made_anew(subscription: str, topic: str) -> str:
+    """What to say where a topic is not the one that a position is about."""
+    return (
+        f"subscription {subscription!r}: topic {topic!r} was deleted and made again while it was "
+        "consumed, so that nobody can say which of its messages were handled. Where to go on is a "
+        "person's to say: kafka-consumer-groups.sh --reset-offsets"
+    )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from duly.broker import Capabilities, Outcome, Published, SubscribeOptions
 from duly.brokers.kafka.address import address_of
-from duly.brokers.kafka.admin import COMPACTED, KEPT, Admin, Wanted
+from duly.brokers.kafka.admin import COMPACTED, KEPT, Admin, Found, Wanted
 from duly.brokers.kafka.intake import Intake
 from duly.brokers.kafka.lane import Lane
 from duly.brokers.kafka.letters import LetterTopic
@@ -22,6 +23,7 @@ from duly.brokers.kafka.records import Records
 from duly.brokers.kafka.share import Order
 from duly.brokers.kafka.wire import headers_of
 from duly.errors import (
+    BrokerError,
     BrokerUnavailable,
     ConfigurationError,
     InvalidMessage,
@@ -33,6 +35,9 @@ from duly.guarantees import Guarantee
 from duly.inspection.graves import Graveyard
 from duly.message import Message, Topic, now_ms
 
+log = logging.getLogger("duly.kafka")
+
+WATCH_S = 5.0
 _WEEK_MS = 7 * 86_400_000
 
 
@@ -76,6 +81,8 @@ class KafkaBroker(Operated):
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._closed = False
+        self._stop = threading.Event()
+        self._watch: threading.Thread | None = None
         self._admin = Admin(self._address)
         self._sender = Sender(self._address, deadline_s)
         self._lossy = Sender(self._address, 1.0, lossy=True)
@@ -107,14 +114,7 @@ class KafkaBroker(Operated):
             return
         self._check_open()
         names = {self._names.topic(topic.name): topic for topic in topics}
-        found = self._admin.find(names)
-        for name, topic in names.items():
-            if name in found and topic.partitions not in (0, found[name].partitions):
-                raise ConfigurationError(
-                    f"topic {topic.name!r} is there with {found[name].partitions} partitions, and "
-                    f"declared with partitions={topic.partitions}. Declare it as it is there, or "
-                    "without, or give it another name: more partitions would move its keys."
-                )
+        found = self._find(names)
         wanted = {f"topic/{topic.name}": str(topic.guarantee) for topic in topics}
         for topic, text in zip(topics, self._recorded().fix(wanted).values(), strict=True):
             if text != str(topic.guarantee):
@@ -129,6 +129,27 @@ class KafkaBroker(Operated):
         )
         self._topics.update((topic.name, topic) for topic in topics)
         self._promises.update((topic.name, str(topic.guarantee)) for topic in topics)
+
+    def _find(self, names: Mapping[str, Topic[Any]]) -> Mapping[str, Found]:
+        """Those that are there. Raises `ConfigurationError` for one that is otherwise there."""
+        found = self._admin.find(names)
+        for name, topic in names.items():
+            if name in found and topic.partitions not in (0, found[name].partitions):
+                raise ConfigurationError(
+                    f"topic {topic.name!r} is there with {found[name].partitions} partitions, and "
+                    f"declared with partitions={topic.partitions}. Declare it as it is there, or "
+                    "without, or give it another name: more partitions would move its keys."
+                )
+        return found
+
+    def know(
+        self, topics: Iterable[Topic[Any]], subscription: str, options: SubscribeOptions
+    ) -> None:
+        """As `Knows.know`."""
+        del options  # a group is the same whatever its order
+        names = {self._names.topic(topic.name): topic for topic in topics}
+        self._find(names)
+        self._known.update(((subscription, topic.name), None) for topic in names.values())
 
     def _recorded(self) -> Records:
         with self._lock:
@@ -230,6 +251,11 @@ class KafkaBroker(Operated):
             self._known.update(((subscription, topic.name), None) for topic in topics)
         intake.read(names, options.start)
         with self._lock:
+            if self._watch is None:
+                self._watch = threading.Thread(
+                    target=self._watching, name="duly-kafka-watch", daemon=True
+                )
+                self._watch.start()
             lane = Lane(self, intake, options, frozenset(names), next(self._numbers))
             self._lanes[lane.number] = lane
             return lane
@@ -281,6 +307,18 @@ class KafkaBroker(Operated):
                 "consumer a new name, or declare the recorded guarantee."
             )
 
+    def _watching(self) -> None:
+        """Look now and then for what no client is told of."""
+        while not self._stop.wait(WATCH_S):
+            for intake in list(self._intakes.values()):
+                try:
+                    intake.look()
+                except BrokerError as error:
+                    log.debug("looking again later: %s", error)
+                except Exception:
+                    # Nobody else looks: this thread goes on.
+                    log.exception("Kafka: something is wrong with what was looked at")
+
     def leave(self, lane: Lane) -> None:
         """As `Surroundings.leave`; with the last lane the process leaves the group."""
         with self._lock:
@@ -312,6 +350,7 @@ class KafkaBroker(Operated):
         for lane in list(self._lanes.values()):
             lane.close()
         self._closed = True
+        self._stop.set()
         for intake in list(self._intakes.values()):
             intake.close()
         self._sender.close()

@@ -13,9 +13,11 @@ from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 
 log = logging.getLogger("duly.kafka")
 
-# The driver would write to stderr what concerns single connections; it reconnects by itself.
+# What concerns single connections, ten times a second while nobody listens; who wants to see it
+# sets the level of this logger.
 _quiet = logging.getLogger("duly.kafka.driver")
-_quiet.setLevel(logging.ERROR)
+if _quiet.level == logging.NOTSET:
+    _quiet.setLevel(logging.CRITICAL)
 
 READ_COMMITTED: Mapping[str, Any] = {
     "enable.auto.commit": False,

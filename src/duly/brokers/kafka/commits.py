@@ -2,7 +2,11 @@
 
 One request is on its way at a time, with what everybody has settled by then. It is made where
 rebalances are told, so that none is made under a later generation than that in which it was
-decided: who was fenced off is refused.
+decided: the driver joins no other before it has told which partitions are lost. So an error,
+whichever it is, is answered by saying it again, with what has been settled since, for as long as
+the partition is this process's. A partition that stays over a rebalance has its first request
+refused (it was made under the generation before), and who was fenced off is told that its
+partitions are lost.
 """
 
 from __future__ import annotations
@@ -24,24 +28,13 @@ log = logging.getLogger("duly.kafka")
 _ANSWERS_S = 30.0
 _AGAIN_S = 0.05
 
-_FENCED = frozenset(
-    {
-        KafkaError.ILLEGAL_GENERATION,
-        KafkaError.UNKNOWN_MEMBER_ID,
-        KafkaError.FENCED_INSTANCE_ID,
-        KafkaError.FENCED_MEMBER_EPOCH,
-        KafkaError.STALE_MEMBER_EPOCH,
-        KafkaError._ASSIGNMENT_LOST,
-    }
-)
-
 
 class _Request:
-    """Somebody waits until these versions, by generation, are committed. ``lost`` are the
-    generations that others have by then.
+    """Somebody waits until these versions of these are committed. ``lost`` are the generations
+    that others have before that.
     """
 
-    def __init__(self, wanted: Mapping[int, int]) -> None:
+    def __init__(self, wanted: Sequence[tuple[Share, int]]) -> None:
         self.wanted = wanted
         self.lost: set[int] = set()
         self.over = threading.Event()
@@ -53,7 +46,6 @@ class Commits:
     def __init__(
         self,
         subscription: str,
-        guarantee: str,
         changed: threading.Condition,
         shares: Mapping[int, Share],
         clock: Callable[[], float],
@@ -61,7 +53,6 @@ class Commits:
     ) -> None:
         self.active_s = time.monotonic()
         self._subscription = subscription
-        self._guarantee = guarantee
         self._changed = changed
         self._shares = shares
         self._clock = clock
@@ -80,13 +71,9 @@ class Commits:
         again.
         """
         with self._changed:
-            wanted = {share.generation: share.version for share in shares}
-            if not wanted:
-                return set()
-            if self._ended:
-                return set(wanted)
-            request = _Request(wanted)
+            request = _Request([(share, share.version) for share in shares])
             self._requests.append(request)
+            self._answer()
             self.active_s = time.monotonic()
         if request.over.wait(_ANSWERS_S):
             return request.lost
@@ -144,7 +131,7 @@ class Commits:
         now, wall_ms = self._clock(), self._wall_ms()
         places = []
         for share in shares:
-            notes = share.notes(self._guarantee, wall_ms, now, leaving=leaving)
+            notes = share.notes(wall_ms, now, leaving=leaving)
             text = as_text(notes, share.position)
             places.append(TopicPartition(*share.name, share.position, text))
         return {share.name: (share, share.version) for share in shares}, places
@@ -161,11 +148,7 @@ class Commits:
                 found = errors.get(name) or error
                 if found is None:
                     share.committed = max(share.committed, version)
-                elif found.code() in _FENCED:
-                    share.fenced = True
-                    log.warning("subscription %r: fenced: %s", self._subscription, found)
                 else:
-                    # Said again, with what has been settled since: that is harmless.
                     self._not_before_s = time.monotonic() + _AGAIN_S
                     log.debug("subscription %r: committing again: %s", self._subscription, found)
 
@@ -173,25 +156,18 @@ class Commits:
         """Let those go on whose answer is known."""
         left = []
         for request in self._requests:
-            open_ = False
-            for generation, version in request.wanted.items():
-                share = self._shares.get(generation)
-                if share is None or share.fenced:
-                    request.lost.add(generation)
-                else:
-                    open_ |= share.committed < version
-            if open_:
-                request.lost.clear()
-                left.append(request)
-            else:
+            # Also where it was given up since: then it was committed first.
+            behind = [share for share, version in request.wanted if share.committed < version]
+            request.lost = {s.generation for s in behind if s.generation not in self._shares}
+            if len(request.lost) == len(behind) or self._ended:
+                request.lost |= {share.generation for share in behind}
                 request.over.set()
+            else:
+                left.append(request)
         self._requests = left
 
     def end(self) -> None:
         """Nothing more is committed: what is not settled by now is others'."""
         with self._changed:
             self._ended = True
-            for request in self._requests:
-                request.lost.update(request.wanted)
-                request.over.set()
-            self._requests = []
+            self._answer()

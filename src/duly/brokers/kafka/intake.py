@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from duly.broker import Start
 from duly.brokers.kafka.address import Address
 from duly.brokers.kafka.admin import Admin
-from duly.brokers.kafka.assigned import Beginnings
+from duly.brokers.kafka.assigned import Beginnings, made_anew
 from duly.brokers.kafka.client import READ_COMMITTED, broker_error, settings
 from duly.brokers.kafka.commits import Commits
 from duly.brokers.kafka.fetched import Fetched
@@ -38,12 +39,14 @@ numbers = itertools.count(1)
 _JOINS_S = 60.0
 _LEAVES_S = 15.0
 _POLLS_S = 0.05
+# Of a cluster that is away the driver tells many times a second.
+_TELLS_S = 30.0
 # How long a rebalance waits for handlers that run; what is not settled by then comes again.
 DRAINS_S = 5.0
 # Bodies that were fetched and wait; then fetching pauses until it is half of that.
 _MOST_BYTES = 64 * 1024 * 1024
 
-_MEMBER = {"partition.assignment.strategy": "cooperative-sticky", "session.timeout.ms": "15000"}
+_CLASSIC = {"partition.assignment.strategy": "cooperative-sticky", "session.timeout.ms": "15000"}
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):
@@ -85,9 +88,7 @@ class Intake:
         self.failed: BrokerError | None = None
         self.again = again
         self.fetched = Fetched(again, clock, wall_ms)
-        self.commits = Commits(
-            subscription, str(guarantee), self.changed, self.by_generation, clock, wall_ms
-        )
+        self.commits = Commits(subscription, self.changed, self.by_generation, clock, wall_ms)
         self._admin = admin
         self._is_eager = address.is_eager
         self._topics: dict[str, Topic[Any]] = {}
@@ -98,13 +99,12 @@ class Intake:
         self._paused: set[tuple[str, int]] = set()
         self._stop = threading.Event()
         self._again_s: float | None = None  # when to try once more to join
+        self._told_s = -math.inf
         self._gone = False  # as by the death of the process: nothing more is committed
-        self._beginnings = Beginnings(
-            admin, records, subscription, str(guarantee), self._order_of, self._start_of
-        )
+        self._beginnings = Beginnings(admin, records, subscription, self._order_of, self._start_of)
         self._consumer: Any = Consumer(
             settings(
-                {**_MEMBER, **address.consuming},
+                {**({} if address.is_new_protocol else _CLASSIC), **address.consuming},
                 {**READ_COMMITTED, "group.id": group, "on_commit": self.commits.answered},
             )
         )
@@ -203,7 +203,8 @@ class Intake:
                         share.reached(record.offset())
                 elif share is not None or error.fatal():
                     self._fail(self._gone_wrong(error, record))
-                elif error.code() not in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
+                elif time.monotonic() > self._told_s + _TELLS_S:
+                    self._told_s = time.monotonic()
                     log.warning("subscription %r: %s", self.subscription, error)
             self.changed.notify_all()
 
@@ -332,6 +333,17 @@ class Intake:
             fetched = {n: s.next for n, s in self.shares.items() if n not in self._paused}
         ends = self._admin.ends(fetched)
         return any(offset < ends[name] for name, offset in fetched.items())
+
+    def look(self) -> None:
+        """Ask the cluster whether the topics are still those that were assigned. A worker that
+        went on in one that was made anew would pass over its first messages.
+        """
+        with self.changed:
+            logs = {name[0]: share.log for name, share in self.shares.items()}
+        there = self._admin.find(logs)
+        for topic, log in logs.items():
+            if topic not in there or f"/{there[topic].id}/" not in log:
+                self._fail(BrokerUnusable(made_anew(self.subscription, topic)))
 
     # --- the end
 

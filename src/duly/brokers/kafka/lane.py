@@ -294,15 +294,19 @@ class Lane:
             return refused
         self._put_aside(accepted)
         with intake.changed:
+            applied = []
             for settlement, share, item in accepted:
                 if share.generation in intake.by_generation and item.token:
                     self._apply(settlement, share, item)
-            shares = {share.generation: share for _, share, _ in accepted}
+                    applied.append((settlement, share))
+                else:
+                    refused.append(settlement.receipt)
+            shares = {share.generation: share for _, share in applied}
             for share in shares.values() if self._announces else ():
                 share.foresee(self._last)
             intake.changed.notify_all()
         lost = intake.commits.ask(shares.values())
-        refused += [s.receipt for s, share, _ in accepted if share.generation in lost]
+        refused += [s.receipt for s, share in applied if share.generation in lost]
         return refused
 
     def _put_aside(self, accepted: Sequence[tuple[Settlement, Share, Item]]) -> None:

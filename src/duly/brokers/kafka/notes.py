@@ -5,9 +5,10 @@ few messages behind it: which of them are settled already, how many starts are c
 one may be tried again, and how far somebody may have started them. Kafka keeps 4,096 bytes of text
 with each position (``offset.metadata.max.bytes``), written together with it.
 
-``{"v":1,"g":guarantee,"s":suspects,"r":repeated,"d":done,"n":[[offset,charged,repeated,due_ms],...]}``
+``{"v":1,"t":topic,"s":suspects,"r":repeated,"d":done,"n":[[offset,charged,repeated,due_ms],...]}``
 
-Offsets are counted from the position. ``s`` and ``r`` are ends: what stands before them may have
+``t`` is the id of the topic: made anew, it has another. Offsets are counted from the position.
+``s`` and ``r`` are ends: what stands before them may have
 been started by somebody who died, or handed over. ``d`` is a bitmap in base64, lowest bit first.
 """
 
@@ -41,7 +42,7 @@ class Notes:
     any more.
     """
 
-    guarantee: str = ""
+    topic: str = ""
     suspects: int = 0
     repeated: int = 0
     done: set[int] = field(default_factory=set)
@@ -50,7 +51,7 @@ class Notes:
 
 class _Text(msgspec.Struct, omit_defaults=True):
     v: int = 0
-    g: str = ""
+    t: str = ""
     s: int = 0
     r: int = 0
     d: str = ""
@@ -66,7 +67,7 @@ def as_text(notes: Notes, position: int) -> str:
     return _encode(
         _Text(
             v=1,
-            g=notes.guarantee,
+            t=notes.topic,
             s=max(0, notes.suspects - position),
             r=max(0, notes.repeated - position),
             d=_bitmap(offset - position for offset in notes.done),
@@ -88,7 +89,7 @@ def in_text(text: str | None, position: int) -> Notes:
     if read.v != 1:
         return Notes()
     return Notes(
-        guarantee=read.g,
+        topic=read.t,
         suspects=position + read.s if read.s else 0,
         repeated=position + read.r if read.r else 0,
         done=done,

@@ -129,6 +129,15 @@ class Sender:
         """Send these, in order, and return when what became of each is known, or the deadline is
         over: then it has not ``ended``.
         """
+        self._send(sendings)
+        # A batch is refused as a whole: of those in it most may fit by themselves.
+        if len(sendings) > 1:
+            for sending in sendings:
+                if sending.error is not None and sending.error.code() in TOO_LARGE:
+                    sending.ended, sending.error = False, None
+                    self._send([sending])
+
+    def _send(self, sendings: Sequence[Sending]) -> None:
         waiting = _Waiting(len(sendings))
         for sending in sendings:
             sending.waiting = waiting

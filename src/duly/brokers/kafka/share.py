@@ -107,8 +107,7 @@ class Share:
         self.announced = notes.suspects
         # Counts changes, and those of them that are committed.
         self.version = self.committed = 0
-        # Its process gives it up; others have it.
-        self.leaving = self.fenced = False
+        self.leaving = False  # its process gives it up
         self._done = set(notes.done)
         self._begun = notes
         self._fresh: deque[Item] = deque()
@@ -326,7 +325,7 @@ class Share:
 
     # --- what is committed
 
-    def notes(self, guarantee: str, wall_ms: int, now: float, *, leaving: bool = False) -> Notes:
+    def notes(self, wall_ms: int, now: float, *, leaving: bool = False) -> Notes:
         """What to commit beside the position. ``leaving``: nobody works it any more, and nobody
         died.
         """
@@ -348,7 +347,7 @@ class Share:
             begun.repeated = max(begun.repeated, claimed)
         else:
             suspects = max(suspects, claimed, self.announced)
-        return Notes(guarantee, suspects, begun.repeated, set(self._done), known)
+        return Notes(begun.topic, suspects, begun.repeated, set(self._done), known)
 
     def foresee(self, count: int) -> None:
         """Announce what a claim of so many would take next, to spare it a commit of its own."""
