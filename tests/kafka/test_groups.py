@@ -131,6 +131,26 @@ def test_attempts_and_delays_outlive_the_process(kafka_url: str):
         assert (again.attempt, again.repeated) == (2, True)
 
 
+def test_what_is_given_again_and_settled_is_deleted(
+    kafka_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("duly.brokers.kafka.broker.WATCH_S", 0.1)
+    with broker_at(kafka_url) as broker:
+        lane = broker.subscribe([ORDERS], "sub", OPTIONS)
+        publish(broker, "a", "b")
+        for held in awaited(lane, 2):
+            assert list(lane.settle([Retry(held.receipt, 0.1, "no")])) == []
+        for attempt in (2, 3):
+            again = awaited(lane, 2)
+            assert {each.attempt for each in again} == {attempt}
+            ends = [Retry(e.receipt, 0.1, "no") if attempt < 3 else Done(e.receipt) for e in again]
+            assert list(lane.settle(ends)) == []
+        name = (broker._names.again("sub"), 0)
+        eventually(lambda: broker._admin.starts([name], "earliest")[name] == 4, "all are deleted")
+        publish(broker, "c")
+        assert bodies(awaited(lane)) == ["c"]
+
+
 # --- other processes
 
 WORKER = """

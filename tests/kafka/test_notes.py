@@ -173,7 +173,7 @@ def test_nothing_is_claimed_further_ahead_than_can_be_noted():
 def test_what_waits_in_its_place_is_bounded():
     part = fed(share(), 2 * MOST)
     for offset in taken(part, MOST):
-        part.items[offset].noted = True
+        part.note(part.items[offset])
         part.wait(part.items[offset], due=60.0)
     part.notes(0, 0.0)
     assert taken(part) == []

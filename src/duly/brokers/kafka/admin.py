@@ -148,6 +148,14 @@ class Admin:
             _never.wait(0.02)
         return {}
 
+    def delete_before(self, topic: str, offset: int) -> None:
+        """Delete what stands before this offset of a topic with one partition."""
+        asked = self._client.delete_records(
+            [TopicPartition(topic, 0, offset)], request_timeout=ANSWERS_S
+        )
+        for future in asked.values():
+            self._answer(future, f"records of {topic!r}")
+
     def positions(self, group: str) -> Sequence[TopicPartition]:
         """What a group has committed."""
         asked = self._client.list_consumer_group_offsets(

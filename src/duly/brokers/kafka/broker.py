@@ -313,6 +313,7 @@ class KafkaBroker(Operated):
             for intake in list(self._intakes.values()):
                 try:
                     intake.look()
+                    intake.tidy()
                 except BrokerError as error:
                     log.debug("looking again later: %s", error)
                 except Exception:

@@ -142,12 +142,14 @@ class Commits:
         error: KafkaError | None,
         places: Sequence[Any],
     ) -> None:
+        positions = {(each.topic, each.partition): each.offset for each in places}
         errors = {(each.topic, each.partition): each.error for each in places}
         with self._changed:
             for name, (share, version) in sent.items():
                 found = errors.get(name) or error
                 if found is None:
                     share.committed = max(share.committed, version)
+                    share.safe = positions[name]
                 else:
                     self._not_before_s = time.monotonic() + _AGAIN_S
                     log.debug("subscription %r: committing again: %s", self._subscription, found)

@@ -20,19 +20,29 @@ from duly.brokers.kafka.wire import (
 from duly.errors import InvalidMessage
 from duly.message import Topic
 
+_MOST_OWN = 10_000
+
 
 class Fetched:
-    """``declared`` are the topics that are read, by their names on the cluster. ``own`` has, by
-    token, when what this process itself set aside may come again, by the clock of leases: what
-    others did goes by their wall clock.
+    """``declared`` are the topics that are read, by their names on the cluster. What this process
+    itself set aside comes again by the clock of leases, what others did by their wall clock.
     """
 
     def __init__(self, again: str, clock: Callable[[], float], wall_ms: Callable[[], int]) -> None:
         self.declared: Mapping[str, Topic[Any]] = {}
-        self.own: dict[str, float] = {}
+        self._own: dict[str, float] = {}
         self._again = again
         self._clock = clock
         self._wall_ms = wall_ms
+
+    def remember(self, token: str, due: float) -> None:
+        """This process sets something aside until then. What another process is given of it is
+        forgotten here some time after that.
+        """
+        if len(self._own) > _MOST_OWN:
+            now = self._clock()
+            self._own = {each: when for each, when in self._own.items() if when > now}
+        self._own[token] = due
 
     def into(self, share: Share, record: Any) -> None:
         """Put a record into its share."""
@@ -74,8 +84,8 @@ class Fetched:
         item.repeated = bool(_number(headers, REPEATED))
         item.replays = _number(headers, REPLAYS)
         token = headers.get(TOKEN, "")
-        if token in self.own:
-            return self.own.pop(token)
+        if token in self._own:
+            return self._own.pop(token)
         if due_ms := _number(headers, DUE_MS):
             # A clock that was set meanwhile makes it wait no longer than was asked for.
             left_ms = min(due_ms - self._wall_ms(), _number(headers, DELAY_MS))

@@ -100,6 +100,7 @@ class Intake:
         self._stop = threading.Event()
         self._again_s: float | None = None  # when to try once more to join
         self._told_s = -math.inf
+        self._tidied = 0
         self._gone = False  # as by the death of the process: nothing more is committed
         self._beginnings = Beginnings(admin, records, subscription, self._order_of, self._start_of)
         self._consumer: Any = Consumer(
@@ -298,7 +299,7 @@ class Intake:
         with self.changed:
             for share in shares:
                 share.leaving = True
-            while any(share.flying for share in shares) and not self._stop.is_set():
+            while any(share.claimed for share in shares) and not self._stop.is_set():
                 if not self.changed.wait(max(0.0, until - time.monotonic())):
                     return
 
@@ -344,6 +345,15 @@ class Intake:
         for topic, log in logs.items():
             if topic not in there or f"/{there[topic].id}/" not in log:
                 self._fail(BrokerUnusable(made_anew(self.subscription, topic)))
+
+    def tidy(self) -> None:
+        """What was given again and is settled goes: its topic keeps everything otherwise."""
+        with self.changed:
+            share = self.shares.get((self.again, 0))
+            safe = 0 if share is None else share.safe
+        if safe > self._tidied:
+            self._admin.delete_before(self.again, safe)
+            self._tidied = safe
 
     # --- the end
 

@@ -138,7 +138,8 @@ class Lane:
             item = share.suspect()
             if item is not None and self._is_for_me(item):
                 share.take(item, {})
-                item.alone = item.noted = True
+                item.alone = True
+                share.note(item)
                 item.charged += 1
                 share.version += 1
                 return [(share, item)]
@@ -242,9 +243,7 @@ class Lane:
             times = [
                 item.until - now
                 for share in intake.shares.values()
-                if share.flying
-                for item in share.items.values()
-                if item.token
+                for item in share.claimed.values()
             ]
             dues = [share.next_due() for share in intake.shares.values()]
             times += [due - now for due in dues if due is not None]
@@ -269,9 +268,7 @@ class Lane:
     def _reap(self, now: float) -> None:
         """Leases that are over make their messages suspect: who held them may hang."""
         for share in self.intake.shares.values():
-            if not share.flying:
-                continue
-            for item in [each for each in share.items.values() if each.is_late(now)]:
+            for item in [each for each in share.claimed.values() if each.is_late(now)]:
                 item.repeated = item.suspect = True
                 share.back(item)
 
@@ -334,12 +331,13 @@ class Lane:
                     item.suspect, item.repeated = False, True
                 else:
                     item.charged -= item.alone
-                item.noted = True
+                share.note(item)
                 share.wait(item, now + delay_s)
             case Release(started=started):
                 item.charged -= item.alone
                 if started and not item.repeated:
-                    item.repeated = item.noted = True
+                    item.repeated = True
+                    share.note(item)
                 share.back(item)
             case _:
                 assert_never(settlement)
@@ -367,13 +365,9 @@ class Lane:
                 return
             self._closed = True
             for share in intake.shares.values():
-                mine = [i for i in share.items.values() if i.token and i.lane == self.number]
-                for item in mine:
+                for item in [i for i in share.claimed.values() if i.lane == self.number]:
                     item.charged -= item.alone
-                    # It may have run, though nobody settled it.
-                    item.repeated = True
-                    item.noted |= item.alone
-                    share.back(item)
+                    share.give_up(item)
             intake.changed.notify_all()
         self._broker.leave(self)
 

@@ -99,7 +99,7 @@ class Operated:
         assert message is not None, "what cannot be read is not started"
         token = ids.one()
         # This process goes by the clock of its leases, which nobody sets.
-        intake.fetched.own[token] = self.clock() + aside.delay_s
+        intake.fetched.remember(token, self.clock() + aside.delay_s)
         delay_ms = int(aside.delay_s * 1000)
         history = [
             (CHARGED, _number(aside.charged)),

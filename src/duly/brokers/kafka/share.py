@@ -102,11 +102,13 @@ class Share:
         self.order = order
         self.next = position
         self.items: dict[int, Item] = {}
-        self.flying = 0
+        self.claimed: dict[int, Item] = {}
         self.size = 0
         self.announced = notes.suspects
         # Counts changes, and those of them that are committed.
         self.version = self.committed = 0
+        # The position that the group has, as far as is known.
+        self.safe = position
         self.leaving = False  # its process gives it up
         self._done = set(notes.done)
         self._begun = notes
@@ -115,7 +117,7 @@ class Share:
         self._suspects: list[int] = []
         self._waiting: list[tuple[float, int, Item]] = []
         self._lines: dict[str, _Line] = {}
-        self._noted = 0
+        self._noted: dict[int, Item] = {}
 
     # --- what was fetched
 
@@ -130,7 +132,7 @@ class Share:
         if known is not None:
             item.charged = max(item.charged, known.charged)
             item.repeated |= known.repeated
-            item.noted = True
+            self.note(item)
         item.suspect = offset < begun.suspects
         item.repeated |= item.suspect or offset < begun.repeated
         self.items[offset] = item
@@ -197,7 +199,7 @@ class Share:
             if item.suspect:
                 self._drop()
                 heappush(self._suspects, item.offset)
-            elif self._noted >= MOST and not item.noted:
+            elif len(self._noted) >= MOST and not item.noted:
                 return None
             elif self._may_start(item, lined):
                 return item
@@ -228,7 +230,7 @@ class Share:
             return False
         if self.order is Order.AS_LOGGED:
             taken = lined.get("", 0)
-            return self.flying == taken and self._is_next(item, taken)
+            return len(self.claimed) == taken and self._is_next(item, taken)
         if self.order is Order.BY_KEY and item.key is not None:
             line = self._lines[item.key]
             ahead = lined.get(item.key, 0)
@@ -247,7 +249,7 @@ class Share:
         if not item.suspect:
             self._drop()
         item.state = State.CLAIMED
-        self.flying += 1
+        self.claimed[item.offset] = item
         if self.order is Order.AS_LOGGED:
             lined[""] = lined.get("", 0) + 1
         elif self.order is Order.BY_KEY and item.key is not None:
@@ -285,6 +287,7 @@ class Share:
         """Settled."""
         self._let_go(item, gone=True)
         del self.items[item.offset]
+        self._noted.pop(item.offset, None)
         self.size -= len(item.body)
         self._done.add(item.offset)
         self.version += 1
@@ -306,7 +309,7 @@ class Share:
         self.version += 1
 
     def _let_go(self, item: Item, *, gone: bool) -> None:
-        self.flying -= item.state is State.CLAIMED
+        self.claimed.pop(item.offset, None)
         if self.order is Order.BY_KEY and item.key is not None:
             line = self._lines[item.key]
             line.claimed -= item.state is State.CLAIMED
@@ -323,7 +326,18 @@ class Share:
         if self.order is Order.BY_KEY and item.key is not None:
             self._unblock(self._lines[item.key], 0)
 
+    def give_up(self, item: Item) -> None:
+        """Not settled, though it may have run: whoever has it next is told."""
+        item.repeated = True
+        self._begun.repeated = max(self._begun.repeated, item.offset + 1)
+        self.back(item)
+
     # --- what is committed
+
+    def note(self, item: Item) -> None:
+        """From now on what is known of it is committed, for the record does not say it."""
+        item.noted = True
+        self._noted[item.offset] = item
 
     def notes(self, wall_ms: int, now: float, *, leaving: bool = False) -> Notes:
         """What to commit beside the position. ``leaving``: nobody works it any more, and nobody
@@ -332,15 +346,13 @@ class Share:
         position, begun = self.position, self._begun
         self._done = {offset for offset in self._done if offset >= position}
         known = {offset: each for offset, each in begun.known.items() if offset >= self.next}
-        self._noted, claimed = 0, 0
-        for offset, item in self.items.items():
-            if item.state is State.CLAIMED or (item.suspect and not leaving):
-                claimed = offset + 1
-            if item.noted:
-                self._noted += 1
-                waits = item.state is State.WAITING and item.due > now
-                due_ms = wall_ms + int((item.due - now) * 1000) if waits else 0
-                known[offset] = Known(item.charged, item.repeated, due_ms)
+        for offset, item in self._noted.items():
+            waits = item.state is State.WAITING and item.due > now
+            due_ms = wall_ms + int((item.due - now) * 1000) if waits else 0
+            known[offset] = Known(item.charged, item.repeated, due_ms)
+        claimed = max(self.claimed, default=-1) + 1
+        if not leaving:
+            claimed = max(claimed, self._last_suspect())
         # Of what was not fetched yet no more is known than before.
         suspects = begun.suspects if begun.suspects > self.next else 0
         if leaving:
@@ -351,9 +363,12 @@ class Share:
 
     def foresee(self, count: int) -> None:
         """Announce what a claim of so many would take next, to spare it a commit of its own."""
-        ends = [item.offset + 1 for item in self.items.values() if item.state is State.CLAIMED]
-        ready = [item.offset + 1 for item, _ in zip(self._fresh, range(count), strict=False)]
-        self.announced = max([*ends, *ready], default=0)
+        ready = [item.offset for item, _ in zip(self._fresh, range(count), strict=False)]
+        self.announced = max([*self.claimed, *ready], default=-1) + 1
+
+    def _last_suspect(self) -> int:
+        offsets = (offset for offset in self._suspects if offset in self.items)
+        return max((o for o in offsets if self.items[o].suspect), default=-1) + 1
 
 
 def _is_ready(share: Share, item: Item) -> bool:
