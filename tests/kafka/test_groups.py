@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from duly.brokers.kafka import KafkaBroker
+from duly.brokers.kafka.assigned import Beginnings
+from duly.errors import BrokerUnavailable
 from duly.guarantees import Done, Retry
 from tests.kafka.work import (
     A_LOT,
@@ -149,6 +151,28 @@ def test_what_is_given_again_and_settled_is_deleted(
         eventually(lambda: broker._admin.starts([name], "earliest")[name] == 4, "all are deleted")
         publish(broker, "c")
         assert bodies(awaited(lane)) == ["c"]
+
+
+@pytest.mark.parametrize("protocol", ["", EAGER], ids=["cooperative", "eager"])
+def test_who_cannot_begin_at_once_joins_again(
+    kafka_url: str, protocol: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The cluster does not answer while partitions are dealt out."""
+    tries = []
+    begin = Beginnings.of
+
+    def failing_once(*given: Any) -> Any:
+        tries.append(given)
+        if len(tries) == 1:
+            raise BrokerUnavailable("no answer")
+        return begin(*given)
+
+    monkeypatch.setattr(Beginnings, "of", failing_once)
+    with broker_at(kafka_url + protocol) as broker:
+        publish(broker, "a", "b", "c")
+        lane = broker.subscribe([ORDERS], "sub", OPTIONS)
+        assert sorted(work_off(lane, lambda seen: len(seen) == 3)) == ["a", "b", "c"]
+    assert len(tries) > 1
 
 
 # --- other processes

@@ -68,6 +68,19 @@ def test_a_position_that_kafka_forgot_is_an_error(kafka_url: str, admin: Any):
             broker.subscribe([ONE], "another", options)
 
 
+def test_who_asks_again_when_it_is_mended_begins_anew(kafka_url: str, admin: Any):
+    work(kafka_url, "a", "b")
+    group, name = f"{namespace_of(kafka_url)}.sub", f"{namespace_of(kafka_url)}.one"
+    answered(admin.delete_consumer_groups([group]))
+    with broker_at(kafka_url, ONE) as broker:
+        with pytest.raises(BrokerUnusable):
+            broker.subscribe([ONE], "sub", OPTIONS)
+        again = (broker._names.again("sub"), 0, 0)
+        places = [TopicPartition(name, 0, 1), TopicPartition(*again)]
+        answered(admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, places)]))
+        assert bodies(awaited(broker.subscribe([ONE], "sub", OPTIONS))) == ["b"]
+
+
 def test_where_a_person_says_to_go_on_it_goes_on(kafka_url: str, admin: Any):
     work(kafka_url, "a", "b", "c")
     group, name = f"{namespace_of(kafka_url)}.sub", f"{namespace_of(kafka_url)}.one"

@@ -249,7 +249,12 @@ class KafkaBroker(Operated):
         with self._lock:
             intake = self._intake_of(subscription, options)
             self._known.update(((subscription, topic.name), None) for topic in topics)
-        intake.read(names, options.start)
+        try:
+            intake.read(names, options.start)
+        except BrokerError:
+            # Who asks again, when somebody has mended it, begins anew.
+            self._drop(intake)
+            raise
         with self._lock:
             if self._watch is None:
                 self._watch = threading.Thread(
@@ -324,11 +329,16 @@ class KafkaBroker(Operated):
         """As `Surroundings.leave`; with the last lane the process leaves the group."""
         with self._lock:
             self._lanes.pop(lane.number, None)
-            last = not any(other.intake is lane.intake for other in self._lanes.values())
-            if last:
-                self._intakes.pop(lane.intake.subscription, None)
-        if last:
-            lane.intake.close()
+        self._drop(lane.intake)
+
+    def _drop(self, intake: Intake) -> None:
+        """Leave the group, unless a lane goes on."""
+        with self._lock:
+            if any(lane.intake is intake for lane in self._lanes.values()):
+                return
+            if self._intakes.get(intake.subscription) is intake:
+                del self._intakes[intake.subscription]
+        intake.close()
 
     # --- the end
 

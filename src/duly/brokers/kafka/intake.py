@@ -37,6 +37,7 @@ numbers = itertools.count(1)
 """What receipts name an intake by."""
 
 _JOINS_S = 60.0
+_ASKS_AGAIN_S = 0.5
 _LEAVES_S = 15.0
 _POLLS_S = 0.05
 # Of a cluster that is away the driver tells many times a second.
@@ -98,7 +99,6 @@ class Intake:
         self._joined = 0
         self._paused: set[tuple[str, int]] = set()
         self._stop = threading.Event()
-        self._again_s: float | None = None  # when to try once more to join
         self._told_s = -math.inf
         self._tidied = 0
         self._gone = False  # as by the death of the process: nothing more is committed
@@ -176,9 +176,6 @@ class Intake:
         self._forget(shares)
 
     def _ask(self) -> None:
-        if self._again_s is not None and time.monotonic() > self._again_s:
-            self._consumer.unsubscribe()
-            self._again_s, self._asked = None, 0
         with self.changed:
             wanted, names = self._wanted, [*self._topics, self.again]
         if self._asked < wanted:
@@ -246,27 +243,38 @@ class Intake:
     # --- rebalances
 
     def _on_assign(self, consumer: Any, given: Sequence[TopicPartition]) -> None:
-        try:
-            shares = self._beginnings.of(consumer, given) if given else []
-        except (BrokerError, KafkaException, KeyError) as error:
-            shares = []
-            if isinstance(error, BrokerUnusable):
-                self._fail(error)
-            else:
-                log.warning("subscription %r: joining again: %s", self.subscription, error)
-                self._again_s = time.monotonic() + 1.0
+        shares = self._begun(consumer, given) if given else []
         with self.changed:
             for share in shares:
                 self.shares[share.name] = share
                 self.by_generation[share.generation] = share
-            if self._again_s is None:
-                self._joined = self._asked
+            self._joined = self._asked
             self.changed.notify_all()
         places = [TopicPartition(share.name[0], share.name[1], share.next) for share in shares]
         if self._is_eager:
             consumer.assign(places)
         else:
             consumer.incremental_assign(places)
+
+    def _begun(self, consumer: Any, given: Sequence[TopicPartition]) -> Sequence[Share]:
+        """Where these go on; asked again while nobody answers: what is not assigned now, this
+        generation is never given again.
+        """
+        until = time.monotonic() + _JOINS_S
+        while not self._stop.is_set():
+            try:
+                return self._beginnings.of(consumer, given)
+            except BrokerUnusable as error:
+                self._fail(error)
+                break
+            except (BrokerError, KafkaException, KeyError) as error:
+                if time.monotonic() > until:
+                    text = f"subscription {self.subscription!r}: nobody knows where to go on"
+                    self._fail(BrokerUnusable(f"{text}: {error!r}"))
+                    break
+                log.warning("subscription %r: asking again: %s", self.subscription, error)
+                self._stop.wait(_ASKS_AGAIN_S)
+        return []
 
     def _on_revoke(self, consumer: Any, taken: Sequence[TopicPartition]) -> None:
         """Hand over in an orderly way: what runs is settled first, as far as time allows."""
@@ -308,6 +316,7 @@ class Intake:
             for share in shares:
                 self.shares.pop(share.name, None)
                 self.by_generation.pop(share.generation, None)
+                self._paused.discard(share.name)
             self.changed.notify_all()
 
     # --- for lanes
