@@ -8,6 +8,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import duly
-from duly.cli.worker import Orders, Process
+from duly.cli.worker import Orders, Process, take_turns
 from duly.errors import BrokerUnavailable, BrokerUnusable, ConfigurationError
 from duly.supervisor import CUT_OFF, DRAINED, REFUSED, Lifeline
 from duly.supervisor.lifeline import Counts
@@ -61,6 +62,17 @@ def troubled(place: Place) -> Place:
 def hanging(place: Place) -> int:
     file = place.path / "hanging"
     return len(file.read_text()) if file.exists() else 0
+
+
+@pytest.mark.parametrize(("found_s", "then_s"), [(0.005, [0.0005]), (0.02, [])])
+def test_threads_take_short_turns_unless_the_application_has_said(
+    monkeypatch: pytest.MonkeyPatch, found_s: float, then_s: list[float]
+):
+    said: list[float] = []
+    monkeypatch.setattr(sys, "getswitchinterval", lambda: found_s)
+    monkeypatch.setattr(sys, "setswitchinterval", said.append)
+    take_turns()
+    assert said == then_s
 
 
 def test_every_order_is_charged_once_though_workers_are_killed(shop: Place):

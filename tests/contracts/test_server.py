@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,9 +20,11 @@ def peril(topic: str | None, subscription: str | None) -> Survey:
 
 
 def contract(survey: Survey, guarantee: str = "at-least-once", **options: Any) -> Contract:
-    orders = topic(guarantee)
+    in_order = bool(options.get("order_by_key"))
+    orders = topic(guarantee, partitions=4 * in_order)
     reader = consumer("at-least-once", orders, **options)
-    return contract_of(QUEUE, None, [orders], [reader], survey=survey)
+    can = replace(QUEUE, orders_by_key=in_order)
+    return contract_of(can, None, [orders], [reader], survey=survey)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,20 @@ def test_a_handler_that_the_server_does_not_wait_for_is_refused():
     with pytest.raises(ContractRefused, match=r"takes a message back after 30 min") as refusal:
         contract(known, max_run_s=1801.0)
     assert "declare max_run_s=1800 or less, or raise the_timeout" in str(refusal.value)
+
+
+def test_in_order_what_waits_behind_a_handler_is_held_as_well():
+    known = Survey(hold=Hold(1800.0, known=True, remedy="raise the_timeout", in_order_s=900.0))
+    assert contract(known, max_run_s=1800.0).topics
+    assert contract(known, max_run_s=900.0, order_by_key=True).topics
+    with pytest.raises(ContractRefused, match=r"or others wait behind it") as refusal:
+        contract(known, max_run_s=901.0, order_by_key=True)
+    assert "declare max_run_s=900 or less, or raise the_timeout" in str(refusal.value)
+    assumed = Survey(hold=Hold(1800.0, known=False, remedy="raise it", in_order_s=900.0))
+    assert "what waits behind it" not in render(contract(assumed, max_run_s=901.0))
+    assert "for over 15 min, and what waits behind it, is started again" in render(
+        contract(assumed, max_run_s=901.0, order_by_key=True)
+    )
 
 
 def test_where_that_cannot_be_seen_it_says_so():

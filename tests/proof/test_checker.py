@@ -672,6 +672,27 @@ def a_zombie_that_was_refused_has_not_succeeded() -> Story:
     return story
 
 
+@keeps
+def of_two_copies_nobody_knows_which_was_settled() -> Story:
+    """Who ran both in order dies before it hears of the settlement; the second stands there twice.
+    Both are done again, in order.
+    """
+    story = Story(replace(ALO, order_by_key=True, confirms_settlement=False))
+    story.publish(KA)
+    story.publish(KB, end="info", stored=True)
+    story.publish(KB)
+    for each, token in ((KA, "1"), (KB, "2")):
+        story.claim(each, token)
+        story.run(each, token)
+        story.settle(token, end="")
+    story.fault("crash")
+    for each, token in ((KA, "3"), (KB, "4"), (KB, "5")):
+        story.claim(each, token, who="v")
+        story.run(each, token)
+        story.settle(token)
+    return story
+
+
 @breaks("inversion")
 def the_later_one_first() -> Story:
     story = Story(BY_KEY)

@@ -6,8 +6,10 @@ import contextlib
 import re
 import sqlite3
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import amqp
 import msgspec
 import pytest
 
@@ -45,10 +47,22 @@ ACCEPTING: Topic[Order] = Topic(
 
 
 def send(url: str, *sent: tuple[bytes, dict[str, Any]]) -> None:
-    """Publish these as a program without duly does."""
+    """Publish these as a program without duly does that wants to be sure. What goes without a
+    confirmation to a queue that was made just now a busy server may drop.
+    """
     with channel(url) as stranger:
+        stranger.confirm_select()
         for body, properties in sent:
-            stranger.basic_publish(content(body, properties), names(url).topic("orders"), "")
+            eventually(partial(is_taken, stranger, url, content(body, properties)), "it is taken")
+
+
+def is_taken(stranger: Any, url: str, message: Any) -> bool:
+    """Whether the server has it."""
+    try:
+        stranger.basic_publish_confirm(message, names(url).topic("orders"), "")
+    except amqp.exceptions.MessageNacked:
+        return False
+    return True
 
 
 def delivered(url: str, topic: Topic[Order], *sent: tuple[bytes, dict[str, Any]]) -> list[Delivery]:

@@ -72,6 +72,23 @@ def test_a_claim_takes_what_it_asks_for_and_no_more(rabbit_url: str):
         broker.close()
 
 
+def test_of_large_ones_it_takes_no_more_than_bytes_allow(rabbit_url: str):
+    """What it has taken is lost with it."""
+    large: Topic[bytes] = Topic("large", bytes, guarantee="at-least-once")
+    broker = RabbitMQBroker(rabbit_url)
+    try:
+        broker.declare([large])
+        lane = broker.subscribe([large], "alarm", ONCE)
+        body = bytes(1024 * 1024)
+        broker.publish([large.message(body, source="tests", id=f"{n}") for n in range(40)])
+        assert len(lane.claim(40, 2 * len(body), 5.0)) == 2
+        [state] = broker.queued()
+        assert state.backlog >= 40 - 16
+        assert len(came(lane, 38)) == 38
+    finally:
+        broker.close()
+
+
 def test_each_process_that_works_it_is_seen_once(rabbit_url: str):
     """However many lanes it has, also after its connection was lost; and not when it has ended."""
     broker, lane = opened(rabbit_url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +13,11 @@ import pytest
 from duly.broker import Outcome, Published
 from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.brokers.rabbitmq import publisher as publishing
-from duly.errors import PublishFailed, PublishUnknown
+from duly.errors import BrokerUnavailable, PublishFailed, PublishUnknown
 from duly.testing.chaos.link import Cut, Frames, Link
 from tests.postgres.proxy import Proxy
 from tests.rabbitmq.work import broker_at, lane_of, message, publish, work_off
-from tests.servers.postgres import named_after
+from tests.servers.postgres import free_port, named_after
 from tests.servers.rabbitmq import RabbitMQNode, in_namespace
 from tests.waiting import eventually
 
@@ -217,3 +218,20 @@ def test_more_than_the_window_is_sent_in_turn(url: str, monkeypatch: pytest.Monk
         bodies: Sequence[str] = [str(number) for number in range(200)]
         publish(broker, *bodies)
         assert work_off(lane_of(broker), set(bodies).issubset, 500) == bodies
+
+
+def test_what_is_closed_or_never_came_up_leaves_no_file_open(rabbit_node: RabbitMQNode, url: str):
+    def files() -> int:
+        return len(list(Path("/dev/fd").iterdir()))
+
+    nowhere = url.replace(f":{rabbit_node.port}/", f":{free_port()}/")
+    before = None
+    for _ in range(3):
+        with broker_at(url) as broker:
+            publish(broker, "a")
+            broker._publisher.link.cut()
+        with pytest.raises(BrokerUnavailable):
+            RabbitMQBroker(nowhere)
+        # What the first of all opens and keeps is not looked at.
+        before = before or files()
+    assert files() == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,13 +13,13 @@ from typing import Any, cast
 import amqp
 import pytest
 
-from duly.broker import Published
+from duly.broker import Published, SubscribeOptions
 from duly.brokers.rabbitmq.lane import Lane
 from duly.brokers.rabbitmq.link import REFUSED, content
 from duly.brokers.rabbitmq.publisher import Sending, State
 from duly.brokers.rabbitmq.topology import Names
 from duly.errors import BrokerError, PublishFailed, PublishUnknown
-from duly.guarantees import Done
+from duly.guarantees import Done, Guarantee, Retry
 from duly.message import Topic
 from tests.postgres.proxy import Proxy
 from tests.rabbitmq.work import (
@@ -341,3 +342,66 @@ def test_a_queue_that_answers_nothing_keeps_no_other_subscription_from_its_claim
             broker.publish([well.message("b", source="tests", id="b")])
             assert work_off(cast(Lane, lane), {"b"}.issubset)[-1] == "b"
             broker.abandon()
+
+
+@pytest.fixture
+def patient(node: RabbitMQNode) -> Iterator[None]:
+    """It waits for eight seconds."""
+    setting = "application:set_env(rabbit, consumer_timeout, {})."
+    node.control("eval", setting.format(8000))
+    yield
+    node.control("eval", setting.format(2000))
+
+
+@pytest.mark.usefixtures("patient")
+def test_what_waits_for_its_turn_in_order_is_not_held_for_too_long(url: str):
+    """Ten of one key, each of which takes an eighth of what the server waits for the first. And one
+    that is to be tried again after longer than that.
+    """
+    lines: Topic[str] = Topic("lines", str, guarantee="at-least-once", partitions=1)
+    options = SubscribeOptions(Guarantee.AT_LEAST_ONCE, order_by_key=True)
+    handled: list[str] = []
+    takes = threading.Event()
+    with broker_at(f"{url}&consumer_timeout=8000") as broker:
+        broker.declare([lines])
+        lane = broker.subscribe([lines], "slow", options)
+        for n in range(10):
+            broker.publish([lines.message(f"{n}", source="tests", id=f"{n}", key="k")])
+
+        def work() -> bool:
+            for each in lane.claim(1, A_LOT, 0.2):
+                again = each.message.id == "5" and each.attempt == 1
+                takes.wait(1.0)
+                assert not each.alone, "nobody died with it"
+                assert each.repeated == (each.attempt > 1)
+                done = Retry(each.receipt, 10.0, "later") if again else Done(each.receipt)
+                assert list(lane.settle([done])) == []
+                handled.extend(() if again else bodies([each]))
+            return len(handled) == 10
+
+        eventually(work, "all are handled", lambda: str(handled), 60.0)
+    assert handled == [str(n) for n in range(10)]
+
+
+@pytest.mark.usefixtures("patient")
+def test_what_waits_for_a_lane_that_is_busy_is_not_held_for_too_long(url: str):
+    busy = threading.Event()
+    with broker_at(f"{url}&consumer_timeout=8000") as broker:
+        lane = lane_of(broker)
+        publish(broker, *(str(n) for n in range(50)))
+        held = lane.claim(10, A_LOT, 5.0)
+        assert list(lane.settle([Done(each.receipt) for each in held])) == []
+        seen = bodies(held)
+        generation = lane.intake.generation
+        busy.wait(14.0)
+        assert lane.intake.generation == generation
+
+        def work() -> bool:
+            came = lane.claim(10, A_LOT, 0.2)
+            assert not any(each.alone or each.repeated for each in came), "nobody died with it"
+            assert list(lane.settle([Done(each.receipt) for each in came])) == []
+            seen.extend(bodies(came))
+            return len(seen) >= 50
+
+        eventually(work, "all are handled", lambda: str(len(seen)))
+        assert sorted(seen, key=int) == [str(n) for n in range(50)]

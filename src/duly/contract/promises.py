@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import inf
 from typing import Any, assert_never
 
 from duly.consumer import Consumer
@@ -301,10 +302,12 @@ def _handler_limits(setting: Setting, consumer: Consumer) -> Iterator[str]:
             "`duly run`, or make it async def"
         )
     hold = setting.survey.hold
-    if hold is not None and not hold.known and consumer.options.max_run_s > hold.longest_s:
+    longest_s = inf if hold is None else hold.run_s(in_order=consumer.options.order_by_key)
+    if hold is not None and not hold.known and consumer.options.max_run_s > longest_s:
+        others = ", and what waits behind it," if longest_s < hold.longest_s else ""
         yield (
-            f"a handler that runs for over {duration(hold.longest_s)} is started again unless the "
-            f"server was told to wait, which cannot be seen: {hold.remedy}"
+            f"a handler that runs for over {duration(longest_s)}{others} is started again unless "
+            f"the server was told to wait, which cannot be seen: {hold.remedy}"
         )
     if consumer.handler.is_batch:
         yield "a batch handler fails as a whole; its messages come again, one call each"

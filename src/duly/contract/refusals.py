@@ -167,13 +167,17 @@ def _of_consumer(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
 
 def _of_hold(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
     """A handler that the server does not wait for is run again and again, for nothing."""
-    hold = setting.survey.hold
-    if hold is not None and hold.known and consumer.options.max_run_s > hold.longest_s:
+    hold, in_order = setting.survey.hold, consumer.options.order_by_key
+    if hold is None or not hold.known:
+        return
+    longest_s = hold.run_s(in_order=in_order)
+    if consumer.options.max_run_s > longest_s:
+        others = " or others wait behind it in order" if longest_s < hold.longest_s else ""
         yield Refusal(
             _named(consumer),
             f"max_run_s={consumer.options.max_run_s:g}, and {setting.broker.name} takes a message "
-            f"back after {duration(hold.longest_s)}, while its handler runs",
-            f"declare max_run_s={hold.longest_s:g} or less, or {hold.remedy}",
+            f"back after {duration(hold.longest_s)}, while its handler runs{others}",
+            f"declare max_run_s={longest_s:g} or less, or {hold.remedy}",
         )
 
 

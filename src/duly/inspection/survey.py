@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol, runtime_checkable
 
 from duly.message import Topic
@@ -33,11 +34,18 @@ class Hold:
 
     ``known``: it was read there, or somebody who knows said so. Otherwise it cannot be seen, and
     this is what servers do that nobody has configured. ``remedy``: how to make it longer.
+    ``in_order_s``: so long a handler in order by key may run, where that is less, since what waits
+    behind it is held as well.
     """
 
     longest_s: float
     known: bool
     remedy: str
+    in_order_s: float = inf
+
+    def run_s(self, *, in_order: bool) -> float:
+        """How long a handler may run."""
+        return min(self.longest_s, self.in_order_s) if in_order else self.longest_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,10 @@ OPTIONS = (
     "consumer_timeout",
 )
 PORT, TLS_PORT = 5672, 5671
+# How long a server that nobody has configured lets a message be unacknowledged.
+CONSUMER_TIMEOUT_S = 1800.0
+# Of that time what is delivered and not begun is kept; handlers have the rest.
+_KEPT = 0.45
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,13 @@ class Address:
     mechanism: str = "PLAIN"
     management: Management | None = None
     consumer_timeout_s: float | None = None
+
+    @property
+    def keeps_s(self) -> float:
+        """How long what was delivered may wait for its turn in this process: the server counts it
+        as unacknowledged from then on, and does not say for how long it may be.
+        """
+        return _KEPT * (self.consumer_timeout_s or CONSUMER_TIMEOUT_S)
 
     def tls_for(self, host: str) -> Any:
         """What the driver takes as ``ssl``: False, or its options for this host."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -34,7 +35,7 @@ from duly.brokers.rabbitmq.topology import (
     recorded_topic,
 )
 from duly.brokers.rabbitmq.transport import ChannelLost
-from duly.brokers.rabbitmq.wire import History, moved, named
+from duly.brokers.rabbitmq.wire import moved, named
 from duly.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -275,7 +276,8 @@ class RabbitMQBroker(Operated):
         if intake is None:
             there = [self._topics[name] for name in names]
             if ordered:
-                intake = OrderedIntake(self._names, there, subscription, self.clock)
+                keeps_s = self._address.keeps_s
+                intake = OrderedIntake(self._names, there, subscription, self.clock, keeps_s)
             else:
                 intake = Intake(self._names, there, subscription)
             self._call(intake.open)
@@ -391,7 +393,7 @@ class RabbitMQBroker(Operated):
                 return
             ready = [intake.ready.pop() for _ in range(len(intake.ready) * everything)]
         moves = [Move(intake, item, item.history, alone=True) for item in alone]
-        moves += [Move(intake, item, _uncounted(item), alone=item.taken_back > 0) for item in ready]
+        moves += [Move(intake, item, item.uncounted, alone=item.taken_back > 0) for item in ready]
         if moves:
             self.move(moves)
             tags = [move.item.tag for move in moves]
@@ -448,6 +450,8 @@ class RabbitMQBroker(Operated):
             if lane.intake.number not in seen:
                 seen.add(lane.intake.number)
                 lane.reap()
+                if isinstance(lane, Lane):
+                    lane.put_back(self._address.keeps_s)
 
     def look(self) -> None:
         """Ask the server whether it sees each consumer; where it does not, subscribe again."""
@@ -472,16 +476,10 @@ class RabbitMQBroker(Operated):
 
     def close(self) -> None:
         """Close every lane and the connections; nothing can be published or claimed after."""
-        if not self._closed.is_set():
-            for lane in list(self._lanes.values()):
-                lane.close()
-            for once in list(self._once):
-                once.close()
-        self._closed.set()
-        self.link.close()
-        self._publisher.close()
-
-
-def _uncounted(item: Item) -> History:
-    """What was taken back from somebody who died stays marked as repeated."""
-    return History(item.history.charged, item.history.repeated or item.taken_back > 0)
+        with contextlib.ExitStack() as closing:
+            closing.callback(self._publisher.close)
+            closing.callback(self.link.close)
+            closing.callback(self._closed.set)
+            if not self._closed.is_set():
+                for lane in (*self._lanes.values(), *self._once):
+                    closing.callback(lane.close)

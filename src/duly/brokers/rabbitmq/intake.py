@@ -21,6 +21,7 @@ import msgspec
 from duly.brokers.rabbitmq.link import Connection, explained, stem
 from duly.brokers.rabbitmq.presence import Presence
 from duly.brokers.rabbitmq.ready import MOST_AHEAD, Ready
+from duly.brokers.rabbitmq.rest import Rest
 from duly.brokers.rabbitmq.tags import Tags, acknowledge
 from duly.brokers.rabbitmq.topology import Names, count, declare_subscription
 from duly.brokers.rabbitmq.transport import ChannelLost
@@ -37,9 +38,6 @@ from duly.message import Message, Topic
 
 log = logging.getLogger("duly.rabbitmq")
 
-RESTS_S = 60.0
-"""Where a queue has answered nothing it is asked again after so long: all others wait meanwhile."""
-
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):
     """The receipt of a claim: ``token`` is given out once, ``generation`` counts the channels on
@@ -52,17 +50,20 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
 
 
 class Item:
-    """A delivered message that is not settled. ``tag`` is the channel's name for it."""
+    """A delivered message that is not settled. ``tag`` is the channel's name for it; ``came_s``:
+    when, in real time.
+    """
 
     __slots__ = (
-        *("alone", "body", "history", "message", "properties", "replays", "tag", "taken_back"),
-        "topic",
+        *("alone", "body", "came_s", "history", "message", "properties", "replays", "tag"),
+        *("taken_back", "topic"),
     )
 
     def __init__(
         self, topic: Topic[Any], tag: int, body: bytes, properties: Any, *, alone: bool
     ) -> None:
         self.topic = topic
+        self.came_s = time.monotonic()
         self.tag = tag
         self.body = body
         self.properties = properties
@@ -75,6 +76,13 @@ class Item:
         if alone:
             charged = self.history.charged + self.taken_back
             self.history = History(charged, repeated=True)
+
+    @property
+    def uncounted(self) -> History:
+        """Of one that nobody has started; what was taken back from somebody who died stays marked
+        as repeated.
+        """
+        return History(self.history.charged, self.history.repeated or self.taken_back > 0)
 
     def read(self) -> Message[Any]:
         """The message. Raises `InvalidMessage` where it is none that duly would carry."""
@@ -123,7 +131,7 @@ class Intake:
         self._tags = Tags()
         # Of those so many were delivered to a consumer of before, or rather more.
         self._uncounted = 0
-        self._rests_until = -math.inf
+        self._rest = Rest()
 
     @property
     def queues(self) -> Sequence[str]:
@@ -137,7 +145,7 @@ class Intake:
         that is still there ends, or the server would go on giving it what nobody takes.
         """
         self.close(connection)
-        if time.monotonic() < self._rests_until:
+        if not self._rest.is_over:
             raise BrokerUnavailable(
                 f"subscription {self.subscription!r}: its queue did not answer, and is asked again "
                 "later"
@@ -153,7 +161,7 @@ class Intake:
     def _lost_alone(self, generation: int, lost: ChannelLost) -> None:
         """The server closed the channel, or does not answer; the next claim opens another."""
         if lost.silent:
-            self._rests_until = time.monotonic() + RESTS_S
+            self._rest.begin()
         if generation == self.generation:
             log.warning("subscription %r: %s", self.subscription, explained(lost))
             self.lost()
@@ -179,6 +187,8 @@ class Intake:
         channel = self._channel
         if prefetch < self._prefetch:
             self._end_consumers(channel)
+            with self.changed:
+                self._prefetch, self._uncounted = 0, len(self._tags)
         more, self._prefetch = prefetch - self._prefetch, prefetch
         channel.basic_qos(0, more, False)
         for topic, queue in zip(self.topics, self.queues, strict=True):
@@ -188,6 +198,7 @@ class Intake:
                 on_cancel=partial(self._cancelled, connection, self.generation),
             )
             self._consumers.append(tag)
+        self._rest.end()
         self._presence.enter(connection, self)
 
     def _end_consumers(self, channel: Any) -> None:
@@ -197,8 +208,6 @@ class Intake:
             callback = channel.callbacks[tag]
             channel.basic_cancel(tag)
             channel.callbacks[tag] = callback
-        with self.changed:
-            self._prefetch, self._uncounted = 0, len(self._tags)
 
     @property
     def _credit(self) -> int:
@@ -215,10 +224,10 @@ class Intake:
             if is_full:
                 # Nothing more is to come, but what is on its way. The server is told at once,
                 # before further acknowledgements, which would call for as many messages more.
-                stemmed, self._consumers = self._consumers, []
                 self._prefetch, self._uncounted = 0, len(self._tags)
         if is_full:
-            stem(self._channel, stemmed)
+            stem(self._channel, self._consumers)
+            self._consumers.clear()
 
     def _cancelled(self, connection: Connection, generation: int, _tag: str) -> None:
         """The server ended the consumer: its queue was deleted, or its leader is gone."""

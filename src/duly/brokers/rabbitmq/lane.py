@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, assert_never
@@ -183,7 +184,7 @@ class Lane:
         intake = self.intake
         try:
             self._broker.move(moves)
-        except (BrokerError, ConfigurationError) as error:
+        except BaseException as error:
             with intake.changed:
                 if generation == intake.generation:
                     for move in moves:
@@ -194,7 +195,8 @@ class Lane:
                 raise BrokerUnavailable(f"nothing was moved: {error}") from error
             raise
         tags = [move.item.tag for move in moves]
-        self._broker.link.call(lambda _: intake.acknowledge(generation, tags))
+        # Whenever that can be: nobody waits for an answer, and until then they are here twice.
+        self._broker.link.post(lambda _: intake.acknowledge(generation, tags), math.inf)
         with intake.changed:
             intake.looks_alone = True
             intake.changed.notify_all()
@@ -238,6 +240,18 @@ class Lane:
         if moves:
             self._move(generation, moves)
 
+    def put_back(self, keeps_s: float) -> None:
+        """What has waited for so long goes to the end of its queue, as it was: the server counts
+        the time since it was delivered, and would take all of it back.
+        """
+        intake = self.intake
+        with intake.changed:
+            generation = intake.generation
+            old = intake.ready.pop_older(time.monotonic() - keeps_s)
+        moves = [Move(intake, each, each.uncounted, alone=each.taken_back > 0) for each in old]
+        if moves:
+            self._move(generation, moves)
+
     # --- settling
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Any]:
@@ -259,11 +273,13 @@ class Lane:
                     accepted.append((settlement, held.item))
         try:
             self._broker.move(self._moves(accepted))
-        except (BrokerError, ConfigurationError) as error:
+        except BaseException as error:
             with intake.changed:
                 if generation == intake.generation:
                     intake.held.update(taken)
-            raise BrokerUnavailable(f"nothing was settled: {error}") from error
+            if isinstance(error, BrokerError | ConfigurationError):
+                raise BrokerUnavailable(f"nothing was settled: {error}") from error
+            raise
         if accepted and not self._acknowledge(generation, accepted):
             refused += [settlement.receipt for settlement, _ in accepted]
         return refused
@@ -317,7 +333,15 @@ class Lane:
         try:
             return self._broker.link.call(lambda _: intake.acknowledge(generation, tags))
         except BrokerUnavailable:
-            return False  # nothing was sent, and the connection is gone
+            # Nothing was sent: the connection is gone, or busy. Then it is for this process to hand
+            # them out again.
+            with intake.changed:
+                if generation == intake.generation:
+                    for _, item in accepted:
+                        if item.tag in tags:
+                            item.history = History(item.history.charged, repeated=True)
+                            intake.give_back([item])
+            return False
         except BrokerError as error:
             raise CommitUnknown(f"the connection was lost while settling: {error}") from error
 

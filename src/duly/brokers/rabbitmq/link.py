@@ -117,9 +117,11 @@ class Link:
         self._on_down = on_down
         self._on_freed = on_unblocked
         self._calls: deque[tuple[Callable[[Connection], Any], Future[Any], float]] = deque()
-        self._wake_out, self._wake_in = os.pipe()
-        os.set_blocking(self._wake_out, False)
-        os.set_blocking(self._wake_in, False)
+        # Sockets, and not a pipe: what is closed here is not another file by the time it is used.
+        self._wake_out, self._wake_in = socket.socketpair()
+        self._wake_out.setblocking(False)
+        self._wake_in.setblocking(False)
+        self._process = os.getpid()
         self._connection: Connection | None = None
         self._turn = Turn()
         self._closing = False
@@ -149,8 +151,8 @@ class Link:
 
     @property
     def is_up(self) -> bool:
-        """Whether there is a connection just now."""
-        return self._connection is not None
+        """Whether there is a connection just now; a child that was forked has none."""
+        return self._connection is not None and os.getpid() == self._process
 
     # --- for other threads
 
@@ -176,7 +178,7 @@ class Link:
     def post(self, run: Callable[[Connection], T], timeout_s: float = 30.0) -> Future[T]:
         """The same without waiting for its end."""
         future: Future[T] = Future()
-        if self._closing:
+        if self._closing or os.getpid() != self._process:
             future.set_exception(BrokerUnavailable(f"{self.where} was closed; nothing was sent"))
             return future
         self._calls.append((run, future, time.monotonic() + timeout_s))
@@ -227,7 +229,7 @@ class Link:
 
     def _wake(self) -> None:
         try:
-            os.write(self._wake_in, b"x")
+            self._wake_in.send(b"x")
         except (BlockingIOError, OSError):
             return  # full: it wakes anyway; closed: nobody is left to wake
 
@@ -253,12 +255,20 @@ class Link:
         self._wake()
 
     def close(self) -> None:
-        """End the connection and the thread."""
+        """End the connection and the thread. In a child that was forked it is the parent's."""
+        if os.getpid() != self._process:
+            return
         self._closing = True
         self._wake()
-        if self._thread.ident is not None and threading.current_thread() is not self._thread:
+        if self._thread.ident is None:
+            self._close_wakers()
+        elif threading.current_thread() is not self._thread:
             self._thread.join(10)
         self._fail_calls()
+
+    def _close_wakers(self) -> None:
+        for waker in (self._wake_in, self._wake_out):
+            waker.close()
 
     # --- the thread
 
@@ -286,6 +296,7 @@ class Link:
                 self._rest(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(2 * pause_s, _BACKOFF_S[1])
         self._end()
+        self._close_wakers()
 
     def _connect(self) -> Connection:
         last: Exception | None = None
@@ -336,7 +347,7 @@ class Link:
     def _serve(self, connection: Connection) -> None:
         transport = connection.transport
         sock = transport.sock
-        self._turn.begin(sock, self._wake_out, lends=transport.is_direct)
+        self._turn.begin(sock, self._wake_out.fileno(), lends=transport.is_direct)
         # What came while all was made ready, and calls that the connection before did not reach.
         self._handle_frames(connection)
         self._wake()
@@ -347,7 +358,7 @@ class Link:
             # In this order: a call reads as well, and then there may be nothing left.
             if sock.fileno() in ready or transport.has_more:
                 self._read(connection)
-            if self._wake_out in ready:
+            if self._wake_out.fileno() in ready:
                 self._take_calls(connection)
                 # What a call waited for may have come with more.
                 self._handle_frames(connection)
@@ -379,7 +390,7 @@ class Link:
 
     def _take_calls(self, connection: Connection) -> None:
         with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_out, 65536)
+            self._wake_out.recv(65536)
         while self._calls:
             run, future, _ = self._calls.popleft()
             if not future.set_running_or_notify_cancel():

@@ -35,6 +35,8 @@ log = logging.getLogger("duly.rabbitmq")
 
 # Nobody tells that a message has come: an idle lane asks, first soon and then this often.
 _LOOK_S = (0.005, 0.05)
+# Of messages of which nobody knows how large they are.
+_AT_FIRST = 16
 
 _tokens = itertools.count(1)
 
@@ -102,7 +104,7 @@ class OnceLane:
         """The channel is gone."""
         self._channel = None
 
-    def _fetch(self, connection: Connection, most: int) -> None:
+    def _fetch(self, connection: Connection, limit: int, max_bytes: int) -> None:
         """Take up to so many off the queues, beginning with another topic each time."""
         if self._closed:
             return
@@ -111,11 +113,21 @@ class OnceLane:
         self._presence.enter(connection, self)
         self._topics.rotate(-1)
         for topic in self._topics:
-            left = most - len(self._ready)
-            if left > 0:
-                queue = self._names.queue(topic.name, self.subscription)
+            queue = self._names.queue(topic.name, self.subscription)
+            there = True
+            while there and (few := self._left(limit, max_bytes)):
+                before = len(self._ready)
                 # As each comes: what came before the connection is lost was taken.
-                fetch(self._channel, queue, left, self._keeper(topic))
+                fetch(self._channel, queue, few, self._keeper(topic))
+                there = len(self._ready) == before + few
+
+    def _left(self, limit: int, max_bytes: int) -> int:
+        """How many more to ask for at once, by the size of those that came; what is asked for is
+        taken, and lost with this process.
+        """
+        count, size = len(self._ready), sum(len(item.body) for item in self._ready)
+        few = _AT_FIRST if not count else int((max_bytes - size) * count / max(1, size))
+        return max(0, min(limit - count, few))
 
     def _keeper(self, topic: Topic[Any]) -> Callable[[Any], None]:
         def keep(message: Any) -> None:
@@ -133,7 +145,7 @@ class OnceLane:
             if deliveries := self._hand_out(limit, max_bytes):
                 return deliveries
             if not self._ready:
-                self._broker.link.call(lambda connection: self._fetch(connection, limit))
+                self._broker.link.call(lambda connection: self._fetch(connection, limit, max_bytes))
             if self._ready:
                 continue
             left_s = deadline - time.monotonic()
@@ -188,10 +200,12 @@ class OnceLane:
         try:
             if moves:
                 self._broker.move(moves)
-        except (BrokerError, ConfigurationError) as error:
+        except BaseException as error:
             with self._changed:
                 self._held.update((receipt.token, item) for receipt, item in items.items())
-            raise BrokerUnavailable(f"nothing was settled: {error}") from error
+            if isinstance(error, BrokerError | ConfigurationError):
+                raise BrokerUnavailable(f"nothing was settled: {error}") from error
+            raise
         with self._changed:
             back = [items[s.receipt] for s in accepted if isinstance(s, Release)]
             self._ready.extendleft(reversed(back))
@@ -228,6 +242,8 @@ class OnceLane:
         try:
             if self._broker.link.is_up:
                 self._broker.link.call(self._end)  # after what is being fetched
+        except BrokerError as error:
+            log.debug("subscription %r: the connection ends it: %s", self.subscription, error)
         finally:
             self._give_back()
 

@@ -47,6 +47,7 @@ class OrderedIntake:
         topics: Sequence[Topic[Any]],
         subscription: str,
         clock: Callable[[], float],
+        keeps_s: float,
     ) -> None:
         self.number = next(numbers)
         self.topics = topics
@@ -59,6 +60,7 @@ class OrderedIntake:
             for number in range(topic.partitions)
         ]
         self._names = names
+        self._keeps_s = keeps_s
         self._here: Any = None
         self._is_declared = False
         self._is_worked = False
@@ -237,9 +239,14 @@ class OrderedIntake:
             self.changed.notify_all()
 
     def hand_over(self, broker: Writing) -> None:
-        """Go to the end of the line where that is decided, and nothing is held any more."""
+        """Go to the end of the line where that is decided, and nothing is held any more: for
+        others, or because the server counts how long what waits here was not acknowledged. Behind
+        a channel's end it begins anew; that nobody died is noted.
+        """
         with self.changed:
-            ready = [each for each in self.partitions if each.leaving and not each.is_held]
+            for partition in self.partitions:
+                partition.end_if_older(self._keeps_s)
+            ready = [p for p in self.partitions if (p.leaving or p.is_over) and not p.is_held]
         if ready:
             self.write_all(broker, ready)
             broker.link.call(lambda connection: self.rejoin(connection, ready))

@@ -228,12 +228,14 @@ class OrderedLane:
             self._broker.move(
                 [self._burial(entry, s.error) for s, entry in accepted if isinstance(s, Dead)]
             )
-        except (BrokerError, ConfigurationError) as error:
+        except BaseException as error:
             with intake.changed:
                 for settlement, entry in accepted:
                     if entry.is_here:
                         intake.held[settlement.receipt.token] = entry
-            raise BrokerUnavailable(f"nothing was settled: {error}") from error
+            if isinstance(error, BrokerError | ConfigurationError):
+                raise BrokerUnavailable(f"nothing was settled: {error}") from error
+            raise
         lost = self._acknowledge([entry for s, entry in accepted if isinstance(s, Done | Dead)])
         with intake.changed:
             for settlement, entry in accepted:

@@ -26,9 +26,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from duly.brokers.rabbitmq.intake import RESTS_S, Item, unreadable
+from duly.brokers.rabbitmq.intake import Item, unreadable
 from duly.brokers.rabbitmq.link import Connection, explained
 from duly.brokers.rabbitmq.notes import Identity, Note, judged, merged, written
+from duly.brokers.rabbitmq.rest import Rest
 from duly.brokers.rabbitmq.tags import Tags, acknowledge
 from duly.brokers.rabbitmq.topology import Names, declare_notes
 from duly.brokers.rabbitmq.transport import ChannelLost
@@ -130,13 +131,15 @@ class Partition:
         self.entries: dict[int, Entry] = {}
         # It is to be given to another process: nothing more is handed out.
         self.leaving = False
+        # Likewise, to whoever is the next in line: the server would soon take all of it back.
+        self.is_over = False
         # Somebody's deliveries have come on this channel: this process works the queue.
         self.is_mine = False
         self._changed = changed
         self._clock = clock
         self._gone = gone
         self._channel: Any = None
-        self._rests_until = -math.inf
+        self._rest = Rest()
         self._tags = Tags()
         self._found: Mapping[Identity, Note] | None = None
         self._left: Sequence[bytes] = ()
@@ -159,17 +162,18 @@ class Partition:
             callback=lambda message: self._deliver(generation, message),
             on_cancel=partial(self._cancelled, connection, generation),
         )
+        self._rest.end()
 
     @property
     def is_out(self) -> bool:
         """Whether this process has to ask for the queue."""
-        return self._channel is None and time.monotonic() >= self._rests_until
+        return self._channel is None and self._rest.is_over
 
     def _lost_alone(self, generation: int, lost: ChannelLost) -> None:
         """The server closed the channel, or does not answer."""
         log.warning("%s: %s", self.queue, explained(lost))
         if lost.silent:
-            self._rests_until = time.monotonic() + RESTS_S
+            self._rest.begin()
         self._gone(self, generation)
 
     def _deliver(self, generation: int, message: Any) -> None:
@@ -266,7 +270,7 @@ class Partition:
         self._notes_declared = False
         # What this one has written stands: who comes next is another writer.
         self._writer = secrets.token_hex(6)
-        self.leaving = self.is_mine = False
+        self.leaving = self.is_over = self.is_mine = False
 
     @property
     def is_unread(self) -> bool:
@@ -294,7 +298,7 @@ class Partition:
 
         Whoever takes a suspect takes nothing else: behind it its key ends.
         """
-        if self.leaving or self._found is None:
+        if self.leaving or self.is_over or self._found is None:
             return
         blocked = {entry.key for entry in self.entries.values() if entry.token is not None}
         blocked.discard(None)
@@ -327,6 +331,11 @@ class Partition:
     def next_due(self, now: float) -> float | None:
         """When something may be handed out that may not yet."""
         return min((e.due for e in self.entries.values() if e.due > now), default=None)
+
+    def end_if_older(self, keeps_s: float) -> None:
+        """Where something was delivered so long ago, hand out nothing more."""
+        oldest = next(iter(self.entries.values()), None)
+        self.is_over |= oldest is not None and oldest.item.came_s + keeps_s < time.monotonic()
 
     @property
     def is_held(self) -> bool:

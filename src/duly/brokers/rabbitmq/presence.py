@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from duly.brokers.rabbitmq.link import Connection
-from duly.brokers.rabbitmq.topology import Names, declare_queue
+from duly.brokers.rabbitmq.rest import Rest
+from duly.brokers.rabbitmq.topology import Names
+from duly.brokers.rabbitmq.transport import ChannelLost
 from duly.message import Topic
+
+log = logging.getLogger("duly.rabbitmq")
 
 
 class Presence:
@@ -21,22 +26,37 @@ class Presence:
         self._queues = [names.here(topic.name, subscription) for topic in topics]
         self._those: set[object] = set()
         self._channel: Any = None
+        self._rest = Rest()
 
     def enter(self, connection: Connection, who: object) -> None:
-        """This one works it, by this connection."""
+        """This one works it, by this connection. Whatever is wrong with being seen, it works."""
         self._those.add(who)
-        if self._channel is None or self._channel.connection is not connection:
-            channel = connection.channel()
-            channel.on_lost = gone = partial(self._gone, connection, channel)
+        there = self._channel is not None and self._channel.connection is connection
+        if there or not self._rest.is_over:
+            return
+        channel = connection.channel()
+        channel.on_lost = gone = partial(self._gone, connection, channel)
+        self._channel = channel
+        try:
             for queue in self._queues:
-                declare_queue(connection, queue, {})
+                # No quorum queue: a server that is killed soon may forget that it is there.
+                channel.queue_declare(
+                    queue,
+                    durable=True,
+                    auto_delete=True,
+                    arguments={"x-queue-type": "classic"},
+                )
                 channel.basic_consume(queue, on_cancel=gone)
-            self._channel = channel
+        except ChannelLost:
+            return
+        self._rest.end()
 
-    def _gone(self, connection: Connection, channel: Any, _: object) -> None:
+    def _gone(self, connection: Connection, channel: Any, why: object) -> None:
         """The others do not see this process any more; the next claim lets them."""
         if channel is self._channel:
+            log.warning("%s: not seen as a worker for now: %s", self._queues[0], why)
             self._channel = None
+            self._rest.begin()
             connection.later(lambda _: channel.close())
 
     def leave(self, who: object) -> None:

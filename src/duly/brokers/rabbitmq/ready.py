@@ -68,6 +68,13 @@ class Ready:
         self.bytes -= len(item.body)
         return item
 
+    def pop_older(self, came_s: float) -> list[Item]:
+        """Those in front that came before this time."""
+        found = []
+        while self._items and self._items[0].came_s < came_s:
+            found.append(self.pop())
+        return found
+
     def clear(self) -> None:
         """All of it comes again, here or elsewhere."""
         self._items.clear()

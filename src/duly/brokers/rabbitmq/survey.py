@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from duly.brokers.rabbitmq.address import Address
+from duly.brokers.rabbitmq.address import CONSUMER_TIMEOUT_S, Address
 from duly.brokers.rabbitmq.management import Forbidden, Management, Unseen
 from duly.brokers.rabbitmq.topology import Names
 from duly.errors import BrokerUnusable
@@ -20,8 +20,6 @@ from duly.inspection.survey import Hold, Peril, Survey
 
 # Older ones know no dead-lettering that keeps a message until it is taken, and do not say so.
 _OLDEST = (3, 10)
-# What servers do that nobody has configured.
-_HOLD_S = 1800.0
 _HOLD_LONGER = (
     "raise consumer_timeout in the server's rabbitmq.conf, and say so in the URL "
     "(consumer_timeout=..., in ms)"
@@ -58,7 +56,8 @@ def survey_of(
     """What was found. Raises `ConfigurationError` where the management URL is wrong."""
     shown = f"RabbitMQ {'.'.join(map(str, version))}"
     said_s = address.consumer_timeout_s
-    hold = Hold(said_s or _HOLD_S, said_s is not None, _HOLD_LONGER)
+    longest_s = said_s or CONSUMER_TIMEOUT_S
+    hold = Hold(longest_s, said_s is not None, _HOLD_LONGER, longest_s / 2)
     if address.management is None:
         unseen = (
             f"{shown}: policies were not looked at, and one can drop messages of these queues "

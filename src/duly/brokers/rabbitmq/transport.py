@@ -284,6 +284,11 @@ class _Channel(amqp.Channel):  # type: ignore[misc]
         if waited_for:
             raise lost
 
+    def dispatch_method(self, method_sig: Any, payload: Any, content: Any) -> None:
+        """As the driver's, which warns of each message that comes while the channel is closed."""
+        if not (self.is_closing and method_sig == spec.Basic.Deliver):
+            super().dispatch_method(method_sig, payload, content)
+
     def wait(self, *args: Any, **named: Any) -> Any:
         """As the driver's. Raises `ChannelLost` where the channel is kept and no answer comes."""
         connection = self.connection

@@ -18,10 +18,13 @@ Place = tuple[int, int]
 
 @dataclass(slots=True)
 class _Line:
-    """The messages of one key in publishing order, and where each was done or dead."""
+    """The messages of one key in publishing order, and where each was done or dead. ``surely``:
+    done at the latest, where several copies leave open which of them was.
+    """
 
     messages: list[About]
     done: dict[Identity, Place]
+    surely: dict[Identity, Place]
     dead: dict[Identity, Place]
 
 
@@ -33,25 +36,26 @@ def _lines(case: Case) -> Iterator[_Line]:
         if message.key is not None and message.topic in case.terms.topics:
             by_key[message.topic, message.key].setdefault(message.identity, message)
     done, dead = _successes(case), _deaths(case)
+    surely = done | _successes(case, surely=True)
     for messages in by_key.values():
-        yield _Line(list(messages.values()), done, dead)
+        yield _Line(list(messages.values()), done, surely, dead)
 
 
-def _successes(case: Case) -> dict[Identity, Place]:
+def _successes(case: Case, *, surely: bool = False) -> dict[Identity, Place]:
     """Where each message first succeeded: committed, or returned where nothing commits."""
     found: dict[Identity, Place] = {}
     there = {row.run for row in case.final.rows}
     for run in case.runs:
-        place = _success(case, run, there)
+        place = _success(case, run, there, surely=surely)
         identity = run.start.message.identity
         if place is not None and place < found.get(identity, (len(case.events), 0)):
             found[identity] = place
     return found
 
 
-def _success(case: Case, run: Run, there: set[str]) -> Place | None:
+def _success(case: Case, run: Run, there: set[str], *, surely: bool) -> Place | None:
     if case.terms.guarantee is not Guarantee.EXACTLY_ONCE:
-        at = _handled(case, run)
+        at = _handled(case, run, surely=surely)
     elif run.start.run not in there:
         return None
     else:
@@ -60,7 +64,7 @@ def _success(case: Case, run: Run, there: set[str]) -> Place | None:
     return None if at is None else (at, run.at)
 
 
-def _handled(case: Case, run: Run) -> int | None:
+def _handled(case: Case, run: Run, *, surely: bool) -> int | None:
     """Where a run that returned was settled: that is its commit, and what is settled together
     counts together. At most once it was settled before. What was refused has not succeeded.
     """
@@ -72,16 +76,16 @@ def _handled(case: Case, run: Run) -> int | None:
     phases = [settle.phase for _, settle in settles]
     if not settles or phases[1:] == ["fail"]:
         return None
-    if "ok" not in phases and _otherwise(case, run):
+    if "ok" not in phases and _otherwise(case, run, surely=surely):
         return None
     return settles[0][0]
 
 
-def _otherwise(case: Case, run: Run) -> bool:
+def _otherwise(case: Case, run: Run, *, surely: bool) -> bool:
     """Whether another claim on the message was settled: what became of this one is unknown, but
     it was not what counted. Of several copies nobody can tell which one a claim was on.
     """
-    if case.copies()[run.start.message.identity] > 1:
+    if case.copies()[run.start.message.identity] > 1 and not surely:
         return False
     return any(
         other.start.token != run.start.token
@@ -121,7 +125,7 @@ def inversion(case: Case) -> Iterator[str]:
         for earlier, later in itertools.pairwise(done):
             if _given_up(line, earlier, before=later):
                 continue  # what succeeded later is another copy of it, or a replay
-            if line.done[earlier.identity] > line.done[later.identity]:
+            if line.done[earlier.identity] > line.surely[later.identity]:
                 yield f"key {later.key}: {later.id} succeeded before {earlier.id}"
 
 
