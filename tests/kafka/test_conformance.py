@@ -17,7 +17,16 @@ from tests.contract.subjects import DOCS
 TestKafka: Any = conformance(KAFKA, page=DOCS / "kafka.md")
 
 for _area in (
-    *("Crowds", "CrowdsInTransactions", "ExactlyOnce", "Faults", "FaultsInTransactions"),
-    *("Histories", "Leases", "Limits", "Order", "Publishing", "Retention", "Waiting"),
+    *("Burying", "Crowds", "CrowdsInTransactions", "ExactlyOnce", "Faults"),
+    *(
+        "FaultsInTransactions",
+        "Histories",
+        "Leases",
+        "Limits",
+        "Order",
+        "Publishing",
+        "Retention",
+        "Waiting",
+    ),
 ):
     pytest.mark.long(getattr(TestKafka, _area))

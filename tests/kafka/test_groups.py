@@ -98,6 +98,7 @@ def test_what_moved_is_refused_and_comes_again(kafka_url: str, monkeypatch: pyte
         assert all(each.repeated and not each.alone for each in again), "nobody died"
 
 
+@pytest.mark.long
 def test_a_rebalance_waits_for_what_runs(kafka_url: str):
     with broker_at(kafka_url) as one, broker_at(kafka_url) as two:
         publish(one, *NUMBERS)
@@ -133,6 +134,7 @@ def test_attempts_and_delays_outlive_the_process(kafka_url: str):
         assert (again.attempt, again.repeated) == (2, True)
 
 
+@pytest.mark.long
 def test_what_is_given_again_and_settled_is_deleted(
     kafka_url: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -153,6 +155,7 @@ def test_what_is_given_again_and_settled_is_deleted(
         assert bodies(awaited(lane)) == ["c"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("protocol", ["", EAGER], ids=["cooperative", "eager"])
 def test_who_cannot_begin_at_once_joins_again(
     kafka_url: str, protocol: str, monkeypatch: pytest.MonkeyPatch

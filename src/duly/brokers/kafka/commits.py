@@ -147,6 +147,8 @@ class Commits:
         with self._changed:
             for name, (share, version) in sent.items():
                 found = errors.get(name) or error
+                if name not in errors:
+                    continue  # that was about others
                 if found is None:
                     share.committed = max(share.committed, version)
                     share.safe = positions[name]

@@ -312,11 +312,13 @@ class Lane:
             return
         try:
             self._broker.put_aside(self.intake, asides)
-        except BrokerError as error:
+        except BaseException as error:
             with self.intake.changed:
                 for _, _, item in accepted:
                     item.settling = False
-            raise BrokerUnavailable(f"nothing was settled: {error}") from error
+            if isinstance(error, BrokerError):
+                raise BrokerUnavailable(f"nothing was settled: {error}") from error
+            raise
 
     def _apply(self, settlement: Settlement, share: Share, item: Item) -> None:
         now = self._broker.clock()
