@@ -117,10 +117,12 @@ class Link:
         self._on_down = on_down
         self._on_freed = on_unblocked
         self._calls: deque[tuple[Callable[[Connection], Any], Future[Any], float]] = deque()
-        # Sockets, and not a pipe: what is closed here is not another file by the time it is used.
-        self._wake_out, self._wake_in = socket.socketpair()
-        self._wake_out.setblocking(False)
-        self._wake_in.setblocking(False)
+        self._wake_out, self._wake_in = os.pipe()
+        os.set_blocking(self._wake_out, False)
+        os.set_blocking(self._wake_in, False)
+        # Held while its number is used, which may be another file's once it is closed.
+        self._waking = threading.Lock()
+        self._can_wake = True
         self._process = os.getpid()
         self._connection: Connection | None = None
         self._turn = Turn()
@@ -228,10 +230,17 @@ class Link:
         return True
 
     def _wake(self) -> None:
-        try:
-            self._wake_in.send(b"x")
-        except (BlockingIOError, OSError):
-            return  # full: it wakes anyway; closed: nobody is left to wake
+        with self._waking, contextlib.suppress(BlockingIOError):  # full: it wakes anyway
+            if self._can_wake:
+                os.write(self._wake_in, b"x")
+
+    def _wake_no_more(self) -> None:
+        """Nobody is left to wake."""
+        with self._waking:
+            if self._can_wake:
+                self._can_wake = False
+                os.close(self._wake_in)
+                os.close(self._wake_out)
 
     def look(self) -> None:
         """End a connection on which the thread hangs: a peer that stopped in the middle of a
@@ -261,14 +270,10 @@ class Link:
         self._closing = True
         self._wake()
         if self._thread.ident is None:
-            self._close_wakers()
+            self._wake_no_more()
         elif threading.current_thread() is not self._thread:
             self._thread.join(10)
         self._fail_calls()
-
-    def _close_wakers(self) -> None:
-        for waker in (self._wake_in, self._wake_out):
-            waker.close()
 
     # --- the thread
 
@@ -296,7 +301,7 @@ class Link:
                 self._rest(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(2 * pause_s, _BACKOFF_S[1])
         self._end()
-        self._close_wakers()
+        self._wake_no_more()
 
     def _connect(self) -> Connection:
         last: Exception | None = None
@@ -347,7 +352,7 @@ class Link:
     def _serve(self, connection: Connection) -> None:
         transport = connection.transport
         sock = transport.sock
-        self._turn.begin(sock, self._wake_out.fileno(), lends=transport.is_direct)
+        self._turn.begin(sock, self._wake_out, lends=transport.is_direct)
         # What came while all was made ready, and calls that the connection before did not reach.
         self._handle_frames(connection)
         self._wake()
@@ -358,7 +363,7 @@ class Link:
             # In this order: a call reads as well, and then there may be nothing left.
             if sock.fileno() in ready or transport.has_more:
                 self._read(connection)
-            if self._wake_out.fileno() in ready:
+            if self._wake_out in ready:
                 self._take_calls(connection)
                 # What a call waited for may have come with more.
                 self._handle_frames(connection)
@@ -390,7 +395,7 @@ class Link:
 
     def _take_calls(self, connection: Connection) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._wake_out.recv(65536)
+            os.read(self._wake_out, 65536)
         while self._calls:
             run, future, _ = self._calls.popleft()
             if not future.set_running_or_notify_cancel():
