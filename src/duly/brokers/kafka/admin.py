@@ -89,7 +89,10 @@ class Admin:
         return found
 
     def make(self, wanted: Iterable[Wanted]) -> None:
-        """Make these, unless they are there."""
+        """Make these, unless they are there; returns when they are seen, which is a moment after
+        they are made.
+        """
+        wanted = list(wanted)
         topics = [
             NewTopic(
                 each.name,
@@ -111,6 +114,12 @@ class Admin:
                     ) from error
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise broker_error(error, f"topic {name!r} could not be made") from error
+
+        names, until = {each.name for each in wanted}, time.monotonic() + _SETTLES_S
+        while not names <= self.find(names).keys():
+            if time.monotonic() > until:
+                raise BrokerUnavailable(f"topics were made, and are not seen: {sorted(names)}")
+            _never.wait(0.02)
 
     def ends(self, places: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
         """Where each partition ends, for a reader of what is committed."""

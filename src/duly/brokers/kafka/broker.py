@@ -127,6 +127,7 @@ class KafkaBroker(Operated):
             for name, topic in names.items()
             if name not in found
         )
+        self._find(names)  # or another made one of them meanwhile, with other partitions
         self._topics.update((topic.name, topic) for topic in topics)
         self._promises.update((topic.name, str(topic.guarantee)) for topic in topics)
 

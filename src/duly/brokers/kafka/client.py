@@ -25,6 +25,8 @@ READ_COMMITTED: Mapping[str, Any] = {
     "auto.offset.reset": "error",
     "isolation.level": "read_committed",
     "enable.partition.eof": True,
+    # A topic that was made a moment ago may be unknown to the broker that is asked first.
+    "topic.metadata.refresh.interval.ms": 5000,
     # An answer that waits for messages holds up what else is asked on that connection.
     "fetch.wait.max.ms": 100,
     "fetch.queue.backoff.ms": 20,
