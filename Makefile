@@ -38,7 +38,7 @@ demo: $(VENV)/.runtime ## watch the three guarantees hold while workers are kill
 
 dev: $(VENV)/.dev ## set up .venv for development
 
-servers: ## install the servers that tests start for themselves (PostgreSQL, PgBouncer, RabbitMQ)
+servers: ## install the servers that tests start for themselves (PostgreSQL, PgBouncer, RabbitMQ, Kafka)
 	@tests/servers/install
 
 wheel: dist/.built ## build the wheel
@@ -46,8 +46,8 @@ wheel: dist/.built ## build the wheel
 test: $(TEST)/.wheel ## test the built wheel (ARGS="-k outbox")
 	@DULY_TEST_INSTALLED=1 $(TEST)/bin/python -m pytest $(AT_ONCE) $(ARGS)
 
-long: $(VENV)/.dev ## the tests that make test leaves out: RabbitMQ nodes killed, restarted, full, by TLS (ten minutes)
-	@DULY_TEST_LONG=1 $(VENV)/bin/python -m pytest -m long $(ARGS) tests/rabbitmq
+long: $(VENV)/.dev ## the tests that make test leaves out: RabbitMQ nodes killed, restarted, full, by TLS; most of Kafka (twenty minutes)
+	@DULY_TEST_LONG=1 $(VENV)/bin/python -m pytest -m long $(ARGS) tests/rabbitmq tests/kafka
 
 check: $(VENV)/.dev ## lint, format, types (mypy, pyright), the direction of imports, the site
 	$(VENV)/bin/ruff check $(CODE)

@@ -187,6 +187,12 @@ class Capabilities:
         """Whether an at-most-once handler can be started for what surely does not come again."""
         return self.confirms_settlement or self.hands_out_once
 
+    def holds_partition(self, guarantee: Guarantee) -> bool:
+        """Whether a retry holds up what is behind it in its partition, for consumers of this
+        guarantee: on a log a cursor cannot pass it, so nothing may be started behind it.
+        """
+        return self.retries_in_place or (self.is_log and guarantee is Guarantee.EXACTLY_ONCE)
+
 
 Start = Literal["earliest", "latest"] | datetime
 """Where a new subscription begins: at the oldest kept message, after the newest, or at a time."""

@@ -8,6 +8,8 @@
 ``...?schema=staging``      tables of its own in the same database
 ``amqp://host/vhost``       RabbitMQ, a broker only; ``amqps://``: by TLS, verified
 ``...?namespace=staging``   exchanges and queues of its own in the same virtual host
+``kafka://host:9092``       Kafka, a broker only; several hosts may be named
+``...?namespace=staging``   topics and groups of its own on the same cluster
 ``memory://``               one database in this process, broker and store
 ``memory://?kind=log``      an ordered log in this process; its store is another one in memory
 ``memory://?kind=queue``    a queue in this process; likewise
@@ -284,6 +286,16 @@ def _rabbitmq_broker(url: _Url) -> Broker:
     return RabbitMQBroker(url.given, shown=url.shown)
 
 
+def _kafka_broker(url: _Url) -> Broker:
+    try:
+        from duly.brokers.kafka import KafkaBroker
+    except ModuleNotFoundError as missing:
+        raise ConfigurationError(
+            f"Kafka needs the driver confluent-kafka ({missing}): pip install 'duly[kafka]'"
+        ) from missing
+    return KafkaBroker(url.given, shown=url.shown)
+
+
 def _no_store(url: _Url, _: Broker) -> Store:
     raise ConfigurationError(
         f"{url.shown!r} is a broker and keeps no effects: name a database as the store, such as "
@@ -327,6 +339,7 @@ _SCHEMES: Mapping[str, _Scheme] = {
     "postgres": _Scheme(_postgres_broker, _postgres_store),
     "amqp": _Scheme(_rabbitmq_broker, _no_store),
     "amqps": _Scheme(_rabbitmq_broker, _no_store),
+    "kafka": _Scheme(_kafka_broker, _no_store),
     "memory": _Scheme(_memory_broker, _memory_store),
 }
 

@@ -315,12 +315,15 @@ def _handler_limits(setting: Setting, consumer: Consumer) -> Iterator[str]:
 
 def _order_limits(setting: Setting, consumer: Consumer) -> Iterator[str]:
     if not consumer.options.order_by_key:
-        yield "no order is promised: retries and other workers overtake"
+        if setting.broker.holds_partition(consumer.guarantee):
+            yield "a retry holds up everything behind it in its partition"
+        else:
+            yield "no order is promised: retries and other workers overtake"
         return
     held = consumer.options.hold_key_on_dead
     dead = "its key waits until that is replayed or discarded" if held else "its key goes on"
     yield f"in order by key; behind a dead letter {dead}"
-    if setting.broker.retries_in_place:
+    if setting.broker.holds_partition(consumer.guarantee):
         yield "a retry holds up everything behind it in its partition"
 
 

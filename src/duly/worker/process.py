@@ -196,7 +196,7 @@ class Worker:
                 around,
                 store=store if exactly else None,
                 admission=admission,
-                retries_in_place=broker.capabilities.retries_in_place,
+                retries_in_place=broker.capabilities.holds_partition(consumer.guarantee),
             )
             concurrent = is_async and options.concurrency > 1
             lanes.append(ConcurrentLane(lane, self._own_loop().loop) if concurrent else lane)

@@ -160,7 +160,7 @@ class Worker:
             if exactly
             else None,
             admission=place.admission if exactly else None,
-            retries_in_place=place.broker.capabilities.retries_in_place,
+            retries_in_place=place.broker.capabilities.holds_partition(consumer.guarantee),
         )
 
     def step(self) -> float:

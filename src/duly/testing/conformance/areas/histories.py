@@ -99,7 +99,7 @@ class Model:
         charged as well.
         """
         self.backend.fall_silent()
-        if self.backend.can.is_log and any(self.held):
+        if self.backend.deviates("prefix-only") and any(self.held):
             self._lose_what_is_behind_a_gap()
         only_one = sum(map(len, self.held)) == 1
         for deliveries in self.held:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from duly.errors import MessageTooLarge
+from duly.errors import ConfigurationError, MessageTooLarge
 from duly.message import (
     MAX_HEADER_BYTES,
     MAX_HEADERS,
@@ -94,9 +94,17 @@ class Limits:
             settle_done(lane, deliveries)
 
     def test_names_that_look_alike_are_not_one(self, backend: Backend) -> None:
+        """Where a server cannot tell two apart, the second is refused."""
         names = ["orders", "orders.eu", "orders_eu", "orders-eu", "Orders"]
-        topics: list[Topic[Any]] = [backend.topic(name) for name in names]
+        topics: list[Topic[Any]] = []
+        refused = []
+        for name in names:
+            try:
+                topics.append(backend.topic(name))
+            except ConfigurationError:
+                refused.append(name)
+        assert refused in ([], ["orders_eu"])
         lanes = [backend.lane(topic, name=f"{topic.name}-reader") for topic in topics]
         for topic in topics:
             backend.publish(topic, topic.name)
-        assert [drain(lane) for lane in lanes] == [[name] for name in names]
+        assert [drain(lane) for lane in lanes] == [[topic.name] for topic in topics]

@@ -1,0 +1,67 @@
+"""`Records`: what is fixed where every process sees it, in a compacted topic.
+
+===================================  =========================================================
+``topic/<topic>``                    its guarantee
+``subscription/<name>``              its guarantee
+``first/<name>/<topic's id>``        how many partitions there were when it began
+``begun/<name>/<topic's id>/<n>``    it has a position in this partition
+===================================  =========================================================
+
+Of what is fixed the first record counts: who wrote another writes that one again, since the topic
+is compacted and keeps the last. A position that Kafka has forgotten (``offsets.retention.minutes``)
+looks like one that there never was; the last record tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from duly.brokers.kafka.producer import Sender, Sending
+from duly.brokers.kafka.reader import Reader
+
+
+class Records:
+    """All of one namespace. ``reader`` is of the topic ``name``, which is there."""
+
+    def __init__(self, name: str, reader: Reader, sender: Sender) -> None:
+        self._name = name
+        self._reader = reader
+        self._sender = sender
+        self._fixed: dict[str, str] = {}
+
+    def fix(self, wanted: Mapping[str, str]) -> Mapping[str, str]:
+        """What is recorded under each key: this, unless there was something before. Raises
+        `BrokerError`.
+        """
+        with self._reader.lock:
+            if any(self._fixed.get(key) != text for key, text in wanted.items()):
+                self._read()
+            new = {key: text for key, text in wanted.items() if key not in self._fixed}
+            if new:
+                self._write(new)
+                self._read()
+                lost = {k: self._fixed[k] for k, text in new.items() if self._fixed[k] != text}
+                self._write(lost)
+            return {key: self._fixed[key] for key in wanted}
+
+    def found(self, keys: Iterable[str]) -> Mapping[str, str]:
+        """What is recorded under these keys, of those under which anything is."""
+        with self._reader.lock:
+            wanted = list(keys)
+            if not self._fixed.keys() >= set(wanted):
+                self._read()
+            return {key: self._fixed[key] for key in wanted if key in self._fixed}
+
+    def _write(self, texts: Mapping[str, str]) -> None:
+        self._sender.surely(
+            [
+                Sending(self._name, text.encode(), key.encode(), [], partition=0)
+                for key, text in texts.items()
+            ],
+            "what is fixed could not be recorded",
+        )
+
+    def _read(self) -> None:
+        for record in self._reader.read():
+            key, text = (record.key() or b"").decode(), (record.value() or b"").decode()
+            self._fixed.setdefault(key, text)

@@ -1,0 +1,126 @@
+"""A message as Kafka carries it, and back: the CloudEvents binding for Kafka, in binary mode.
+
+====================  ===========================================================================
+``ce_id``             the id
+``ce_source``         the source
+``ce_type``           the topic, unless the message's headers name a type
+``ce_time``           when it was made
+``ce_...``            further attributes
+key                   the key, in UTF-8
+timestamp             when it was published
+``duly``              there where duly published it
+====================  ===========================================================================
+
+What others publish needs a ``ce_id`` and nothing else, or what their topic says that events are
+named by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from duly.errors import InvalidMessage
+from duly.identity import ids
+from duly.message import Message, Topic
+from duly.message.limits import check_headers, check_id, check_key, check_source
+
+PREFIX = "ce_"
+MARK = "duly"
+OF = "duly-topic"
+CHARGED, REPEATED, REPLAYS = "duly-charged", "duly-repeated", "duly-replays"
+DUE_MS, TOKEN, DELAY_MS = "duly-due-ms", "duly-token", "duly-delay-ms"
+
+Headers = list[tuple[str, bytes]]
+
+
+def headers_of(message: Message[Any]) -> Headers:
+    """The headers of a record."""
+    headers: Headers = [
+        (MARK, b"1"),
+        ("ce_specversion", b"1.0"),
+        ("ce_id", message.id.encode()),
+        ("ce_source", message.source.encode()),
+        ("ce_time", _text_of(message.time_ms)),
+    ]
+    if "type" not in message.headers:
+        headers.append(("ce_type", message.topic.encode()))
+    for name, value in message.headers.items():
+        headers.append((PREFIX + name, value.encode()))
+    return headers
+
+
+def read_headers(given: Sequence[tuple[str, bytes | None]] | None) -> dict[str, str]:
+    """The headers of a record as text; of one that stands there twice the last. Raises
+    `InvalidMessage`.
+    """
+    try:
+        return {name: "" if value is None else value.decode() for name, value in given or ()}
+    except UnicodeDecodeError as error:
+        raise InvalidMessage(f"a header that is no UTF-8: {error.reason}") from error
+
+
+def message_in(
+    declared: Topic[Any],
+    headers: Mapping[str, str],
+    key: bytes | None,
+    body: bytes,
+    stamped_ms: int,
+) -> Message[Any]:
+    """The message in a record. Raises `InvalidMessage` for one that has no identity, or whose
+    parts are none that duly would carry.
+    """
+    topic = declared.name
+    attributes = {
+        name[len(PREFIX) :].lower(): value
+        for name, value in headers.items()
+        if name.startswith(PREFIX)
+    }
+    id: Any = attributes.pop("id", None)
+    if declared.naming is not None and MARK not in headers:
+        id = declared.naming.of_foreign(headers, body)
+    if not id:
+        id = _id_of_nameless(declared)
+    check_id(topic, id)
+    source = attributes.pop("source", None) or "kafka"
+    check_source(topic, id, source)
+    time_ms = _ms_in(attributes.pop("time", None), stamped_ms)
+    for own in ("specversion", "data", "partitionkey"):
+        attributes.pop(own, None)
+    if attributes.get("type") == topic:
+        del attributes["type"]
+    checked = check_headers(topic, id, attributes) if attributes else attributes
+    if key is None:
+        return Message(topic, source, id, body, time_ms, None, checked)
+    try:
+        text = key.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidMessage(f"topic {topic!r}, message {id!r}: a key that is no UTF-8") from error
+    check_key(topic, id, text)
+    return Message(topic, source, id, body, time_ms, text, checked)
+
+
+def _id_of_nameless(topic: Topic[Any]) -> str:
+    if topic.without_identity == "accept":
+        return ids.one()
+    needed = "the header ce_id"
+    if topic.dedup_by is not None:
+        needed = f"what dedup_by={topic.dedup_by!r} names"
+    raise InvalidMessage(
+        f"topic {topic.name!r}: a message without identity: its producer gives it {needed}"
+    )
+
+
+def _text_of(ms: int) -> bytes:
+    text = datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
+    return f"{text[:-6]}Z".encode()
+
+
+def _ms_in(text: str | None, stamped_ms: int) -> int:
+    if text is None:
+        return stamped_ms
+    try:
+        return round(datetime.fromisoformat(text).timestamp() * 1000)
+    except ValueError:
+        return stamped_ms
