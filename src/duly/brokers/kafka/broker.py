@@ -116,12 +116,7 @@ class KafkaBroker(Operated):
         names = {self._names.topic(topic.name): topic for topic in topics}
         found = self._find(names)
         wanted = {f"topic/{topic.name}": str(topic.guarantee) for topic in topics}
-        for topic, text in zip(topics, self._recorded().fix(wanted).values(), strict=True):
-            if text != str(topic.guarantee):
-                raise ConfigurationError(
-                    f"topic {topic.name!r} is there with guarantee {text}, and declared with "
-                    f"{topic.guarantee}. Give it another name, or declare it as it is there."
-                )
+        _check_promises(topics, self._recorded().fix(wanted))
         self._admin.make(
             Wanted(name, max(1, topic.partitions), _config(topic))
             for name, topic in names.items()
@@ -150,6 +145,9 @@ class KafkaBroker(Operated):
         del options  # a group is the same whatever its order
         names = {self._names.topic(topic.name): topic for topic in topics}
         self._find(names)
+        if self._admin.find([self._names.records]):
+            keys = [f"topic/{topic.name}" for topic in names.values()]
+            _check_promises(names.values(), self._recorded().found(keys))
         self._known.update(((subscription, topic.name), None) for topic in names.values())
 
     def _recorded(self) -> Records:
@@ -375,6 +373,17 @@ def _order(options: SubscribeOptions) -> Order:
     if options.guarantee is Guarantee.EXACTLY_ONCE:
         return Order.AS_LOGGED
     return Order.BY_KEY if options.order_by_key else Order.NONE
+
+
+def _check_promises(topics: Iterable[Topic[Any]], recorded: Mapping[str, str]) -> None:
+    """Raises `ConfigurationError` for a topic that is recorded with another guarantee."""
+    for topic in topics:
+        text = recorded.get(f"topic/{topic.name}", str(topic.guarantee))
+        if text != str(topic.guarantee):
+            raise ConfigurationError(
+                f"topic {topic.name!r} is there with guarantee {text}, and declared with "
+                f"{topic.guarantee}. Give it another name, or declare it as it is there."
+            )
 
 
 def _config(topic: Topic[Any]) -> dict[str, str]:
