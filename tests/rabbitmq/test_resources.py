@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from duly.broker import SubscribeOptions
+from duly.broker import Published, SubscribeOptions
 from duly.brokers.rabbitmq import RabbitMQBroker
-from duly.errors import BrokerError, BrokerUnavailable
+from duly.errors import BrokerError, BrokerUnavailable, CommitUnknown
 from duly.guarantees import Done, Guarantee, Retry
 from duly.message import Topic
+from tests.rabbitmq.ordered import RIDES, board, rides_at
 from tests.rabbitmq.work import (
     ORDERS,
     awaited,
@@ -127,6 +128,36 @@ def test_what_was_not_acknowledged_in_time_comes_again(rabbit_url: str):
         assert list(lane.settle([Done(again.receipt)])) == []
         publish(broker, "b")
         assert work_off(lane, {"b"}.issubset) == ["b"]
+
+
+@pytest.mark.parametrize("unknown", [False, True], ids=["not sent", "unknown"])
+def test_in_order_what_was_not_acknowledged_in_time_comes_again(rabbit_url: str, unknown: bool):
+    """First of its key, and as what it is: handled before."""
+    with rides_at(rabbit_url) as broker:
+        lane = board(broker)
+        rides = [RIDES.message(f"{n}", key="k", source="tests") for n in range(2)]
+        assert all(isinstance(each, Published) for each in broker.publish(rides))
+        held = awaited(lane, 2)
+        call, failed = broker.link.call, [False]
+
+        def fails(run: Any, timeout_s: float = 30.0) -> Any:
+            if run.__name__ == "<lambda>" and not failed[0]:
+                failed[0] = True
+                raise BrokerError("no answer") if unknown else BrokerUnavailable("not connected")
+            return call(run, timeout_s)
+
+        broker.link.call = fails  # type: ignore[method-assign]
+        if unknown:
+            with pytest.raises(CommitUnknown):
+                lane.settle([Done(each.receipt) for each in held])
+        else:
+            receipts = [each.receipt for each in held]
+            assert list(lane.settle([Done(receipt) for receipt in receipts])) == receipts
+        again = awaited(lane, 2)
+        assert [(each.message.id, each.repeated) for each in again] == [
+            (each.id, True) for each in rides
+        ]
+        assert list(lane.settle([Done(each.receipt) for each in again])) == []
 
 
 FORKS = """

@@ -236,9 +236,25 @@ class OrderedLane:
             if isinstance(error, BrokerError | ConfigurationError):
                 raise BrokerUnavailable(f"nothing was settled: {error}") from error
             raise
-        lost = self._acknowledge([entry for s, entry in accepted if isinstance(s, Done | Dead)])
-        with intake.changed:
+        ended = [entry for s, entry in accepted if isinstance(s, Done | Dead)]
+        try:
+            lost = self._acknowledge(ended)
+        except CommitUnknown:
+            self._end(accepted, ended)
+            raise
+        return [*refused, *self._end(accepted, lost)]
+
+    def _end(
+        self, accepted: Sequence[tuple[Settlement, Entry]], lost: Sequence[Entry]
+    ) -> Sequence[Any]:
+        """These are over, but for those of which the server knows nothing: where their channel is
+        still there, nobody else can hand them out again. The receipts of what is not settled.
+        """
+        refused = []
+        with self.intake.changed:
             for settlement, entry in accepted:
+                if entry in lost:
+                    entry.item.history = History(entry.item.history.charged, repeated=True)
                 if entry in lost or not entry.is_here:
                     refused.append(settlement.receipt)
                 else:
