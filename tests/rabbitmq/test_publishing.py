@@ -340,3 +340,25 @@ def test_what_is_closed_or_never_came_up_leaves_no_file_open(rabbit_node: Rabbit
         # What the first of all opens and keeps is not looked at.
         before = before or files()
     assert files() == before
+
+
+def test_what_is_never_answered_keeps_no_place_from_others(
+    url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """As by a queue that has lost its majority."""
+    monkeypatch.setattr(publishing, "_WINDOW", 3)
+    answered = publishing.Publisher._answered
+    silent = True
+
+    def hear(self: publishing.Publisher, *args: Any) -> None:
+        if not silent:
+            answered(self, *args)
+
+    monkeypatch.setattr(publishing.Publisher, "_answered", hear)
+    with broker_at(url, deadline_s=1.0) as broker:
+        lane = lane_of(broker)
+        outcomes = broker.publish([message(f"{n}", id=f"{n}") for n in range(3)])
+        assert [type(each) for each in outcomes] == [PublishUnknown] * 3
+        silent = False
+        publish(broker, "next")
+        assert {"next"} <= set(work_off(lane, {"next"}.issubset))

@@ -156,6 +156,13 @@ class Publisher:
                     sending.state = State.DOUBTFUL
             # Or they would pile up for as long as the server is away.
             self._waiting = deque(each for each in self._waiting if each.state is State.WAITING)
+            # A queue without a majority answers nothing: what goes to others is not to wait for it.
+            given_up = [
+                tag for tag, each in self._unconfirmed.items() if each.state is not State.SENT
+            ]
+            for tag in given_up:
+                del self._unconfirmed[tag]
+        self._pump()
 
     # --- sending, on any thread
 
