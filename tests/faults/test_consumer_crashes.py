@@ -87,10 +87,12 @@ class Crashes:
 
     def steps(self) -> Sequence[str]:
         """The points of a run without a fault, in order."""
-        scene = self.fresh()
-        scene.run(trace=str(scene.folder / "trace"))
-        assert len(scene.noted("start")) == len(NUMBERS) - 1, "all but the unreadable one"
-        return points_in(scene.folder / "trace")
+        for _ in range(3):  # with a planted bug a transaction that time cuts short loses the rest
+            scene = self.fresh()
+            scene.run(trace=str(scene.folder / "trace"))
+            if len(scene.noted("start")) == len(NUMBERS) - 1:
+                return points_in(scene.folder / "trace")
+        raise AssertionError(f"all but the unreadable one are started: {scene.describe()}")
 
     def judge(self, *crashes: str) -> list[str]:
         """One worker after another dies at these points, the last one drains."""
@@ -140,6 +142,10 @@ def test_a_worker_killed_at_any_step(make_scene: MakeScene, guarantee: str, kind
     crashes = Crashes(make_scene, guarantee, KINDS[guarantee][kind])
     steps = crashes.steps()[:: EVERY.get(kind, 1)]
     all_of(steps, crashes.judge)
+    # A transaction takes what it has time for, and so does not come to the same points each time.
+    again, crashes.unreached = crashes.unreached, []
+    if again:
+        all_of(again, crashes.judge)
     # How handlers that run side by side share their settlements, a relay its messages, and how
     # often a lease is renewed, is a matter of time.
     allowed = len(steps) // 3 if kind in ("concurrent", "by inbox", "renewed") else 0
