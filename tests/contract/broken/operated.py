@@ -196,8 +196,8 @@ class KnowsByMaking(Broken):
 class TakesAwayWhatIsHeld(Broken):
     lanes: Any = ()
 
-    def subscribe(self, *args: Any):
-        lane = self.inner.subscribe(*args)
+    def subscribe(self, topics: Any, subscription: str, options: SubscribeOptions):
+        lane = self.inner.subscribe(topics, subscription, options)
         self.lanes = (*self.lanes, lane)
         return lane
 
