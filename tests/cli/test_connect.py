@@ -103,7 +103,7 @@ def test_open_ones_pass_through():
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("kafka://host", "there are sqlite://, postgresql://"),
+        ("nats://host", "there are sqlite://, postgresql://"),
         ("shop.db", "sqlite:///shop.db"),
         ("", "there are sqlite://"),
         ("sqlite://shop.db", "three slashes"),
