@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -32,7 +33,7 @@ from duly.inspection.health import Finding
 from duly.message import Message
 
 
-class Operated:
+class Operated(ABC):
     """What people ask of `KafkaBroker`, and what is kept for one subscription alone."""
 
     clock: Callable[[], float]
@@ -72,8 +73,9 @@ class Operated:
             "not all may be delivered again",
         )
 
+    @abstractmethod
     def _make_again(self, subscription: str) -> None:
-        raise NotImplementedError
+        """Make the topic of what this subscription alone is given again, unless it is there."""
 
     # --- for lanes
 
