@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from duly.testing.conformance import conformance
-from tests.contract.kafka_subjects import KAFKA
+from tests.contract.kafka_subjects import KAFKA, SPANS
 from tests.contract.subjects import DOCS
 
 TestKafka: Any = conformance(KAFKA, page=DOCS / "kafka.md")
+# The same by spans of bodies, which is how most workers claim.
+TestSpans: Any = conformance(SPANS, page=DOCS / "kafka.md")
 
 for _area in (
     *("Burying", "Crowds", "CrowdsInTransactions", "ExactlyOnce", "Faults"),
@@ -30,3 +32,4 @@ for _area in (
     ),
 ):
     pytest.mark.long(getattr(TestKafka, _area))
+pytest.mark.long(TestSpans)

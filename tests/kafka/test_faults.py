@@ -8,15 +8,16 @@ from typing import Self
 
 import pytest
 
-from duly.broker import Published
+from duly.broker import Published, SubscribeOptions
 from duly.brokers.kafka import KafkaBroker
 from duly.errors import BrokerError, CommitUnknown
-from duly.guarantees import Done
+from duly.guarantees import Done, Guarantee
 from tests.kafka.work import A_LOT, OPTIONS, ORDERS, awaited, bodies, broker_at, message
 from tests.servers.kafka import KafkaNode, in_namespace
 from tests.waiting import eventually
 
 PATIENT = "&session.timeout.ms=60000"
+HASTY = "&session.timeout.ms=6000&heartbeat.interval.ms=1000"
 
 
 class Producer:
@@ -102,3 +103,20 @@ def test_a_server_that_is_away_is_told_and_comes_back(kafka_node: KafkaNode):
         eventually(
             lambda: isinstance(broker.publish([message("b", id="b")])[0], Published), "it is back"
         )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("guarantee", [Guarantee.AT_MOST_ONCE, Guarantee.AT_LEAST_ONCE])
+def test_who_waits_is_told_that_its_partitions_are_lost(
+    kafka_node: KafkaNode, guarantee: Guarantee
+):
+    """Also while a commit is on its way to a node that stands still: nothing is in doubt then."""
+    with broker_at(in_namespace(f"told_{guarantee}", kafka_node.url) + HASTY) as broker:
+        lane = broker.subscribe([ORDERS], "sub", SubscribeOptions(guarantee))
+        broker.publish([message("a")])
+        [held] = awaited(lane)
+        kafka_node.pause()
+        try:
+            assert list(lane.settle([Done(held.receipt)])) == [held.receipt]
+        finally:
+            kafka_node.go_on()

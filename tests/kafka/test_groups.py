@@ -18,6 +18,7 @@ from duly.brokers.kafka import KafkaBroker
 from duly.brokers.kafka.assigned import Beginnings
 from duly.errors import BrokerUnavailable
 from duly.guarantees import Done, Retry
+from duly.message import Topic, now_ms
 from tests.kafka.work import (
     A_LOT,
     OPTIONS,
@@ -32,7 +33,6 @@ from tests.waiting import eventually
 
 EAGER = "&partition.assignment.strategy=range"
 NEW = "&group.protocol=consumer"
-QUICK = "&session.timeout.ms=1500&heartbeat.interval.ms=300"
 
 NUMBERS = [str(number) for number in range(60)]
 
@@ -134,6 +134,36 @@ def test_attempts_and_delays_outlive_the_process(kafka_url: str):
         assert (again.attempt, again.repeated) == (2, True)
 
 
+def test_a_clock_that_was_set_back_makes_no_retry_wait_for_it(kafka_url: str):
+    options = OPTIONS.__class__(OPTIONS.guarantee, order_by_key=True)
+    with broker_at(kafka_url) as one:
+        publish(one, "a")
+        lane = one.subscribe([ORDERS], "sub", options)
+        [held] = awaited(lane)
+        assert list(lane.settle([Retry(held.receipt, 1.0, "no")])) == []
+        one.abandon()
+    with broker_at(kafka_url, wall_ms=lambda: now_ms() - 3_600_000) as two:
+        lane = two.subscribe([ORDERS], "sub", options)
+        [again] = awaited(lane)
+        assert (again.attempt, again.repeated) == (2, True)
+
+
+def test_hundreds_that_wait_in_their_place_are_settled_and_remembered(kafka_url: str):
+    """More than it is claimed beside, for they were claimed together."""
+    options = OPTIONS.__class__(OPTIONS.guarantee, order_by_key=True)
+    numbers = [str(number) for number in range(2000)]
+    with broker_at(kafka_url) as one:
+        publish(one, *numbers)
+        lane = one.subscribe([ORDERS], "sub", options)
+        for _ in range(2):
+            held = awaited(lane, 2000, limit=2000)
+            assert list(lane.settle([Retry(each.receipt, 0.0, "no") for each in held])) == []
+        one.abandon()
+    with broker_at(kafka_url) as two:
+        again = awaited(two.subscribe([ORDERS], "sub", options), 2000, limit=2000)
+        assert {each.attempt for each in again} == {3}
+
+
 @pytest.mark.long
 def test_what_is_given_again_and_settled_is_deleted(
     kafka_url: str, monkeypatch: pytest.MonkeyPatch
@@ -187,7 +217,7 @@ from duly.brokers.kafka import KafkaBroker
 from duly.guarantees import Done, Guarantee
 from duly.message import Topic
 
-orders = Topic("orders", str, guarantee="at-least-once", partitions=4)
+orders = Topic("orders", str, guarantee="at-least-once", partitions=int(sys.argv[4]))
 broker = KafkaBroker(sys.argv[1])
 broker.declare([orders])
 lane = broker.subscribe([orders], "sub", SubscribeOptions(Guarantee(sys.argv[2])))
@@ -202,15 +232,18 @@ try:
 except Exception as error:
     print(type(error).__name__, error, flush=True)
 sys.stdin.readline()
+held = lane.claim(int(sys.argv[3]), 1 << 30, 0.0)
+print("claimed", *(each.message_id for each in held), flush=True)
+sys.stdin.readline()
 """
 
 
 class Process:
     """A worker of another process, which claims and settles when told to."""
 
-    def __init__(self, url: str, guarantee: str, limit: int) -> None:
+    def __init__(self, url: str, guarantee: str, limit: int, partitions: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, url, guarantee, str(limit)],
+            [sys.executable, "-c", WORKER, url, guarantee, str(limit), str(partitions)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -235,8 +268,10 @@ class Process:
 
 
 @contextmanager
-def process(url: str, guarantee: str = "at-least-once", limit: int = 100) -> Iterator[Process]:
-    started = Process(url, guarantee, limit)
+def process(
+    url: str, guarantee: str = "at-least-once", limit: int = 100, partitions: int = 4
+) -> Iterator[Process]:
+    started = Process(url, guarantee, limit, partitions)
     try:
         yield started
     finally:
@@ -244,13 +279,12 @@ def process(url: str, guarantee: str = "at-least-once", limit: int = 100) -> Ite
 
 
 @pytest.mark.parametrize("guarantee", ["at-least-once", "at-most-once", "exactly-once"])
-def test_a_zombie_is_refused_when_it_wakes(kafka_url: str, guarantee: str):
+def test_a_zombie_is_refused_when_it_wakes(dealt_url: str, guarantee: str):
     """It is stopped with messages in hand, its group goes on without it, and then it settles."""
-    url = kafka_url + QUICK
     options = OPTIONS.__class__(type(OPTIONS.guarantee)(guarantee))
-    with broker_at(url) as broker:
+    with broker_at(dealt_url) as broker:
         publish(broker, *NUMBERS[:8])
-        with process(url, guarantee) as zombie:
+        with process(dealt_url, guarantee) as zombie:
             zombie.signal(signal.SIGSTOP)
             lane = broker.subscribe([ORDERS], "sub", options)
             done = work_off(lane, lambda seen: seen >= set(NUMBERS[:8]))
@@ -264,12 +298,31 @@ def test_a_zombie_is_refused_when_it_wakes(kafka_url: str, guarantee: str):
         assert Counter(done) == Counter(NUMBERS[:8])
 
 
-def test_a_killed_process_is_charged_with_what_was_alone(kafka_url: str):
-    url = kafka_url + QUICK
-    with broker_at(url) as broker:
+@pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])
+def test_a_zombie_that_wakes_is_given_nothing_that_is_others(dealt_url: str, guarantee: str):
+    """It has fetched messages, and has announced that it starts them, before it is stopped."""
+    options = OPTIONS.__class__(type(OPTIONS.guarantee)(guarantee))
+    one = Topic(ORDERS.name, str, guarantee="at-least-once", partitions=1)
+    with broker_at(dealt_url, one) as broker:
+        publish(broker, *NUMBERS)
+        with process(dealt_url, guarantee, 4, partitions=1) as zombie:
+            zombie.goes_on()
+            assert zombie.says().startswith("refused 0 ")
+            zombie.signal(signal.SIGSTOP)
+            lane = broker.subscribe([one], "sub", options)
+            rest = {*NUMBERS} - {*zombie.claimed}
+            done = work_off(lane, lambda seen: seen >= rest)
+            zombie.goes_on()  # it claims as soon as it wakes
+            zombie.signal(signal.SIGCONT)
+            assert zombie.says() == "claimed"
+        assert Counter(done) == Counter(rest)
+
+
+def test_a_killed_process_is_charged_with_what_was_alone(dealt_url: str):
+    with broker_at(dealt_url) as broker:
         publish(broker, "poison")
         for _ in range(2):
-            with process(url):
+            with process(dealt_url):
                 pass
         lane = broker.subscribe([ORDERS], "sub", OPTIONS)
         [held] = awaited(lane)
@@ -277,11 +330,10 @@ def test_a_killed_process_is_charged_with_what_was_alone(kafka_url: str):
         assert (held.alone, held.attempt, held.repeated) == (True, 2, True)
 
 
-def test_what_a_killed_process_had_settled_stays_settled(kafka_url: str):
-    url = kafka_url + QUICK
-    with broker_at(url) as broker:
+def test_what_a_killed_process_had_settled_stays_settled(dealt_url: str):
+    with broker_at(dealt_url) as broker:
         publish(broker, *NUMBERS)
-        with process(url, limit=30) as worker:
+        with process(dealt_url, limit=30) as worker:
             worker.goes_on()
             assert worker.says().startswith("refused 0 ")
             settled = set(worker.claimed)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import random
+import sys
+from typing import Any
 
 import pytest
-from hypothesis import given
+from confluent_kafka import Consumer
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from duly.brokers.kafka.address import address_of
+from duly.brokers.kafka.ending import Ending, apply, noted
 from duly.brokers.kafka.fetched import unknown
 from duly.brokers.kafka.notes import MOST, REACH, Known, Notes, as_text, in_text
+from duly.brokers.kafka.producers import Producers
 from duly.brokers.kafka.share import Item, Order, Share
+from duly.brokers.kafka.transacted import is_member
+from duly.errors import BrokerUnusable
+from duly.guarantees import Dead, Done, Release, Retry
 
 LIMIT = 4096  # offset.metadata.max.bytes of a broker that nobody configured
 
@@ -55,6 +64,7 @@ def test_notes_are_read_as_they_were_written(position, done, known):
         0,
         {position + offset for offset in done},
         {position + o: Known(charged, repeated, 5) for o, (charged, repeated) in known.items()},
+        "somebody/3",
     )
     assert in_text(as_text(notes, position), position) == notes
 
@@ -66,12 +76,60 @@ def test_the_largest_notes_fit():
         REACH,
         set(range(0, REACH, 2)) | {REACH - 1},
         {offset: Known(99, True, 4_102_444_800_000) for offset in range(REACH - MOST, REACH)},
+        Producers(address_of("kafka://here", ""), "duly", lambda _: ()).owner,
     )
     assert len(as_text(notes, 0)) <= LIMIT
 
 
+@given(
+    st.integers(0, 1 << 60),
+    st.dictionaries(
+        st.integers(0, REACH - 1),
+        st.tuples(st.integers(0, 99), st.booleans(), st.integers(0, 60_000)),
+        min_size=150,
+        max_size=400,
+    ),
+)
+@settings(max_examples=25)
+def test_many_that_wait_fit_with_all_that_is_known(position, known):
+    """Their times in tenths of a second, none of them earlier."""
+    dues = {offset: due and 4_000_000_000_000 + due for offset, (_, _, due) in known.items()}
+    notes = Notes(
+        "a" * 22,
+        position + REACH,
+        0,
+        {position + offset for offset in range(0, REACH, 2)},
+        {
+            position + o: Known(charged, repeated, dues[o])
+            for o, (charged, repeated, _) in known.items()
+        },
+        "somebody/3",
+    )
+    text = as_text(notes, position)
+    assert len(text) <= LIMIT
+    told = in_text(text, position).known
+    assert told.keys() == notes.known.keys()
+    for offset, each in notes.known.items():
+        found = told[offset]
+        assert (found.charged, found.repeated) == (each.charged, each.repeated)
+        assert 0 <= found.due_ms - each.due_ms < 100
+
+
+def test_of_more_than_fit_those_are_kept_that_were_tried_most():
+    """The others come again as what was tried before."""
+    known = {n: Known(7 if n % 50 == 3 else 1, True, 4_000_000_000_000) for n in range(5000)}
+    text = as_text(Notes("a" * 22, 0, 0, set(), known), 0)
+    assert len(text) <= LIMIT
+    told = in_text(text, 0)
+    assert {n for n, each in told.known.items() if each.charged == 7} == set(range(3, 5000, 50))
+    assert told.repeated == 5000
+    after = fed(share(notes=told), 5000)
+    assert all(each.repeated for each in after.items.values())
+
+
 @pytest.mark.parametrize(
-    "text", [None, "", "by hand", '{"v":2,"d":"AA=="}', '{"v":1,"d":"*"}', "[]"]
+    "text",
+    [None, "", "by hand", '{"v":2,"d":"AA=="}', '{"v":1,"d":"*"}', '{"v":1,"m":"AQE="}', "[]"],
 )
 def test_what_others_wrote_says_nothing(text):
     assert in_text(text, 5) == Notes()
@@ -189,3 +247,83 @@ def test_records_of_the_logs_own_are_passed_over():
     fed(part, 1)
     part.reached(12)
     assert part.position == 9
+
+
+# --- in a transaction
+
+
+@pytest.mark.parametrize("taking", [1, 3, 8])
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_foretold_is_what_there_is_afterwards(seed: int, taking: int):
+    """Position and notes are committed before the claims have ended in the share."""
+    chance = random.Random(seed)
+    known = {chance.randrange(10): Known(2, True)}
+    mine = fed(share(Order.AS_LOGGED, notes=Notes("t", 0, 0, set(), known)), 12)
+    while offsets := taken(mine, taking):
+        ended = []
+        for offset in offsets:
+            ending: Any = chance.choice([Done(0), Dead(0, ""), Retry(0, 5.0, ""), Release(0)])
+            ended.append(Ending(ending, mine, mine.items[offset], 0))
+            if isinstance(ending, Retry | Release):
+                break
+        noted_ = {e.item.offset: noted(e.settlement, e.item, 1000) for e in ended}
+        told = mine.foretell(
+            {
+                e.item.offset: noted_[e.item.offset]
+                for e in ended
+                if noted_[e.item.offset] or not isinstance(e.settlement, Release)
+            },
+            2, 1000, 0.0,
+        )  # fmt: skip
+        for each in ended:
+            apply(each.settlement, mine, each.item, 0.0)
+        mine.announced = told.announced
+        after = mine.notes(1000, 0.0)
+        assert told.position == mine.position
+        assert (told.notes.done, told.notes.known) == (after.done, after.known)
+        for item in list(mine.claimed.values()):
+            mine.back(item)
+        if any(isinstance(each.settlement, Retry) for each in ended):
+            assert mine.next_ready(0.0, {}) is None, "it holds its partition"
+            return
+
+
+@pytest.mark.parametrize(
+    ("generation", "member", "is_one"),
+    [(7, b"consumer-1", True), (-1, b"", False), (7, b"", False), (-1, b"consumer-1", False)],
+)
+def test_only_a_member_commits(generation: int, member: bytes, is_one: bool):
+    """Of nobody Kafka takes any position: nobody could be fenced off."""
+    told = generation.to_bytes(4, sys.byteorder, signed=True)
+    assert is_member(b"CGMDv2:" + told + b"group\0" + member + b"\0\1") is is_one
+
+
+def test_metadata_in_a_form_that_is_not_known_is_told():
+    with pytest.raises(BrokerUnusable, match="not know"):
+        is_member(b"CGMDv3:...")
+
+
+def test_the_driver_tells_metadata_in_the_form_that_is_known():
+    consumer: Any = Consumer({"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": 0})
+    assert is_member(consumer.consumer_group_metadata()) is False
+    consumer.close()
+
+
+@pytest.mark.parametrize("count", [1, 300], ids=["plain", "packed"])
+def test_a_clock_that_was_set_back_lets_nothing_wait_for_longer(count: int):
+    known = {offset: Known(1, True, 10_000) for offset in range(count)}
+    text = as_text(Notes(known=known, written_ms=9_000), 0)
+    assert ('"m"' in text) == (count > 1)
+    read = in_text(text, 0)
+    waits = [read.left_ms(read.known[0].due_ms, now) for now in (0, 9_000, 9_700, 10_000, 50_000)]
+    assert waits == [1_000, 1_000, 300, 0, 0]
+
+
+def test_what_nobody_has_fetched_is_noted_by_the_clock_that_there_is_now():
+    before = Notes(known={5: Known(1, True, 10_000), 6: Known(1, True, 1)}, written_ms=9_000)
+    after = share(notes=before).notes(200, 0.0)
+    assert (after.written_ms, after.known[5].due_ms, after.known[6].due_ms) == (200, 1_200, 0)
+
+
+def test_without_a_time_to_wait_for_no_time_is_told():
+    assert '"w"' not in as_text(Notes(known={1: Known(1, True, 0)}, written_ms=9_000), 0)

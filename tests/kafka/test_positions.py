@@ -91,14 +91,15 @@ def test_where_a_person_says_to_go_on_it_goes_on(kafka_url: str, admin: Any):
 
 
 def test_messages_that_retention_took_are_an_error(kafka_url: str, admin: Any):
+    """Before anything starts: who is started again and again is told that it is no use."""
     work(kafka_url, "a", "b")
     name = f"{namespace_of(kafka_url)}.one"
     with broker_at(kafka_url, ONE) as broker:
         publish(broker, "c", "d", "e")
         answered(admin.delete_records([TopicPartition(name, 0, 4)]))
-        lane = broker.subscribe([ONE], "sub", OPTIONS)
         with pytest.raises(BrokerUnusable, match="nothing at the position"):
-            lane.claim(1, A_LOT, 30.0)
+            broker.subscribe([ONE], "sub", OPTIONS)
+        broker.subscribe([ONE], "another", OPTIONS)
 
 
 def test_a_topic_made_again_is_another_log(kafka_url: str, admin: Any):
@@ -120,8 +121,9 @@ def test_a_topic_made_again_is_another_log(kafka_url: str, admin: Any):
     assert took == [["a", "b"], ["c", "d"]]
 
 
+@pytest.mark.parametrize("transacted", [False, True])
 def test_a_topic_made_again_under_a_worker_is_an_error(
-    kafka_url: str, admin: Any, monkeypatch: pytest.MonkeyPatch
+    kafka_url: str, admin: Any, monkeypatch: pytest.MonkeyPatch, transacted: bool
 ):
     """Its first messages would be passed over, and the position be that of another."""
     monkeypatch.setattr("duly.brokers.kafka.broker.WATCH_S", 0.2)
@@ -129,7 +131,11 @@ def test_a_topic_made_again_under_a_worker_is_an_error(
     driver: Any = confluent_kafka.admin
     with broker_at(kafka_url, ONE) as broker:
         publish(broker, "a", "b")
-        lane = broker.subscribe([ONE], "sub", OPTIONS)
+        options = OPTIONS
+        if transacted:
+            broker.own_store()
+            options = SubscribeOptions(Guarantee.EXACTLY_ONCE)
+        lane = broker.subscribe([ONE], "sub", options)
         assert work_off(lane, lambda seen: len(seen) == 2) == ["a", "b"]
         answered(admin.delete_topics([name]))
         eventually(lambda: name not in admin.list_topics(timeout=10).topics, "it is gone")

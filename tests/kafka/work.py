@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from duly.broker import Delivery, Published, SubscribeOptions, Subscription
 from duly.brokers.kafka import KafkaBroker
@@ -80,6 +80,29 @@ def stranger(url: str, **settings: Any) -> Iterator[Any]:
     producer = Producer({"bootstrap.servers": host_of(url), **settings})
     yield producer
     assert producer.flush(30) == 0
+
+
+def settled(url: str, topic: str) -> None:
+    """Wait until readers of what is committed are shown all that is there: Kafka answers the end of
+    a transaction a moment before.
+    """
+    name = f"{namespace_of(url)}.{topic}"
+    readers: list[Any] = [
+        Consumer(
+            {"bootstrap.servers": host_of(url), "group.id": "settled", "isolation.level": level}
+        )
+        for level in ("read_committed", "read_uncommitted")
+    ]
+    places = [
+        TopicPartition(name, n) for n in readers[0].list_topics(name, 30).topics[name].partitions
+    ]
+
+    def ends(reader: Any) -> list[int]:
+        return [reader.get_watermark_offsets(place, 30)[1] for place in places]
+
+    eventually(lambda: ends(readers[0]) == ends(readers[1]), "nothing is open", timeout_s=60.0)
+    for reader in readers:
+        reader.close()
 
 
 def host_of(url: str) -> str:

@@ -16,6 +16,8 @@ _AROUND_BYTES = 48_000
 _RECORD_BYTES = 1024 * 1024 + _AROUND_BYTES
 # And a batch, as brokers count it, beside one record.
 _BATCH_BYTES = 1000
+# Shorter, and a short pause of a process costs its claims; longer, and its messages wait longer.
+SESSION_TIMEOUT_MS = 15_000
 OWN = ("namespace", "replication")
 # Options of the driver that change nothing which is promised.
 PASSED_ON = (
@@ -25,16 +27,23 @@ PASSED_ON = (
     *("client.id", "client.rack", "broker.address.family", "socket.keepalive.enable"),
     *("socket.connection.setup.timeout.ms", "metadata.max.age.ms", "reconnect.backoff.max.ms"),
     *("compression.type", "linger.ms", "batch.size", "message.max.bytes"),
+    "transaction.timeout.ms",
     *("group.protocol", "session.timeout.ms", "heartbeat.interval.ms"),
     *("partition.assignment.strategy", "fetch.max.bytes", "max.partition.fetch.bytes"),
 )
 _PRODUCERS = frozenset({"compression.type", "linger.ms", "batch.size"})
+# What a worker that dies while it commits leaves open keeps readers waiting for so long, unless
+# another takes over. Longer than a node takes to restart: Kafka 4.3.1 as the only node forgets then
+# to end what has timed out meanwhile.
+_TRANSACTION_MS = "40000"
 _CONSUMERS = frozenset(
     {
         *("group.protocol", "session.timeout.ms", "heartbeat.interval.ms"),
         *("partition.assignment.strategy", "fetch.max.bytes", "max.partition.fetch.bytes"),
     }
 )
+# As it is in the driver, unless it is given.
+_BEAT_MS = 3000
 _COMMITS = "duly commits a position when what stands before it is settled, and not by time"
 _CONFIRMS = "what confirms a publish follows from its topic's guarantee"
 _SECRET = "write the login before the first host (kafka://user:***@host); it is shown nowhere then"
@@ -58,6 +67,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "group.id": "a consumer's name is its group",
         "group.instance.id": "two workers of one name fence each other off",
         "max.poll.interval.ms": "duly polls while handlers run; their time limit is max_run_s",
+        "enable.ssl.certificate.verification": "anybody could answer as the cluster",
         "allow.auto.create.topics": "a topic is made when it is declared, with its partitions",
         "sasl.username": _SECRET,
         "sasl.password": _SECRET,
@@ -83,7 +93,7 @@ class Address:
         kept = {
             name: value
             for name, value in self.options.items()
-            if name not in _PRODUCERS and name not in _CONSUMERS
+            if name not in (*_PRODUCERS, *_CONSUMERS, "transaction.timeout.ms")
         }
         return {"bootstrap.servers": self.bootstrap, **kept, **self.login}
 
@@ -91,6 +101,11 @@ class Address:
     def producing(self) -> dict[str, str]:
         """What producers are given."""
         return self.common | {k: v for k, v in self.options.items() if k in _PRODUCERS}
+
+    @property
+    def transaction_timeout_s(self) -> float:
+        """How long one of Kafka's transactions may be open before the cluster aborts it."""
+        return int(self.options["transaction.timeout.ms"]) / 1000
 
     @property
     def max_message_bytes(self) -> int:
@@ -102,10 +117,38 @@ class Address:
         """The setting of topics that are made for that, whatever the brokers' own is."""
         return {"max.message.bytes": str(int(self.options["message.max.bytes"]) + _BATCH_BYTES)}
 
+    @staticmethod
+    def batch_of(body_bytes: int) -> int:
+        """What a topic has to take for a body of this size, at the most."""
+        return body_bytes + _AROUND_BYTES + _BATCH_BYTES
+
+    @property
+    def session_timeout_ms(self) -> int:
+        """After so long a silence a member of a group is taken for dead."""
+        return int(self.options.get("session.timeout.ms", SESSION_TIMEOUT_MS))
+
+    @property
+    def stands_still_s(self) -> float:
+        """After so long without a turn a process asks whether its partitions are still its own:
+        before the group gives them to others, and as seldom as may be on a busy machine.
+        """
+        beat_ms = int(self.options.get("heartbeat.interval.ms", _BEAT_MS))
+        return min(1.0, (self.session_timeout_ms - beat_ms) / 2000)
+
     @property
     def consuming(self) -> dict[str, str]:
         """What members of consumer groups are given."""
         return self.common | {k: v for k, v in self.options.items() if k in _CONSUMERS}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is passed on to the driver but what duly itself says."""
+        return self.options.keys() <= {"message.max.bytes", "transaction.timeout.ms"}
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether connections are by TLS."""
+        return self.options.get("security.protocol", "plaintext").lower().endswith("ssl")
 
     @property
     def is_new_protocol(self) -> bool:
@@ -172,6 +215,8 @@ def _hosts(places: str, shown: str) -> str:
         host, colon, port = place.strip().rpartition(":")
         if not colon or host.endswith(":"):  # or a bare IPv6 address
             host, port = place.strip(), str(PORT)
+        if any(letter.isspace() for letter in host):
+            raise ConfigurationError(f"{shown!r}: {host!r} is no name of a host")
         if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
             raise ConfigurationError(
                 f"{shown!r}: a port is a number from 1 to 65535; in a password, write / as %2F"
@@ -188,6 +233,10 @@ def _namespace(options: Mapping[str, str], shown: str) -> str:
         check_name("namespace", namespace)
     except ConfigurationError as error:
         raise ConfigurationError(f"{shown!r}: {error}") from None
+    if namespace == "duly" or namespace.startswith("duly."):
+        raise ConfigurationError(
+            f"{shown!r}: the namespace 'duly' has the names of duly's own topics; take another"
+        )
     if len(namespace) > 64:
         raise ConfigurationError(f"{shown!r}: a namespace has at most 64 characters")
     return namespace
@@ -195,10 +244,36 @@ def _namespace(options: Mapping[str, str], shown: str) -> str:
 
 def _passed_on(options: Mapping[str, str], shown: str) -> Mapping[str, str]:
     passed = {name: value for name, value in options.items() if name not in OWN}
+    session = passed.get("session.timeout.ms", str(SESSION_TIMEOUT_MS))
+    if not (session.isascii() and session.isdigit()):
+        raise ConfigurationError(f"{shown!r}: session.timeout.ms is a number")
+    beat = passed.get("heartbeat.interval.ms", "1")
+    if not (beat.isascii() and beat.isdigit() and 0 < int(beat) < int(session)):
+        raise ConfigurationError(
+            f"{shown!r}: heartbeat.interval.ms is a number below session.timeout.ms ({session})"
+        )
+    if passed.get("group.protocol", "classic").lower() == "consumer":
+        _check_dealt_by_brokers(passed, shown)
     size = passed.setdefault("message.max.bytes", str(_RECORD_BYTES))
     if not (size.isascii() and size.isdigit() and 64_000 <= int(size) <= 1_000_000_000):
         raise ConfigurationError(f"{shown!r}: message.max.bytes is a number from 64000")
+    longest = passed.setdefault("transaction.timeout.ms", _TRANSACTION_MS)
+    # Who takes over a partition asks for a minute where to go on, until it is known.
+    if not (longest.isascii() and longest.isdigit() and 1000 <= int(longest) <= 40_000):
+        raise ConfigurationError(
+            f"{shown!r}: transaction.timeout.ms is a number from 1000 to 40000"
+        )
     return passed
+
+
+def _check_dealt_by_brokers(passed: Mapping[str, str], shown: str) -> None:
+    for name in ("session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy"):
+        if name in passed:
+            raise ConfigurationError(
+                f"{shown!r}: with group.protocol=consumer the brokers say what {name} is "
+                "(group.consumer.session.timeout.ms, group.consumer.heartbeat.interval.ms, "
+                "group.consumer.assignors)"
+            )
 
 
 def _replication(options: Mapping[str, str], shown: str) -> int:

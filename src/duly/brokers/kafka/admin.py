@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +18,21 @@ from confluent_kafka import (
 )
 from confluent_kafka import admin as driver
 
+from duly.brokers.kafka import silence
 from duly.brokers.kafka.address import Address
 from duly.brokers.kafka.client import MOVING, broker_error, settings
-from duly.errors import BrokerUnavailable, ConfigurationError
+from duly.brokers.kafka.looking import ANSWERS_S, Seen, look, result
+from duly.errors import BrokerError, BrokerUnavailable, ConfigurationError
+from duly.message import Topic
 
 # The driver's types do not say that it has these.
 NewTopic: Any = driver.NewTopic  # type: ignore[attr-defined]
 OffsetSpec: Any = driver.OffsetSpec  # type: ignore[attr-defined]
 
-ANSWERS_S = 10.0
 _SETTLES_S = 10.0
+# Of a partition where a transaction is open just now readers come further soon.
+_LOOKS_AGAIN_S = 0.5
+_WEEK_MS = 7 * 86_400_000
 _never = threading.Event()
 
 COMPACTED: Mapping[str, str] = {"cleanup.policy": "compact"}
@@ -59,6 +63,7 @@ class Admin:
         self._address = address
         self._client = driver.AdminClient(settings(address.common, {}))
         self._cluster = ""
+        self._was_answered = False
 
     @property
     def cluster(self) -> str:
@@ -80,13 +85,22 @@ class Admin:
             TopicCollection(names), request_timeout=ANSWERS_S
         ).items():
             try:
-                told = _result(future)
+                told = result(future)
             except KafkaException as error:
                 if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    self._was_answered = True
                     continue
-                raise broker_error(error, f"topic {name!r}") from error
+                raise self._wrong(error, f"topic {name!r}") from error
+            self._was_answered = True
             found[name] = Found(str(told.topic_id), len(told.partitions))
         return found
+
+    def look(self, topics: Iterable[str], groups: Iterable[str]) -> Seen:
+        """What can be seen of the cluster and of these. Raises `BrokerError`."""
+        try:
+            return look(self._client, self._address, topics, groups)
+        except KafkaException as error:
+            raise self._wrong(error, "the cluster: nothing is known") from error
 
     def make(self, wanted: Iterable[Wanted]) -> None:
         """Make these, unless they are there; returns when they are seen, which is a moment after
@@ -106,14 +120,16 @@ class Admin:
             self._client.create_topics(topics, request_timeout=ANSWERS_S).items() if topics else ()
         ):
             try:
-                _result(future)
+                result(future)
             except KafkaException as error:
                 if error.args[0].code() == KafkaError.TOPIC_EXCEPTION:
                     raise ConfigurationError(
                         f"topic {name!r} cannot be made: {error.args[0].str()}"
                     ) from error
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise broker_error(error, f"topic {name!r} could not be made") from error
+                    raise broker_error(
+                        error, f"topic {name!r} could not be made on {self._address.bootstrap}"
+                    ) from error
 
         names, until = {each.name for each in wanted}, time.monotonic() + _SETTLES_S
         while not names <= self.find(names).keys():
@@ -124,6 +140,25 @@ class Admin:
     def ends(self, places: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
         """Where each partition ends, for a reader of what is committed."""
         return self._offsets(dict.fromkeys(places, OffsetSpec.latest()))
+
+    def standing(self, topics: Iterable[str]) -> Sequence[tuple[str, int]]:
+        """Partitions of these where readers of what is committed stand before what is there, and
+        do not come further for a moment. Raises `BrokerError`.
+        """
+        found = self.find(topics)
+        places = [(name, n) for name, each in found.items() for n in range(each.partitions)]
+        before = self._held_up(places)
+        if before:
+            _never.wait(_LOOKS_AGAIN_S)
+        after = self._held_up(before)
+        return [place for place, offset in before.items() if after.get(place) == offset]
+
+    def _held_up(self, places: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
+        """Where readers of what is committed stand, in those of these that have more."""
+        asked = dict.fromkeys(places, OffsetSpec.latest())
+        seen = self._offsets(asked)
+        there = self._offsets(asked, IsolationLevel.READ_UNCOMMITTED)
+        return {place: offset for place, offset in seen.items() if offset < there[place]}
 
     def starts(self, places: Iterable[tuple[str, int]], at: Any) -> Mapping[tuple[str, int], int]:
         """Where to begin: at the oldest that is kept, after the newest, or at a time."""
@@ -138,16 +173,20 @@ class Admin:
         late = [place for place, offset in found.items() if offset < 0]
         return {**found, **(self.ends(late) if late else {})}
 
-    def _offsets(self, asked: Mapping[tuple[str, int], Any]) -> Mapping[Any, int]:
+    def _offsets(
+        self,
+        asked: Mapping[tuple[str, int], Any],
+        isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
+    ) -> Mapping[Any, int]:
         until = time.monotonic() + _SETTLES_S
         while asked:
             futures = self._client.list_offsets(
                 {TopicPartition(*place): spec for place, spec in asked.items()},
-                isolation_level=IsolationLevel.READ_COMMITTED,
+                isolation_level=isolation,
                 request_timeout=ANSWERS_S,
             )
             try:
-                told = {place: _result(future) for place, future in futures.items()}
+                told = {place: result(future) for place, future in futures.items()}
                 return {(each.topic, each.partition): found.offset for each, found in told.items()}
             except KafkaException as error:
                 if error.args[0].code() not in MOVING or time.monotonic() > until:
@@ -171,7 +210,7 @@ class Admin:
             [ConsumerGroupTopicPartitions(group)], request_timeout=ANSWERS_S
         )
         try:
-            told = _result(asked[group])
+            told = result(asked[group])
         except KafkaException as error:
             if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
                 return []
@@ -182,7 +221,7 @@ class Admin:
         """How many processes consume as this group."""
         asked = self._client.describe_consumer_groups([group], request_timeout=ANSWERS_S)
         try:
-            return len(_result(asked[group]).members)
+            return len(result(asked[group]).members)
         except KafkaException as error:
             if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
                 return 0
@@ -190,16 +229,23 @@ class Admin:
 
     def _answer(self, future: Any, what: str) -> Any:
         try:
-            return _result(future)
+            told = result(future)
         except KafkaException as error:
-            raise broker_error(error, f"{what}: nothing is known") from error
+            raise self._wrong(error, f"{what}: nothing is known") from error
+        self._was_answered = True
+        return told
+
+    def _wrong(self, error: KafkaException, what: str) -> BrokerError:
+        """What is to be raised. Of one that has never answered somebody looks for the reason."""
+        why = None
+        if not self._was_answered and silence.is_silence(error.args[0]):
+            why = silence.reason(self._address)
+        return broker_error(why or error, what)
 
 
-def _result(future: Any) -> Any:
-    """What was asked for. Raises the driver's error, or `BrokerUnavailable` where there is none."""
-    try:
-        return future.result(ANSWERS_S + 2.0)
-    except FutureTimeout as error:
-        raise BrokerUnavailable(
-            f"Kafka has not answered within {ANSWERS_S:.0f} s; look whether it can be reached"
-        ) from error
+def config_of(topic: Topic[Any]) -> dict[str, str]:
+    """What a topic is made with. Longer than the cluster's own retention where it asks for that,
+    and never shorter: Kafka deletes what nobody has handled yet.
+    """
+    kept_ms = int(topic.retention_s * 1000)
+    return {"retention.ms": str(kept_ms)} if kept_ms > _WEEK_MS else {}

@@ -6,25 +6,32 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from duly.broker import Capabilities, Outcome, Published, SubscribeOptions
 from duly.brokers.kafka.address import address_of
-from duly.brokers.kafka.admin import COMPACTED, KEPT, Admin, Found, Wanted
+from duly.brokers.kafka.admin import COMPACTED, KEPT, Admin, Found, Wanted, config_of
+from duly.brokers.kafka.client import check_consuming
+from duly.brokers.kafka.gate import Gate
 from duly.brokers.kafka.intake import Intake
 from duly.brokers.kafka.lane import Lane
 from duly.brokers.kafka.letters import LetterTopic
 from duly.brokers.kafka.names import Names
 from duly.brokers.kafka.operated import Operated
 from duly.brokers.kafka.producer import TOO_LARGE, Sender, Sending
+from duly.brokers.kafka.producers import Producers
 from duly.brokers.kafka.reader import Reader
 from duly.brokers.kafka.records import Records
 from duly.brokers.kafka.share import Order
+from duly.brokers.kafka.span import takes_spans
+from duly.brokers.kafka.store import KafkaStore
 from duly.brokers.kafka.wire import headers_of
 from duly.errors import (
     BrokerError,
     BrokerUnavailable,
+    CommitUnknown,
     ConfigurationError,
     InvalidMessage,
     MessageTooLarge,
@@ -38,7 +45,7 @@ from duly.message import Message, Topic, now_ms
 log = logging.getLogger("duly.kafka")
 
 WATCH_S = 5.0
-_WEEK_MS = 7 * 86_400_000
+_WORKED = {"store": "with a database as store", "transactions": "by Kafka's transactions alone"}
 
 
 class KafkaBroker(Operated):
@@ -67,6 +74,7 @@ class KafkaBroker(Operated):
             identity_retention=False,
             holds_keys=False,
             delays=False,
+            relays_once=True,
             max_message_bytes=self._address.max_message_bytes,
         )
         self.clock = clock
@@ -78,28 +86,51 @@ class KafkaBroker(Operated):
         self._made: set[str] = set()
         self._intakes: dict[str, Intake] = {}
         self._lanes: dict[int, Lane] = {}
+        self._gates: list[Gate] = []
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._closed = False
         self._stop = threading.Event()
         self._watch: threading.Thread | None = None
-        self._admin = Admin(self._address)
         self._sender = Sender(self._address, deadline_s)
+        if not self._address.is_plain:
+            self._sender.check_options(shown)
+            check_consuming(self._address, shown)
+        self._admin = Admin(self._address)
         self._lossy = Sender(self._address, 1.0, lossy=True)
         self._record_reader = Reader(self._address, self._names.records)
         self._letter_reader = Reader(self._address, self._names.letters)
         self._records: Records | None = None
-        self._graveyard: Graveyard = LetterTopic(
+        self._letters = LetterTopic(
             self._names.letters,
             self._letter_reader,
             self._sender,
             lambda: self._make(self._names.letters, COMPACTED),
+            self._address.max_message_bytes,
         )
+        self._graveyard: Graveyard = self._letters
+        self._producers: Producers | None = None
 
     @property
     def capabilities(self) -> Capabilities:
         """What this broker provides."""
         return self._capabilities
+
+    def own_store(self) -> KafkaStore:
+        """Kafka's own transactions, in place of a store. From here on exactly-once subscriptions
+        commit their positions by them; to be asked for before the first.
+        """
+        with self._lock:
+            if self._producers is None:
+                prefix, standing = self._names.group("duly"), self._admin.standing
+                self._producers = Producers(self._address, prefix, standing)
+                place = f"kafka://{self._address.bootstrap}/{self._address.namespace}"
+                self._capabilities = replace(self._capabilities, database=place)
+        return KafkaStore(self, self._producers, self._address.transaction_timeout_s)
+
+    def intake(self, subscription: str) -> Intake | None:
+        """The subscription as this process works it."""
+        return self._intakes.get(subscription)
 
     # --- declaring
 
@@ -118,7 +149,7 @@ class KafkaBroker(Operated):
         wanted = {f"topic/{topic.name}": str(topic.guarantee) for topic in topics}
         _check_promises(topics, self._recorded().fix(wanted))
         self._admin.make(
-            Wanted(name, max(1, topic.partitions), _config(topic))
+            Wanted(name, max(1, topic.partitions), config_of(topic))
             for name, topic in names.items()
             if name not in found
         )
@@ -174,10 +205,11 @@ class KafkaBroker(Operated):
         if not messages:
             return []
         self._check_open()
-        ready = [self._refusal(message) or self._sending(message) for message in messages]
+        stamp_ms = self._wall_ms()
+        ready = [*self._ready(messages, stamp_ms)]
         sent = [(m, s) for m, s in zip(messages, ready, strict=True) if isinstance(s, Sending)]
-        surely = [sending for message, sending in sent if not self._is_lossy(message)]
         lossy = [sending for message, sending in sent if self._is_lossy(message)]
+        surely = [s for m, s in sent if not self._is_lossy(m)] if lossy else [s for _, s in sent]
         if surely:
             self._sender.send(surely)
         if lossy:
@@ -186,6 +218,24 @@ class KafkaBroker(Operated):
             _outcome(message, each) if isinstance(each, Sending) else each
             for message, each in zip(messages, ready, strict=True)
         ]
+
+    def _ready(
+        self, messages: Sequence[Message[Any]], stamp_ms: int
+    ) -> Iterator[PublishFailed | Sending]:
+        """The record of each, or why it is refused. Most are of one topic, and nothing is wrong
+        with them.
+        """
+        topic, name, is_declared = "", "", False
+        most = self._capabilities.max_message_bytes
+        for message in messages:
+            if message.topic != topic:
+                topic, name = message.topic, self._names.topic(message.topic)
+                is_declared = self._promise(message) is not None
+            if is_declared and len(message.body) <= most and message.due_ms is None:
+                key = None if message.key is None else message.key.encode()
+                yield Sending(name, message.body, key, headers_of(message), stamp_ms=stamp_ms)
+            else:
+                yield self.refusal(message) or self.sending(message)
 
     def _is_lossy(self, message: Message[Any]) -> bool:
         return self._promises.get(message.topic) == Guarantee.AT_MOST_ONCE
@@ -204,7 +254,8 @@ class KafkaBroker(Operated):
                 known = None
         return known
 
-    def _refusal(self, message: Message[Any]) -> PublishFailed | None:
+    def refusal(self, message: Message[Any]) -> PublishFailed | None:
+        """Why this message is certainly not stored. Raises `BrokerError`."""
         if self._promise(message) is None:
             return PublishFailed(
                 f"{_named(message)}: nobody has declared its topic", message_id=message.id
@@ -223,7 +274,8 @@ class KafkaBroker(Operated):
             )
         return None
 
-    def _sending(self, message: Message[Any]) -> Sending:
+    def sending(self, message: Message[Any]) -> Sending:
+        """The record of a message that is published now."""
         return Sending(
             self._names.topic(message.topic),
             message.body,
@@ -233,6 +285,15 @@ class KafkaBroker(Operated):
             # a week would be deleted at once.
             stamp_ms=self._wall_ms(),
         )
+
+    def entrance(self, outbox: str) -> Gate:
+        """As `PublishesOnce.entrance`."""
+        gate = Gate(
+            self._address, self._admin, self._names, outbox,
+            lambda message: self.refusal(message) or self.sending(message), _outcome,
+        )  # fmt: skip
+        self._gates.append(gate)
+        return gate
 
     # --- subscribing
 
@@ -246,7 +307,7 @@ class KafkaBroker(Operated):
         self._make_again(subscription)
         names = {self._names.topic(topic.name): self._topics[topic.name] for topic in topics}
         with self._lock:
-            intake = self._intake_of(subscription, options)
+            intake = self._intake_of(topics, subscription, options)
             self._known.update(((subscription, topic.name), None) for topic in topics)
         try:
             intake.read(names, options.start)
@@ -264,7 +325,9 @@ class KafkaBroker(Operated):
             self._lanes[lane.number] = lane
             return lane
 
-    def _intake_of(self, subscription: str, options: SubscribeOptions) -> Intake:
+    def _intake_of(
+        self, topics: Sequence[Topic[Any]], subscription: str, options: SubscribeOptions
+    ) -> Intake:
         order = _order(options)
         intake = self._intakes.get(subscription)
         if intake is not None and intake.order is not order:
@@ -277,7 +340,9 @@ class KafkaBroker(Operated):
             intake = self._intakes[subscription] = Intake(
                 self._address, self._admin, self._recorded, subscription,
                 self._names.group(subscription), options.guarantee, order,
+                takes_spans(options, topics),
                 self._names.again(subscription), self.clock, self._wall_ms,
+                self._producers if options.guarantee is Guarantee.EXACTLY_ONCE else None,
             )  # fmt: skip
         return intake
 
@@ -303,7 +368,17 @@ class KafkaBroker(Operated):
 
     def _check_guarantee(self, subscription: str, options: SubscribeOptions) -> None:
         wanted, key = str(options.guarantee), f"subscription/{subscription}"
-        found = self._recorded().fix({key: wanted})[key]
+        kept, by = "", f"effects/{subscription}"
+        if options.guarantee is Guarantee.EXACTLY_ONCE:
+            kept = "store" if self._producers is None else "transactions"
+        fixed = self._recorded().fix({key: wanted, **({by: kept} if kept else {})})
+        found = fixed[key]
+        if found == wanted and kept and fixed[by] != kept:
+            raise ConfigurationError(
+                f"subscription {subscription!r} was worked {_WORKED[fixed[by]]}, and is now to be "
+                f"{_WORKED[kept]}: what took effect is remembered in another place. Give the "
+                "consumer a new name."
+            )
         if found != wanted:
             raise ConfigurationError(
                 f"subscription {subscription!r} is recorded as {found!r}, and this consumer "
@@ -317,8 +392,9 @@ class KafkaBroker(Operated):
             for intake in list(self._intakes.values()):
                 try:
                     intake.look()
+                    intake.catch_up()
                     intake.tidy()
-                except BrokerError as error:
+                except (BrokerError, CommitUnknown) as error:
                     log.debug("looking again later: %s", error)
                 except Exception:
                     # Nobody else looks: this thread goes on.
@@ -363,6 +439,10 @@ class KafkaBroker(Operated):
         self._stop.set()
         for intake in list(self._intakes.values()):
             intake.close()
+        if self._producers is not None:
+            self._producers.close()
+        for gate in self._gates:
+            gate.close()
         self._sender.close()
         self._lossy.close()
         self._record_reader.close()
@@ -384,14 +464,6 @@ def _check_promises(topics: Iterable[Topic[Any]], recorded: Mapping[str, str]) -
                 f"topic {topic.name!r} is there with guarantee {text}, and declared with "
                 f"{topic.guarantee}. Give it another name, or declare it as it is there."
             )
-
-
-def _config(topic: Topic[Any]) -> dict[str, str]:
-    """Longer than the cluster's own retention where the topic asks for that, and never shorter:
-    Kafka deletes what nobody has handled yet.
-    """
-    kept_ms = int(topic.retention_s * 1000)
-    return {"retention.ms": str(kept_ms)} if kept_ms > _WEEK_MS else {}
 
 
 def _named(message: Message[Any]) -> str:

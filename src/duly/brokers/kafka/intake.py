@@ -7,6 +7,7 @@ thread alone: while it polls, others would wait.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
@@ -15,19 +16,25 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from duly.broker import Start
 from duly.brokers.kafka.address import Address
 from duly.brokers.kafka.admin import Admin
-from duly.brokers.kafka.assigned import Beginnings, made_anew
-from duly.brokers.kafka.client import READ_COMMITTED, broker_error, settings
+from duly.brokers.kafka.assigned import Beginnings, nothing_there
+from duly.brokers.kafka.client import broker_error, consuming
 from duly.brokers.kafka.commits import Commits
-from duly.brokers.kafka.fetched import Fetched
+from duly.brokers.kafka.fetched import Fetched, all_are_there, by_partition
+from duly.brokers.kafka.notes import REACH
+from duly.brokers.kafka.positions import Positions
+from duly.brokers.kafka.producers import Producers
+from duly.brokers.kafka.receipt import Receipt, SpanReceipt
 from duly.brokers.kafka.records import Records
+from duly.brokers.kafka.runs import Run
 from duly.brokers.kafka.share import Item, Order, Share
-from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
+from duly.brokers.kafka.stillness import Stillness
+from duly.brokers.kafka.transacted import Transacted
+from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable, SubscriptionEnded
 from duly.guarantees import Guarantee
 from duly.message import Topic
 
@@ -40,30 +47,27 @@ _JOINS_S = 60.0
 _ASKS_AGAIN_S = 0.5
 _LEAVES_S = 15.0
 _POLLS_S = 0.05
+# So many records are taken from the driver in one go; and so few where lanes have something to do:
+# an answer of the group's is not seen meanwhile.
+_AT_ONCE, _FEW = 1000, 250
+# With so many of a partition ready to be claimed there is no hurry to take more. While the group is
+# asked, who waits for that starts nothing, and there is time for as many as this.
+_PLENTY, _MORE = REACH // 2, REACH + REACH // 2
+# What the group answers is looked for so often then.
+_ANSWERS_S = 0.0001
 # Of a cluster that is away the driver tells many times a second.
 _TELLS_S = 30.0
 # How long a rebalance waits for handlers that run; what is not settled by then comes again.
 DRAINS_S = 5.0
+_NOTHING_THERE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 # Bodies that were fetched and wait; then fetching pauses until it is half of that.
 _MOST_BYTES = 64 * 1024 * 1024
-
-_CLASSIC = {"partition.assignment.strategy": "cooperative-sticky", "session.timeout.ms": "15000"}
-
-
-class Receipt(msgspec.Struct, frozen=True, gc=False):
-    """The receipt of a claim. ``generation`` is given to one assignment of one partition, and
-    ``token`` to one claim.
-    """
-
-    intake: int
-    generation: int
-    offset: int
-    token: int
 
 
 class Intake:
     """``topics`` are those that it reads, by their names on the cluster; ``again`` is where what
-    only this subscription is given stands.
+    only this subscription is given stands. ``as_runs``: whether its lanes take many at a time.
+    With ``producers`` positions are committed by transactions of Kafka's.
     """
 
     def __init__(
@@ -75,9 +79,11 @@ class Intake:
         group: str,
         guarantee: Guarantee,
         order: Order,
+        as_runs: bool,
         again: str,
         clock: Callable[[], float],
         wall_ms: Callable[[], int],
+        producers: Producers | None = None,
     ) -> None:
         self.number = next(numbers)
         self.subscription = subscription
@@ -86,10 +92,16 @@ class Intake:
         self.changed = threading.Condition()
         self.shares: dict[tuple[str, int], Share] = {}
         self.by_generation: dict[int, Share] = {}
-        self.failed: BrokerError | None = None
+        self.failed: SubscriptionEnded | None = None
+        self._moved: dict[int, int] = {}
         self.again = again
-        self.fetched = Fetched(again, clock, wall_ms)
-        self.commits = Commits(subscription, self.changed, self.by_generation, clock, wall_ms)
+        self.fetched = Fetched(again, clock, wall_ms, as_runs=as_runs)
+        around = (subscription, self.changed, self.by_generation, clock, wall_ms)
+        self.commits: Commits | Transacted = (
+            Commits(*around)
+            if producers is None
+            else Transacted(*around, producers, Positions(address, group))
+        )
         self._admin = admin
         self._is_eager = address.is_eager
         self._topics: dict[str, Topic[Any]] = {}
@@ -98,17 +110,22 @@ class Intake:
         self._asked = 0
         self._joined = 0
         self._paused: set[tuple[str, int]] = set()
+        self._early: list[Any] = []
         self._stop = threading.Event()
         self._told_s = -math.inf
+        self._stillness = Stillness(address.stands_still_s)
         self._tidied = 0
         self._gone = False  # as by the death of the process: nothing more is committed
-        self._beginnings = Beginnings(admin, records, subscription, self._order_of, self._start_of)
-        self._consumer: Any = Consumer(
-            settings(
-                {**({} if address.is_new_protocol else _CLASSIC), **address.consuming},
-                {**READ_COMMITTED, "group.id": group, "on_commit": self.commits.answered},
-            )
+        self._beginnings = Beginnings(
+            admin,
+            records,
+            subscription,
+            self._order_of,
+            self._start_of,
+            self.commits.begin,
+            lambda: "" if producers is None else producers.owner,
         )
+        self._consumer: Any = Consumer(consuming(address, group, self.commits.answered))
         self._thread = threading.Thread(
             target=self._run, name=f"duly-kafka-{subscription}", daemon=True
         )
@@ -148,25 +165,43 @@ class Intake:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
+                self._hear_of_itself()
                 self._ask()
                 self.commits.serve(self._consumer)
-                first = self._consumer.poll(self._patience_s())
-                if first is not None:
-                    self._take([first, *self._consumer.consume(2000, 0)])
+                self._fetch()
                 self._press()
             self._leave()
         except Exception as error:
             log.exception("subscription %r: nothing more is fetched", self.subscription)
-            self._fail(BrokerUnusable(f"subscription {self.subscription!r}: {error!r}"))
+            self._end(f"subscription {self.subscription!r}: {error!r}")
         finally:
             self.commits.end()
             self._consumer.close()
 
-    def _patience_s(self) -> float:
-        """How long to poll: whoever settles meanwhile waits for that, so it is a tenth of the time
-        that nothing has happened for.
+    def _fetch(self) -> None:
+        """Let the driver tell what it has to, and take what was fetched. Where lanes have enough
+        to do, little of that is taken: to be paused and resumed costs the driver all that it has
+        fetched ahead, and who is quick would wait for it.
         """
-        return min(_POLLS_S, max(0.001, (time.monotonic() - self.commits.active_s) / 10))
+        ready, waits = self._ready(), self.commits.waits
+        rests = ready >= (_MORE if waits else _PLENTY) and len(self._early) < _AT_ONCE
+        idle_s = time.monotonic() - self.commits.active_s
+        # Whoever settles meanwhile waits for that: it is a tenth of how long nothing has happened.
+        patience_s = min(_POLLS_S, max(0.001, idle_s / 10))
+        if rests:
+            self.commits.rest(max(_ANSWERS_S, idle_s / 100) if waits else patience_s / 2)
+        first = self._consumer.poll(0 if rests else patience_s)
+        if first is not None:
+            self._early.append(first)  # it comes with the answer to a commit
+        if self._early and not rests:
+            self._early += self._consumer.consume(_AT_ONCE if ready < _FEW else _FEW, 0)
+            records, self._early = self._early, []
+            self._take(records)
+
+    def _ready(self) -> int:
+        """How many messages of a partition can be claimed at most."""
+        with self.changed:
+            return max([share.ready for share in self.shares.values()], default=0)
 
     def _leave(self) -> None:
         with self.changed:
@@ -189,37 +224,45 @@ class Intake:
 
     def _take(self, records: Sequence[Any]) -> None:
         self.commits.active_s = time.monotonic()
+        # Looked at before the lock is taken: lanes need it.
+        found = [(name, self.fetched.divide(some)) for name, some in by_partition(records)]
         with self.changed:
-            for record in records:
-                share = self.shares.get((record.topic(), record.partition()))
-                error = record.error()
-                if error is None:
-                    if share is not None and record.offset() >= share.next:
-                        self.fetched.into(share, record)
-                elif error.code() == KafkaError._PARTITION_EOF:
-                    if share is not None:
-                        share.reached(record.offset())
-                elif share is not None or error.fatal():
-                    self._fail(self._gone_wrong(error, record))
-                elif time.monotonic() > self._told_s + _TELLS_S:
-                    self._told_s = time.monotonic()
-                    log.warning("subscription %r: %s", self.subscription, error)
+            for name, parts in found:
+                share = self.shares.get(name)
+                if share is not None:
+                    self.fetched.put(share, parts)
+            if not all_are_there(records):
+                for record in records:
+                    if record.error() is not None:
+                        self._hear(record)
             self.changed.notify_all()
 
-    def _gone_wrong(self, error: KafkaError, record: Any) -> BrokerError:
-        where = f"topic {record.topic()!r}, partition {record.partition()}"
-        if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-            return BrokerUnusable(
-                f"subscription {self.subscription!r}: {where} has nothing at the position that "
-                f"this subscription has reached: {error.str()}. Retention went by, or the log "
-                "lost its end or was made anew. Where to go on is a person's to say: "
-                "kafka-consumer-groups.sh --reset-offsets"
-            )
-        return broker_error(error, f"subscription {self.subscription!r}: {where}")
+    def _hear(self, record: Any) -> None:
+        """What the driver tells of a partition, or of the cluster."""
+        share = self.shares.get((record.topic(), record.partition()))
+        error = record.error()
+        if error.code() == KafkaError._PARTITION_EOF:
+            if share is not None:
+                share.reached(record.offset())
+        elif (why := self._ending(error, record, share)) is not None:
+            self._end(why)
+        elif time.monotonic() > self._told_s + _TELLS_S:
+            self._told_s = time.monotonic()
+            log.warning("subscription %r: %s", self.subscription, error)
 
-    def _fail(self, error: BrokerError) -> None:
+    def _ending(self, error: KafkaError, record: Any, share: Share | None) -> str | None:
+        """Why nothing goes on after this; None where the driver asks again until it does."""
+        if share is not None and error.code() in _NOTHING_THERE:
+            return nothing_there(self.subscription, [share.name], error.str())
+        told = broker_error(error, f"subscription {self.subscription!r}: {record.topic()}")
+        denied = share is not None and isinstance(told, BrokerUnusable)
+        return str(told) if denied or error.fatal() else None
+
+    def _end(self, why: str) -> None:
+        """Nothing more is given out. The first reason is the one that is told."""
         with self.changed:
-            self.failed = error
+            if self.failed is None:
+                self.failed = SubscriptionEnded(why)
             self.changed.notify_all()
 
     def _press(self) -> None:
@@ -255,30 +298,37 @@ class Intake:
             consumer.assign(places)
         else:
             consumer.incremental_assign(places)
+        self.commits.rebalanced(consumer)
 
     def _begun(self, consumer: Any, given: Sequence[TopicPartition]) -> Sequence[Share]:
         """Where these go on; asked again while nobody answers: what is not assigned now, this
         generation is never given again.
         """
+        self.commits.take_over(given)
         until = time.monotonic() + _JOINS_S
         while not self._stop.is_set():
+            self._hear_of_itself()
             try:
                 return self._beginnings.of(consumer, given)
             except BrokerUnusable as error:
-                self._fail(error)
+                self._end(str(error))
                 break
             except (BrokerError, KafkaException, KeyError) as error:
                 if time.monotonic() > until:
                     text = f"subscription {self.subscription!r}: nobody knows where to go on"
-                    self._fail(BrokerUnusable(f"{text}: {error!r}"))
+                    self._end(f"{text}: {error!r}")
                     break
                 log.warning("subscription %r: asking again: %s", self.subscription, error)
+                if isinstance(error, KafkaException):
+                    with contextlib.suppress(BrokerError):  # it is asked again
+                        self.commits.unblock(consumer, given, self._beginnings.beginners())
                 self._stop.wait(_ASKS_AGAIN_S)
         return []
 
     def _on_revoke(self, consumer: Any, taken: Sequence[TopicPartition]) -> None:
         """Hand over in an orderly way: what runs is settled first, as far as time allows."""
         shares = self._of(taken)
+        self.commits.rebalanced(consumer)
         if not self._gone:
             self._drain(shares)
             self.commits.surely(consumer, shares)
@@ -292,6 +342,7 @@ class Intake:
         """Others have them already."""
         log.warning("subscription %r: partitions were lost to others", self.subscription)
         self._forget(self._of(taken))
+        self.commits.rebalanced(consumer)
         if self._is_eager:
             consumer.unassign()
         else:
@@ -307,9 +358,12 @@ class Intake:
         with self.changed:
             for share in shares:
                 share.leaving = True
-            while any(share.claimed for share in shares) and not self._stop.is_set():
-                if not self.changed.wait(max(0.0, until - time.monotonic())):
+            while any(share.is_held for share in shares) and not self._stop.is_set():
+                self._hear_of_itself()
+                left_s = until - time.monotonic()
+                if left_s <= 0:
                     return
+                self.changed.wait(min(left_s, self._stillness.most_s / 2))
 
     def _forget(self, shares: Sequence[Share]) -> None:
         with self.changed:
@@ -317,9 +371,32 @@ class Intake:
                 self.shares.pop(share.name, None)
                 self.by_generation.pop(share.generation, None)
                 self._paused.discard(share.name)
+            gone = {share.name for share in shares}
+            # Behind these there is a gap, once it is this process's again.
+            self._early = [
+                each for each in self._early if (each.topic(), each.partition()) not in gone
+            ]
+            self.commits.lost()
             self.changed.notify_all()
 
     # --- for lanes
+
+    def wake(self) -> None:
+        """To be called before anything is claimed, with ``changed`` held: where this process stood
+        still, others may have its partitions, and it has not been told yet.
+        """
+        if self._stillness:
+            self._doubt()
+
+    def _hear_of_itself(self) -> None:
+        if self._stillness.hear():
+            self._doubt()
+
+    def _doubt(self) -> None:
+        with self.changed:
+            for share in self.shares.values():
+                share.telling.doubt()
+                share.version += 1  # or there would be nothing to ask the group
 
     def share_of(self, receipt: Any) -> Share | None:
         """The partition that a receipt is about, if it is still this process's. With ``changed``
@@ -332,10 +409,32 @@ class Intake:
     def held(self, receipt: Any) -> tuple[Share, Item] | None:
         """What a receipt still holds."""
         share = self.share_of(receipt)
-        item = None if share is None else share.items.get(receipt.offset)
-        if share is None or item is None or item.token != receipt.token:
+        if share is None:
             return None
-        return share, item
+        for run in share.runs.holding(receipt.token, (receipt.offset,)):
+            share.open(run)
+        item = share.items.get(receipt.offset)
+        return None if item is None or item.token != receipt.token else (share, item)
+
+    def held_of(self, receipt: SpanReceipt) -> tuple[list[tuple[Share, Run]], list[Receipt]]:
+        """What the receipt of a span still holds as runs; and the receipts of all others of it,
+        which are held one by one, or lost.
+        """
+        held: list[tuple[Share, Run]] = []
+        rest: list[Receipt] = []
+        for part in receipt.parts:
+            generation, offsets = part
+            mine = receipt.intake == self.number
+            share = self.by_generation.get(generation) if mine else None
+            found: list[Run] = []
+            if share is not None:
+                found = share.runs.holding(receipt.token, offsets)
+                held += [(share, run) for run in found]
+            if sum(map(len, found)) < len(offsets):
+                there = {offset for run in found for offset in run.offsets}
+                all_of = SpanReceipt(receipt.intake, receipt.token, (part,)).each()
+                rest += [each for each in all_of if each.offset not in there]
+        return held, rest
 
     def is_behind(self) -> bool:
         """Whether the cluster has more for this process than was fetched. Asks it."""
@@ -348,12 +447,24 @@ class Intake:
         """Ask the cluster whether the topics are still those that were assigned. A worker that
         went on in one that was made anew would pass over its first messages.
         """
+        try:
+            self._beginnings.look()
+        except BrokerUnusable as error:
+            self._end(str(error))
+
+    def catch_up(self) -> None:
+        """Commit a position that has moved though nobody has settled anything, past records of the
+        log's own or what was rolled back: retention would overtake it. To be called now and then:
+        where somebody settles, that is committed before the next time.
+        """
         with self.changed:
-            logs = {name[0]: share.log for name, share in self.shares.items()}
-        there = self._admin.find(logs)
-        for topic, log in logs.items():
-            if topic not in there or f"/{there[topic].id}/" not in log:
-                self._fail(BrokerUnusable(made_anew(self.subscription, topic)))
+            there = self.by_generation
+            moved = {n: s.version for n, s in there.items() if s.committed < s.version}
+            stay = [there[n] for n, version in moved.items() if self._moved.get(n) == version]
+            stay = [share for share in stay if not share.busy]
+            self._moved = moved
+        if stay:
+            self.commits.ask(stay)
 
     def tidy(self) -> None:
         """What was given again and is settled goes: its topic keeps everything otherwise."""

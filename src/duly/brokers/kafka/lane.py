@@ -7,14 +7,34 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from typing import Any, Protocol, assert_never
+from typing import Any, Protocol
 
 from duly.broker import Delivery, LogPosition, SubscribeOptions
-from duly.brokers.kafka.intake import Intake, Receipt
-from duly.brokers.kafka.share import Item, Order, Share
-from duly.errors import BrokerError, BrokerUnavailable, CommitUnknown
-from duly.guarantees import Dead, Done, Guarantee, Release, Retry, Settlement
+from duly.brokers.kafka.ending import (
+    STRAY,
+    STRAYS,
+    Aside,
+    Ending,
+    RunEnding,
+    aside,
+    asides,
+)
+from duly.brokers.kafka.held import Held, Taken, endings_of, held_by
+from duly.brokers.kafka.intake import Intake
+from duly.brokers.kafka.producer import Sending
+from duly.brokers.kafka.receipt import Receipt, SpanReceipt
+from duly.brokers.kafka.runs import Claim, Run
+from duly.brokers.kafka.share import Item, Share
+from duly.brokers.kafka.span import Part, RunSpan, takes_spans
+from duly.brokers.kafka.transacted import Transacted
+from duly.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    CommitUnknown,
+    Superseded,
+    TransactionFailed,
+)
+from duly.guarantees import Dead, Done, Guarantee, Settlement
 
 log = logging.getLogger("duly.kafka")
 
@@ -26,19 +46,6 @@ _ARRIVAL_S = 5.0
 _LOOKS_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Aside:
-    """An item that is settled here and goes elsewhere: to the dead letters with an ``error``, or
-    to come again after a delay.
-    """
-
-    item: Item
-    charged: int
-    repeated: bool
-    error: str | None = None
-    delay_s: float = 0.0
-
-
 class Surroundings(Protocol):
     """What a lane needs of its broker."""
 
@@ -46,6 +53,10 @@ class Surroundings(Protocol):
 
     def put_aside(self, intake: Intake, asides: Sequence[Aside]) -> None:
         """Keep these elsewhere, durably on return. Raises `BrokerError`."""
+        ...
+
+    def letters(self, subscription: str, asides: Sequence[Aside]) -> Sequence[Sending]:
+        """The records of their dead letters, for a transaction to store."""
         ...
 
     def leave(self, lane: Lane) -> None:
@@ -75,6 +86,7 @@ class Lane:
         self._closed = False
         self._turn = 0
         self._last = 1
+        self._spans = takes_spans(options, topics)
         # At-most-once is settled before it is started: nobody need know who died with it.
         self._announces = options.guarantee is not Guarantee.AT_MOST_ONCE
 
@@ -84,12 +96,13 @@ class Lane:
         """As `Subscription.claim`. Waits in real time, whatever the injected clock says."""
         deadline = time.monotonic() + wait_s
         asked = False
+        self.intake.commits.decide()
         while not self._closed:
             if self.intake.failed is not None:
                 raise self.intake.failed
-            taken, wrong = self._take(limit, max_bytes)
-            if wrong:
-                self._bury_unreadable(wrong)
+            taken = self._take(limit, max_bytes)
+            if taken.wrong or taken.strays:
+                self._pass_on(taken)
             if taken:
                 if deliveries := self._hand_out(taken):
                     return deliveries
@@ -103,27 +116,28 @@ class Lane:
                 asked = True
         return ()
 
-    def _take(
-        self, limit: int, max_bytes: int
-    ) -> tuple[list[tuple[Share, Item]], list[tuple[Share, Item]]]:
-        """What may be claimed now: one suspect, or a batch; and what is no message."""
+    def _take(self, limit: int, max_bytes: int) -> Taken:
+        """What may be claimed now: one suspect, or a batch."""
         intake, now = self.intake, self._broker.clock()
-        until = now + self._options.lease_s
+        taken = Taken(Claim(next(_tokens), self.number, now + self._options.lease_s))
         with intake.changed:
             if self._closed:
-                return [], []
+                return taken
+            intake.wake()
             self._reap(now)
             mine = self._in_turn()
-            wrong: list[tuple[Share, Item]] = []
-            taken = self._suspect(mine) or self._batch(mine, limit, max_bytes, now, wrong)
-            for share, item in (*taken, *wrong):
-                item.lane, item.until, item.token = self.number, until, next(_tokens)
-                item.settling = item.wrong is not None
-                del share
-            return [each for each in taken if each[1].wrong is None], [
-                *wrong,
-                *(each for each in taken if each[1].wrong is not None),
-            ]
+            found = self._suspect(mine)
+            if not found and self._spans:
+                self._take_runs(mine, limit, max_bytes, now, taken)
+            if not found and not taken.runs:
+                found = self._batch(mine, limit, max_bytes, now)
+            for share, item in found:
+                item.token, item.lane, item.until = taken.claim
+                where = taken.strays if self._is_stray(item) else taken.items
+                where = where if item.wrong is None else taken.wrong
+                where.append((share, item))
+                item.settling = where is not taken.items
+        return taken
 
     def _in_turn(self) -> list[Share]:
         """The partitions of its topics, each claim beginning with another."""
@@ -136,6 +150,9 @@ class Lane:
     def _suspect(self, mine: Sequence[Share]) -> list[tuple[Share, Item]]:
         for share in mine:
             item = share.suspect()
+            if item is not None and self._is_stray(item):
+                share.take(item, {})
+                return [(share, item)]
             if item is not None and self._is_for_me(item):
                 share.take(item, {})
                 item.alone = True
@@ -148,61 +165,117 @@ class Lane:
     def _is_for_me(self, item: Item) -> bool:
         return item.declared.name in self._names
 
-    def _batch(
-        self,
-        mine: Sequence[Share],
-        limit: int,
-        max_bytes: int,
-        now: float,
-        wrong: list[tuple[Share, Item]],
-    ) -> list[tuple[Share, Item]]:
-        taken: list[tuple[Share, Item]] = []
-        size = 0
+    def _is_stray(self, item: Item) -> bool:
+        """Whether it is to be given again to this subscription, and no lane here reads its topic:
+        the consumer had it once, or another process has it already.
+        """
+        return not self._is_for_me(item) and not any(
+            topic.name == item.declared.name for topic in self.intake.fetched.declared.values()
+        )
+
+    def _take_runs(
+        self, mine: Sequence[Share], limit: int, max_bytes: int, now: float, taken: Taken
+    ) -> None:
+        """As many as may be handed out as one span: of one topic, and with one history."""
+        left, left_bytes = limit, max_bytes
+        alike: tuple[Any, bool] | None = None
         for share in mine:
             lined: dict[str, int] = {}
-            while len(taken) < limit:
+            while left and (run := share.next_run(now, lined)) is not None:
+                if alike is None and run.declared.name in self._names:
+                    alike = run.declared, run.repeated
+                if (run.declared, run.repeated) != alike:
+                    break
+                count = min(left, share.within_reach(run), run.within(left_bytes))
+                if not count and taken.runs:
+                    return
+                share.take_run(run, max(1, count), lined, taken.claim)
+                taken.runs.append((share, run))
+                left -= len(run)
+                left_bytes -= run.size
+
+    def _batch(
+        self, mine: Sequence[Share], limit: int, max_bytes: int, now: float
+    ) -> list[tuple[Share, Item]]:
+        taken: list[tuple[Share, Item]] = []
+        size = count = 0
+        for share in mine:
+            lined: dict[str, int] = {}
+            while count < limit:
+                if (run := share.next_run(now, lined)) is not None:
+                    share.open(run)
                 item = share.next_ready(now, lined)
-                if item is None or not self._is_for_me(item):
+                if item is None:
+                    break
+                if self._is_stray(item):
+                    share.take(item, lined)
+                    taken.append((share, item))
+                    continue
+                if not self._is_for_me(item):
                     break
                 size += len(item.body)
-                if taken and size > max_bytes:
+                if count and size > max_bytes:
                     return taken
                 share.take(item, lined)
-                if item.wrong is None:
-                    taken.append((share, item))
-                else:
-                    wrong.append((share, item))
+                taken.append((share, item))
+                count += item.wrong is None
         return taken
 
-    def _hand_out(self, taken: Sequence[tuple[Share, Item]]) -> Sequence[Delivery]:
+    def _hand_out(self, taken: Taken) -> Sequence[Delivery]:
         """Say who is about to start them, where it has to be known if this process dies."""
         intake = self.intake
         self._last = len(taken)
         if self._announces:
             with intake.changed:
-                for share, item in taken:
-                    if item.offset >= share.announced:
-                        share.announced = item.offset + 1
+                for share, last in taken.ends():
+                    if last >= share.announced:
+                        share.announced = last + 1
                         share.version += 1
             self._announce(taken)
         with intake.changed:
+            if taken.runs:
+                return self._span(taken)
             return [
                 self._delivery(share, item)
-                for share, item in taken
+                for share, item in taken.items
                 if item.token and share.generation in intake.by_generation
             ]
 
-    def _announce(self, taken: Sequence[tuple[Share, Item]]) -> None:
-        shares = {share.generation: share for share, _ in taken}
+    def _announce(self, taken: Taken) -> None:
+        with self.intake.changed:
+            untold = {share.generation: share for share in taken.untold()}
+        if not untold:
+            return
         try:
-            self.intake.commits.ask([s for s in shares.values() if s.committed < s.version])
-        except CommitUnknown as error:
+            self.intake.commits.ask(untold.values())
+        except BaseException as error:
             with self.intake.changed:
-                for share, item in taken:
+                for share, item in taken.items:
                     if item.token and share.generation in self.intake.by_generation:
                         item.charged -= item.alone
                         share.back(item)
-            raise BrokerUnavailable(f"nothing was claimed: {error}") from error
+                for share, run in self._still(taken):
+                    share.back_run(run)
+            if isinstance(error, CommitUnknown):
+                raise BrokerUnavailable(f"nothing was claimed: {error}") from error
+            raise
+
+    def _still(self, taken: Taken) -> list[tuple[Share, Run]]:
+        """The runs that the claim holds by now."""
+        return [
+            (share, run)
+            for share, run in taken.runs
+            if run.token == taken.claim.token and share.generation in self.intake.by_generation
+        ]
+
+    def _span(self, taken: Taken) -> Sequence[Delivery]:
+        there = self._still(taken)
+        if not there:
+            return ()
+        first = there[0][1]
+        bodies = first.bodies if len(there) == 1 else [b for _, run in there for b in run.bodies]
+        parts = [Part.of(share.generation, share.log, run) for share, run in there]
+        return RunSpan(self.intake.number, taken.claim.token, parts, bodies, first.repeated)
 
     def _delivery(self, share: Share, item: Item) -> Delivery:
         message = item.message
@@ -217,22 +290,52 @@ class Lane:
             item.replays,
         )
 
-    def _bury_unreadable(self, wrong: Sequence[tuple[Share, Item]]) -> None:
-        asides = [Aside(item, item.charged + 1, item.repeated, item.wrong) for _, item in wrong]
-        intake = self.intake
+    def _pass_on(self, taken: Taken) -> None:
+        """What cannot be read becomes a dead letter. What nobody reads here comes again later, for
+        a process that does: behind it others would wait for ever.
+        """
+        intake, given = self.intake, [*taken.wrong, *taken.strays]
+        if topics := sorted({item.declared.name for _, item in taken.strays}):
+            log.warning(
+                "subscription %r: %d messages of %s wait to be tried again, and this process does "
+                "not consume that: %s", intake.subscription, len(taken.strays), topics, STRAYS,
+            )  # fmt: skip
         try:
-            self._broker.put_aside(intake, asides)
+            if isinstance(intake.commits, Transacted):
+                self._bury_in_transaction(intake.commits, given)
+                return
+            self._broker.put_aside(intake, taken.asides())
         except BrokerError:
-            with intake.changed:
-                for share, item in wrong:
-                    if share.generation in intake.by_generation:
-                        share.back(item)
+            self._give_back(given)
             raise
         with intake.changed:
-            for share, item in wrong:
+            for share, item in given:
                 if share.generation in intake.by_generation:
                     share.done(item)
-        intake.commits.ask([share for share, _ in wrong])
+        intake.commits.ask([share for share, _ in given])
+
+    def _give_back(self, given: Sequence[tuple[Share, Item]]) -> None:
+        """These are not settled, and nobody's."""
+        with self.intake.changed:
+            for share, item in given:
+                if item.token and share.generation in self.intake.by_generation:
+                    share.back(item)
+
+    def _bury_in_transaction(
+        self, commits: Transacted, given: Sequence[tuple[Share, Item]]
+    ) -> None:
+        try:
+            self._transact(
+                commits,
+                [Ending(Dead(None, i.wrong or STRAY), share, i, i.token) for share, i in given],
+            )
+        except Superseded as error:
+            log.debug("subscription %r: %s", self.intake.subscription, error)
+        except CommitUnknown as error:
+            raise BrokerUnavailable(f"nothing was claimed: {error}") from error
+        except BaseException:
+            self._give_back(given)
+            raise
 
     def _wait(self, left_s: float) -> None:
         intake = self.intake
@@ -240,12 +343,10 @@ class Lane:
             if self._closed or intake.failed is not None:
                 return
             now = self._broker.clock()
-            times = [
-                item.until - now
-                for share in intake.shares.values()
-                for item in share.claimed.values()
-            ]
-            dues = [share.next_due() for share in intake.shares.values()]
+            shares = [*intake.shares.values()]
+            times = [item.until - now for share in shares for item in share.claimed.values()]
+            times += [run.until - now for share in shares for run in share.runs.claimed.values()]
+            dues = [share.next_due() for share in shares]
             times += [due - now for due in dues if due is not None]
             # Not 0: an injected clock that stands still would make this a busy loop.
             intake.changed.wait(max(0.001, min(left_s, _LOOKS_S, *times)))
@@ -271,78 +372,86 @@ class Lane:
             for item in [each for each in share.claimed.values() if each.is_late(now)]:
                 item.repeated = item.suspect = True
                 share.back(item)
+            for run in [each for each in share.runs.claimed.values() if each.is_late(now)]:
+                share.suspect_run(run)
 
     # --- settling
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Any]:
         """As `Subscription.settle`: returns when the group has it."""
         intake = self.intake
-        accepted: list[tuple[Settlement, Share, Item]] = []
-        refused: list[Any] = []
+        if isinstance(intake.commits, Transacted):
+            return self._settle_in_transaction(intake.commits, settlements)
         with intake.changed:
-            for settlement in settlements:
-                held = intake.held(settlement.receipt)
-                if held is None or held[1].settling:
-                    refused.append(settlement.receipt)
-                else:
-                    held[1].settling = True
-                    accepted.append((settlement, *held))
-        if not accepted:
-            return refused
-        self._put_aside(accepted)
+            held = held_by(intake, settlements)
+        if not held:
+            return held.refused
+        self._put_aside(held)
         with intake.changed:
-            applied = []
-            for settlement, share, item in accepted:
-                if share.generation in intake.by_generation and item.token:
-                    self._apply(settlement, share, item)
-                    applied.append((settlement, share))
-                else:
-                    refused.append(settlement.receipt)
-            shares = {share.generation: share for _, share in applied}
+            applied = held.apply(intake.by_generation, self._broker.clock())
+            shares = {share.generation: share for share, _ in applied}
             for share in shares.values() if self._announces else ():
                 share.foresee(self._last)
             intake.changed.notify_all()
-        lost = intake.commits.ask(shares.values())
-        refused += [s.receipt for s, share in applied if share.generation in lost]
-        return refused
+        lost = intake.commits.ask(shares.values(), settling=True)
+        for share, receipt in applied:
+            if share.generation in lost:
+                held.refused += receipt.each() if isinstance(receipt, SpanReceipt) else [receipt]
+        return held.refused
 
-    def _put_aside(self, accepted: Sequence[tuple[Settlement, Share, Item]]) -> None:
-        asides = [aside for s, share, item in accepted if (aside := _aside(s, share, item))]
+    @property
+    def settles_remembered(self) -> bool:
+        """As `SettlesRemembered.settles_remembered`: where no transaction commits positions."""
+        return not isinstance(self.intake.commits, Transacted)
+
+    def settle_remembered(self, settlements: Sequence[Done]) -> Sequence[Any]:
+        """As `SettlesRemembered.settle_remembered`: the group's position follows."""
+        intake = self.intake
+        assert not isinstance(intake.commits, Transacted), "whoever asks has looked"
+        with intake.changed:
+            held = held_by(intake, settlements)
+            applied = held.apply(intake.by_generation, self._broker.clock())
+            for share in {share.generation: share for share, _ in applied}.values():
+                # When the next claim is made this may still be on its way: so it is about the one
+                # after that too.
+                share.foresee(2 * self._last)
+            if applied:
+                intake.commits.say()
+        return held.refused
+
+    def _settle_in_transaction(
+        self, commits: Transacted, settlements: Sequence[Settlement]
+    ) -> Sequence[Any]:
+        """Together with the dead letters among them."""
+        while True:
+            with self.intake.changed:
+                accepted, refused = endings_of(self.intake, settlements)
+            if not accepted:
+                return refused
+            try:
+                self._transact(commits, accepted)
+                return refused
+            except Superseded as error:
+                log.debug("subscription %r: %s", self.intake.subscription, error)
+
+    def _transact(self, commits: Transacted, ended: Sequence[Ending | RunEnding]) -> None:
+        try:
+            commits.transact(ended, self._broker.letters(self.intake.subscription, asides(ended)))
+        except TransactionFailed as error:
+            raise BrokerUnavailable(f"nothing was settled: {error}") from error
+
+    def _put_aside(self, held: Held) -> None:
+        asides = [each for s, share, item in held.items if (each := aside(s, share, item))]
         if not asides:
             return
         try:
             self._broker.put_aside(self.intake, asides)
         except BaseException as error:
             with self.intake.changed:
-                for _, _, item in accepted:
-                    item.settling = False
+                held.settling(False)
             if isinstance(error, BrokerError):
                 raise BrokerUnavailable(f"nothing was settled: {error}") from error
             raise
-
-    def _apply(self, settlement: Settlement, share: Share, item: Item) -> None:
-        now = self._broker.clock()
-        match settlement:
-            case Done() | Dead():
-                share.done(item)
-            case Retry(charged=True) if _moves(share, settlement):
-                share.done(item)
-            case Retry(delay_s=delay_s, charged=charged):
-                if charged:
-                    item.charged += not item.alone
-                    item.suspect, item.repeated = False, True
-                else:
-                    item.charged -= item.alone
-                share.note(item)
-                share.wait(item, now + delay_s)
-            case Release(started=started):
-                item.charged -= item.alone
-                if started and not item.repeated:
-                    item.repeated = True
-                    share.note(item)
-                share.back(item)
-            case _:
-                assert_never(settlement)
 
     def extend(self, receipts: Iterable[Any], lease_s: float) -> Sequence[Any]:
         """As `Subscription.extend`. The group holds what is assigned for as long as this process
@@ -352,8 +461,13 @@ class Lane:
         until = self._broker.clock() + lease_s
         with self.intake.changed:
             for receipt in receipts:
-                held = self.intake.held(receipt)
-                if held is None:
+                if isinstance(receipt, SpanReceipt):
+                    runs, rest = self.intake.held_of(receipt)
+                    for _, run in runs:
+                        run.until = until
+                    if self.extend(rest, lease_s):
+                        lost.append(receipt)
+                elif (held := self.intake.held(receipt)) is None:
                     lost.append(receipt)
                 else:
                     held[1].until = until
@@ -367,24 +481,13 @@ class Lane:
                 return
             self._closed = True
             for share in intake.shares.values():
-                for item in [i for i in share.claimed.values() if i.lane == self.number]:
+                # What a transaction is about that is not over is held until it is known.
+                mine = [i for i in share.claimed.values() if i.lane == self.number]
+                for item in () if share.busy else mine:
                     item.charged -= item.alone
                     share.give_up(item)
+                runs = [run for run in share.runs.claimed.values() if run.lane == self.number]
+                for run in () if share.busy else runs:
+                    share.back_run(run, started=True)
             intake.changed.notify_all()
         self._broker.leave(self)
-
-
-def _moves(share: Share, retry: Retry) -> bool:
-    """Whether it waits elsewhere, so that the position can go on: where nothing is in order."""
-    return share.order is Order.NONE and retry.delay_s > 0
-
-
-def _aside(settlement: Settlement, share: Share, item: Item) -> Aside | None:
-    charged = item.charged + (not item.alone)
-    match settlement:
-        case Dead(error=error):
-            return Aside(item, charged, True, error)
-        case Retry(delay_s=delay_s, charged=True) if _moves(share, settlement):
-            return Aside(item, charged, True, delay_s=delay_s)
-        case _:
-            return None

@@ -3,6 +3,9 @@
 The key of a record names consumer, message and body, so that a letter which is written twice is
 one; removing it is a record with this key and nothing in it. A letter's number is its offset and
 one. All of it is read each time, as long as nobody gives up on millions.
+
+A body that is too large for a record of duly's, as others may publish them, is cut, and its letter
+says so: it can be looked at and not brought back.
 """
 
 from __future__ import annotations
@@ -18,14 +21,18 @@ from duly.brokers.kafka.fetched import unknown
 from duly.brokers.kafka.producer import Sender, Sending
 from duly.brokers.kafka.reader import Reader
 from duly.brokers.kafka.share import Item
-from duly.brokers.kafka.wire import Headers, headers_of, message_in, read_headers
-from duly.errors import InvalidMessage
+from duly.brokers.kafka.wire import SOURCE_OF_STRANGERS, headers_of, message_in, read_headers
+from duly.errors import ConfigurationError, InvalidMessage
 from duly.inspection import DeadLetter, Selection
 from duly.message import Message
-from duly.message.limits import check_id
+from duly.message.limits import check_id, check_source
 
 MAX_ERROR_CHARS = 4000
 HISTORY = "duly-letter"
+UNKNOWN = "unknown"
+"""whose a letter is that cannot be read"""
+
+_MAY_BE_LOST = "dead letters may not be kept"
 
 
 class _History(msgspec.Struct):
@@ -36,6 +43,7 @@ class _History(msgspec.Struct):
     attempts: int
     dead_ms: int
     replays: int
+    cut_bytes: int = 0
 
 
 _encode = msgspec.json.Encoder().encode
@@ -57,17 +65,53 @@ class LetterTopic:
     there.
     """
 
-    def __init__(self, name: str, reader: Reader, sender: Sender, make: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, reader: Reader, sender: Sender, make: Callable[[], None], most_bytes: int
+    ) -> None:
         self._name = name
+        self._most_bytes = most_bytes
         self._reader = reader
         self._sender = sender
         self._make = make
         self._kept: dict[bytes, DeadLetter] = {}
+        self._partial: set[int] = set()
 
     def bury(self, letters: Sequence[DeadLetter]) -> None:
         """As `Graveyard.bury`."""
+        self._sender.surely(self.records(letters), _MAY_BE_LOST)
+
+    def records(self, letters: Sequence[DeadLetter]) -> Sequence[Sending]:
+        """The records that keep these, once they are stored. Raises `BrokerError`."""
         self._make()
-        self._write([(_key(each), each.message.body, _headers(each)) for each in letters])
+        return [self._record(each) for each in letters]
+
+    def _record(self, letter: DeadLetter) -> Sending:
+        body, error, cut_bytes = letter.message.body, letter.error, 0
+        if len(body) > self._most_bytes:
+            cut_bytes = len(body) - self._most_bytes
+            error = _text(
+                f"(of its {len(body)} bytes the last {cut_bytes} are cut; their BLAKE2b is "
+                f"{letter.message.body_hash().hex()}) {error}"
+            )
+            body = body[: self._most_bytes]
+        history = _History(
+            letter.subscription, letter.message.topic, letter.message.key,
+            error, letter.attempts, letter.dead_ms, letter.replays, cut_bytes,
+        )  # fmt: skip
+        headers = [*headers_of(letter.message), (HISTORY, _encode(history))]
+        return Sending(self._name, body, _key(letter), headers, partition=0)
+
+    def check_whole(self, letters: Sequence[DeadLetter]) -> None:
+        """Raises `ConfigurationError` where one of these is not all there."""
+        partial = [letter for letter in letters if letter.number in self._partial]
+        if partial:
+            message = partial[0].message
+            raise ConfigurationError(
+                f"{len(partial)} of these dead letters cannot be brought back, because a body was "
+                "too large for a record and was cut, or a record is no letter. The first is "
+                f"message {message.id!r} of topic {message.topic!r}; its error says what is "
+                "missing. Publish anew from where it came, and discard the letter"
+            )
 
     def select(self, which: Selection, limit: int) -> Sequence[DeadLetter]:
         """As `Graveyard.select`."""
@@ -82,7 +126,16 @@ class LetterTopic:
     def remove(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
         """As `Graveyard.remove`."""
         gone = self.gone(letters)
-        self._write([(_key(each), None, []) for each in letters if each not in gone])
+        with self._reader.lock:
+            keys = {letter.number: key for key, letter in self._kept.items()}
+        self._sender.surely(
+            [
+                Sending(self._name, None, keys[each.number], [], partition=0)
+                for each in letters
+                if each.number in keys and each not in gone
+            ],
+            _MAY_BE_LOST,
+        )
         return gone
 
     def count(self) -> Mapping[tuple[str, str], int]:
@@ -90,29 +143,32 @@ class LetterTopic:
         counts = Counter((e.subscription, e.message.topic) for e in self._letters().values())
         return dict(sorted(counts.items()))
 
-    def _write(self, records: Sequence[tuple[bytes, bytes | None, Headers]]) -> None:
-        self._sender.surely(
-            [
-                Sending(self._name, body, key, headers, partition=0)
-                for key, body, headers in records
-            ],
-            "dead letters may not be kept",
-        )
-
     def _letters(self) -> Mapping[bytes, DeadLetter]:
         self._make()
         with self._reader.lock:
             for record in self._reader.read():
-                key, headers = record.key(), read_headers(record.headers())
-                if HISTORY not in headers:
+                key = record.key()
+                if not record.value() and not record.headers():
                     self._kept.pop(key, None)
                     continue
-                letter = _read(record, headers)
+                letter = self._letter_in(record)
                 before = self._kept.get(key)
                 # Written twice, or given up on again after a replay.
                 if before is None or letter.replays > before.replays:
                     self._kept[key] = letter
             return dict(self._kept)
+
+    def _letter_in(self, record: Any) -> DeadLetter:
+        try:
+            headers = read_headers(record.headers())
+            history = _decode(headers[HISTORY])
+            if history.cut_bytes:
+                self._partial.add(record.offset() + 1)
+            return _read(record, headers, history)
+        except (InvalidMessage, KeyError, msgspec.DecodeError) as error:
+            # Behind one that cannot be read the others are to be seen all the same.
+            self._partial.add(record.offset() + 1)
+            return _unreadable(self._name, record, error)
 
 
 def _key(letter: DeadLetter) -> bytes:
@@ -122,16 +178,7 @@ def _key(letter: DeadLetter) -> bytes:
     return hashlib.blake2b(told, digest_size=16).hexdigest().encode()
 
 
-def _headers(letter: DeadLetter) -> Headers:
-    history = _History(
-        letter.subscription, letter.message.topic, letter.message.key,
-        letter.error, letter.attempts, letter.dead_ms, letter.replays,
-    )  # fmt: skip
-    return [*headers_of(letter.message), (HISTORY, _encode(history))]
-
-
-def _read(record: Any, headers: Mapping[str, str]) -> DeadLetter:
-    history = _decode(headers[HISTORY])
+def _read(record: Any, headers: Mapping[str, str], history: _History) -> DeadLetter:
     key = None if history.key is None else history.key.encode()
     message = message_in(
         unknown(history.topic), headers, key, record.value() or b"", record.timestamp()[1]
@@ -140,6 +187,15 @@ def _read(record: Any, headers: Mapping[str, str]) -> DeadLetter:
         history.subscription, message, history.error, history.attempts, history.dead_ms,
         replays=history.replays, number=record.offset() + 1,
     )  # fmt: skip
+
+
+def _unreadable(name: str, record: Any, error: Exception) -> DeadLetter:
+    """A letter in the place of a record that is none, so that it can be looked at and removed."""
+    number, stamp_ms = record.offset() + 1, max(0, record.timestamp()[1])
+    body = record.value() or b""
+    message: Message[Any] = Message(name, "kafka", f"unreadable-{number}", body, stamp_ms)
+    told = f"this record of {name!r} is no dead letter: {error}. Its headers: {record.headers()!r}"
+    return DeadLetter(UNKNOWN, message, _text(told), 0, stamp_ms, number=number)
 
 
 def _as_it_came(item: Item, now_ms: int) -> Message[Any]:
@@ -153,8 +209,12 @@ def _as_it_came(item: Item, now_ms: int) -> Message[Any]:
         id = ""
     told = repr((headers, key)).encode() + item.body
     id = id or f"unidentified-{hashlib.blake2b(told, digest_size=12).hexdigest()}"
-    source = (given.get("ce_source") or b"").decode(errors="replace")
-    return Message(item.declared.name, _text(source) or "kafka", str(id), item.body, now_ms)
+    source: Any = (given.get("ce_source") or b"").decode(errors="replace")
+    try:
+        check_source(item.declared.name, str(id), source)
+    except InvalidMessage:
+        source = SOURCE_OF_STRANGERS
+    return Message(item.declared.name, source, str(id), item.body, now_ms)
 
 
 def _text(text: str) -> str:

@@ -29,6 +29,14 @@ class Names:
         """Where what one subscription alone is to be given again waits."""
         return f"{self._prefix}{_OWN}again.{subscription}"
 
+    def relayed(self, outbox: str) -> str:
+        """What was last published from one outbox."""
+        return f"{self._prefix}{_OWN}relayed.{outbox}"
+
+    def relay(self, outbox: str, number: int) -> str:
+        """One of the transactional ids under which what is in one outbox is published."""
+        return f"{self._prefix}duly-relay-{outbox}-{number}"
+
     @property
     def records(self) -> str:
         """What is fixed, and which positions there have been."""

@@ -5,19 +5,28 @@ few messages behind it: which of them are settled already, how many starts are c
 one may be tried again, and how far somebody may have started them. Kafka keeps 4,096 bytes of text
 with each position (``offset.metadata.max.bytes``), written together with it.
 
-``{"v":1,"t":topic,"s":suspects,"r":repeated,"d":done,"n":[[offset,charged,repeated,due_ms],...]}``
+``{"v":1,"t":topic,"x":owner,"s":suspects,"r":repeated,"d":done,
+"n":[[offset,charged,repeated,due_ms],...],"m":packed,"b":due_ms,"w":written_ms}``
 
-``t`` is the id of the topic: made anew, it has another. Offsets are counted from the position.
+``t`` is the id of the topic: made anew, it has another. ``x`` is who commits by transactions, and
+may have one open (`duly.brokers.kafka.producers`). Offsets are counted from the position.
 ``s`` and ``r`` are ends: what stands before them may have
 been started by somebody who died, or handed over. ``d`` is a bitmap in base64, lowest bit first.
+``w`` is when it was written, by the clock that the times are of: whose clock was set meanwhile lets
+nothing wait for longer than it had to then.
+
+What would be longer than Kafka takes says ``m`` in place of ``n``: the same as numbers of seven
+bits a byte, in base64, each offset counted from the one before, and the times in tenths of a second
+from ``b`` on. That is room for over 400 messages, beside the largest bitmap. Of still more the
+attempts of those are left out that were tried least: they are told to have been tried, by ``r``.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -25,7 +34,15 @@ REACH = 8192
 """So far behind the position messages are claimed: their bitmap takes a third of the text."""
 
 MOST = 80
-"""Of so many messages something is noted; nothing behind them is claimed until it is fewer."""
+"""Of so many messages something is noted; nothing behind them is claimed until it is fewer. What
+was claimed before may come to it all the same.
+"""
+
+MOST_BYTES = 4096
+"""So long a text every broker takes (``offset.metadata.max.bytes``)."""
+
+# A time is noted in such steps where there are many.
+_STEP_MS = 100
 
 
 class Known(msgspec.Struct, frozen=True, gc=False):
@@ -39,7 +56,7 @@ class Known(msgspec.Struct, frozen=True, gc=False):
 @dataclass(slots=True)
 class Notes:
     """Of one partition, by offset. ``suspects`` and ``repeated`` are the first offset that is not
-    any more.
+    any more. ``owner``: see `duly.brokers.kafka.producers`. ``written_ms``: by the clock of times.
     """
 
     topic: str = ""
@@ -47,15 +64,38 @@ class Notes:
     repeated: int = 0
     done: set[int] = field(default_factory=set)
     known: dict[int, Known] = field(default_factory=dict)
+    owner: str = ""
+    written_ms: int = 0
+
+    def left_ms(self, due_ms: int, wall_ms: int) -> int:
+        """How long something has to wait that is due then."""
+        left = due_ms - wall_ms
+        return max(0, min(left, due_ms - self.written_ms) if self.written_ms else left)
+
+
+@dataclass(frozen=True, slots=True)
+class Foretold:
+    """What would be committed, and up to where it would announce what may be started. ``doubts``:
+    see `Telling`.
+    """
+
+    position: int
+    notes: Notes
+    announced: int
+    doubts: int = 0
 
 
 class _Text(msgspec.Struct, omit_defaults=True):
     v: int = 0
     t: str = ""
+    x: str = ""
     s: int = 0
     r: int = 0
     d: str = ""
     n: list[tuple[int, int, int, int]] = []
+    m: str = ""
+    b: int = 0
+    w: int = 0
 
 
 _encode = msgspec.json.Encoder().encode
@@ -63,20 +103,79 @@ _decode = msgspec.json.Decoder(_Text).decode
 
 
 def as_text(notes: Notes, position: int) -> str:
-    """What is committed beside a position."""
-    return _encode(
-        _Text(
-            v=1,
-            t=notes.topic,
-            s=max(0, notes.suspects - position),
-            r=max(0, notes.repeated - position),
-            d=_bitmap(offset - position for offset in notes.done),
-            n=[
-                (offset - position, known.charged, int(known.repeated), known.due_ms)
-                for offset, known in notes.known.items()
-            ],
-        )
-    ).decode()
+    """What is committed beside a position: at most `MOST_BYTES`."""
+    text = _text(notes, position)
+    text.n = [
+        (offset - position, known.charged, int(known.repeated), known.due_ms)
+        for offset, known in notes.known.items()
+    ]
+    written = _encode(text)
+    return (written if len(written) <= MOST_BYTES else _shortened(notes, position)).decode()
+
+
+def _text(notes: Notes, position: int) -> _Text:
+    return _Text(
+        v=1,
+        t=notes.topic,
+        x=notes.owner,
+        s=max(0, notes.suspects - position),
+        r=max(0, notes.repeated - position),
+        d=_bitmap(offset - position for offset in notes.done),
+        w=notes.written_ms if any(known.due_ms for known in notes.known.values()) else 0,
+    )
+
+
+def _shortened(notes: Notes, position: int) -> bytes:
+    """As much as there is room for, of those first that were tried most."""
+    ranked = sorted(notes.known, key=lambda offset: (-notes.known[offset].charged, offset))
+
+    def keeping(count: int) -> bytes:
+        return _packed_text(notes, position, ranked[:count], ranked[count:])
+
+    most = min(len(ranked), MOST_BYTES // 4)  # each takes four bytes or more
+    if len(whole := keeping(most)) <= MOST_BYTES:
+        return whole
+    return keeping(bisect_right(range(most), MOST_BYTES, key=lambda n: len(keeping(n))) - 1)
+
+
+def _packed_text(
+    notes: Notes, position: int, kept: Sequence[int], left_out: Sequence[int]
+) -> bytes:
+    repeated = max([notes.repeated, *(offset + 1 for offset in left_out)])
+    text = _text(replace(notes, repeated=repeated), position)
+    known = {offset - position: notes.known[offset] for offset in sorted(kept)}
+    text.b = min((each.due_ms for each in known.values() if each.due_ms), default=0)
+    text.m = base64.b64encode(bytes(_packed(known, text.b))).decode()
+    return _encode(text)
+
+
+def _packed(known: Mapping[int, Known], base_ms: int) -> Iterator[int]:
+    last = 0
+    for offset, each in known.items():
+        steps = 1 + -(-(each.due_ms - base_ms) // _STEP_MS) if each.due_ms else 0
+        for number in (offset - last, each.charged << 1 | each.repeated, steps):
+            left = number
+            while left > 127:
+                yield left & 127 | 128
+                left >>= 7
+            yield left
+        last = offset
+
+
+def _unpacked(packed: bytes, base_ms: int) -> Iterator[tuple[int, Known]]:
+    numbers: list[int] = []
+    number = shift = 0
+    for byte in packed:
+        number |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            numbers.append(number)
+            number = shift = 0
+    offset = 0
+    for ahead, tried, steps in zip(*[iter(numbers)] * 3, strict=True):
+        offset += ahead
+        due_ms = base_ms + (steps - 1) * _STEP_MS if steps else 0
+        yield offset, Known(tried >> 1, bool(tried & 1), due_ms)
 
 
 def in_text(text: str | None, position: int) -> Notes:
@@ -84,7 +183,8 @@ def in_text(text: str | None, position: int) -> Notes:
     try:
         read = _decode(text or "{}")
         done = {position + bit for bit in _bits(read.d)}
-    except (msgspec.DecodeError, binascii.Error):
+        packed = dict(_unpacked(base64.b64decode(read.m, validate=True), read.b))
+    except (msgspec.DecodeError, ValueError):
         return Notes()
     if read.v != 1:
         return Notes()
@@ -96,7 +196,10 @@ def in_text(text: str | None, position: int) -> Notes:
         known={
             position + offset: Known(charged, bool(repeated), due_ms)
             for offset, charged, repeated, due_ms in read.n
-        },
+        }
+        | {position + offset: known for offset, known in packed.items()},
+        owner=read.x,
+        written_ms=read.w,
     )
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from duly.brokers.kafka.admin import Admin
+from duly.brokers.kafka.address import Address
+from duly.brokers.kafka.admin import Admin, config_of
+from duly.brokers.kafka.ending import Aside
 from duly.brokers.kafka.intake import Intake
-from duly.brokers.kafka.lane import Aside
-from duly.brokers.kafka.letters import letter_of
+from duly.brokers.kafka.letters import LetterTopic, letter_of
 from duly.brokers.kafka.names import Names
 from duly.brokers.kafka.producer import Sender, Sending
+from duly.brokers.kafka.survey import survey_of, wanted
 from duly.brokers.kafka.wire import (
     CHARGED,
     DELAY_MS,
@@ -30,7 +32,8 @@ from duly.inspection import DeadLetter
 from duly.inspection.counting import Queued
 from duly.inspection.graves import Graveyard
 from duly.inspection.health import Finding
-from duly.message import Message
+from duly.inspection.survey import Survey
+from duly.message import Message, Topic
 
 
 class Operated(ABC):
@@ -39,8 +42,10 @@ class Operated(ABC):
     clock: Callable[[], float]
     _wall_ms: Callable[[], int]
     _names: Names
+    _address: Address
     _admin: Admin
     _sender: Sender
+    _letters: LetterTopic
     _graveyard: Graveyard
     _known: dict[tuple[str, str], None]
 
@@ -61,6 +66,8 @@ class Operated(ABC):
 
     def redeliver(self, letters: Sequence[DeadLetter]) -> None:
         """As `Buries.redeliver`; behind what waits already, also in order by key."""
+        if self._graveyard is self._letters:
+            self._letters.check_whole(letters)
         for subscription in sorted({letter.subscription for letter in letters}):
             self._make_again(subscription)
         self._sender.surely(
@@ -81,12 +88,7 @@ class Operated(ABC):
 
     def put_aside(self, intake: Intake, asides: Sequence[Aside]) -> None:
         """As `Surroundings.put_aside`."""
-        dead = [
-            letter_of(each.item, intake.subscription, each.error, each.charged, self._wall_ms())
-            for each in asides
-            if each.error is not None
-        ]
-        if dead:
+        if dead := self._dead(intake.subscription, asides):
             try:
                 self._graveyard.bury(dead)
             except (CommitUnknown, ConfigurationError) as error:
@@ -95,6 +97,18 @@ class Operated(ABC):
             [self._later(intake, each) for each in asides if each.error is None],
             "not all may be tried again later",
         )
+
+    def letters(self, subscription: str, asides: Sequence[Aside]) -> Sequence[Sending]:
+        """As `Surroundings.letters`. Raises `BrokerError`."""
+        dead = self._dead(subscription, asides)
+        return self._letters.records(dead) if dead else ()
+
+    def _dead(self, subscription: str, asides: Sequence[Aside]) -> Sequence[DeadLetter]:
+        return [
+            letter_of(each.item, subscription, each.error, each.charged, self._wall_ms())
+            for each in asides
+            if each.error is not None
+        ]
 
     def _later(self, intake: Intake, aside: Aside) -> Sending:
         message = aside.item.message
@@ -165,6 +179,22 @@ class Operated(ABC):
             ]
         except BrokerError as error:
             return [Finding("wrong", "Kafka", f"did not answer: {error}", "Look at its log.")]
+
+    # --- `duly.inspection.survey.Surveys`
+
+    def survey(
+        self, topics: Sequence[Topic[Any]], subscriptions: Mapping[str, Sequence[str]]
+    ) -> Survey:
+        """As `Surveys.survey`: copies, settings of topics and brokers, what the login may do."""
+        where = wanted(self._names, [topic.name for topic in topics], subscriptions)
+        try:
+            seen = self._admin.look(*where)
+        except BrokerError as error:
+            return Survey(unseen=(f"Kafka: nothing was looked at: {error}",))
+        made_with = {
+            topic.name: (topic, {**self._address.takes, **config_of(topic)}) for topic in topics
+        }
+        return survey_of(self._address, self._names, seen, made_with, subscriptions)
 
 
 def _number(number: int) -> bytes:

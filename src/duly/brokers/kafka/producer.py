@@ -7,6 +7,7 @@ its place, and what was on its way is unknown.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from duly.brokers.kafka.address import Address
-from duly.brokers.kafka.client import log, settings
+from duly.brokers.kafka.client import check_options, log, settings
 from duly.brokers.kafka.wire import Headers
 from duly.errors import BrokerUnavailable
 
@@ -41,14 +42,21 @@ _REFUSED = frozenset(
 TOO_LARGE = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
 
 _AT_ONCE = 20_000
+# So long records wait for company, unless somebody flushes. In the last of these milliseconds the
+# driver's thread spins, so with one it would whenever anything is sent (librdkafka 2.16).
+_LINGERS_MS = 5
+# What others send meanwhile holds up who flushes for no longer.
+_FLUSHES_S = 0.002
+# Who waits for nothing leaves reports to be heard by now and then.
+_HEARS_S = 0.1
 
 
 class Sending:
     """One record on its way. ``error`` is the driver's, once ``ended``."""
 
     __slots__ = (
-        *("body", "ended", "error", "headers", "key", "offset", "partition", "stamp_ms"),
-        *("topic", "waiting"),
+        *("body", "ended", "error", "headers", "key", "partition", "stamp_ms", "topic"),
+        "waiting",
     )
 
     def __init__(
@@ -67,7 +75,6 @@ class Sending:
         self.headers = headers
         self.stamp_ms = stamp_ms
         self.partition = partition
-        self.offset = -1
         self.ended = False
         self.error: KafkaError | None = None
         self.waiting: _Waiting | None = None
@@ -82,33 +89,30 @@ class Sending:
         """Whether it is certainly not stored."""
         return self.ended and self.error is not None and self.error.code() in _REFUSED
 
-    def __call__(self, error: KafkaError | None, record: Any) -> None:
-        """The driver's report, on the thread that polls."""
-        if error is None:
-            self.partition, self.offset = record.partition(), record.offset()
-        self.end(error)
+    def __call__(self, error: KafkaError | None, _record: Any) -> None:
+        """The driver's report, on whichever thread polls."""
+        self.ended, self.error = True, error
+        if (waiting := self.waiting) is not None:
+            waiting.one()
 
     def end(self, error: KafkaError | None) -> None:
         """What became of it is known."""
-        self.ended, self.error = True, error
-        if self.waiting is not None:
-            self.waiting.one()
+        self(error, None)
 
 
 class _Waiting:
     """Somebody who waits for so many reports."""
 
     def __init__(self, count: int) -> None:
-        self._left = count
-        self._lock = threading.Lock()
+        self._all = count
+        # Counts without a lock: next() is one step, whoever calls it.
+        self._reported = itertools.count(1)
         self.over = threading.Event()
 
     def one(self) -> None:
         """One more was reported."""
-        with self._lock:
-            self._left -= 1
-            if not self._left:
-                self.over.set()
+        if next(self._reported) == self._all:
+            self.over.set()
 
 
 class Sender:
@@ -118,12 +122,18 @@ class Sender:
         self._deadline_s = deadline_s
         self._lossy = lossy
         self._settings = settings(
-            {"linger.ms": "1", **address.producing}, _LOSSY if lossy else _surely(deadline_s)
+            {"linger.ms": str(_LINGERS_MS), **address.producing},
+            _LOSSY if lossy else {**SURELY, "delivery.timeout.ms": int(deadline_s * 1000)},
         )
         self._lock = threading.Lock()
+        self._alone = threading.Lock()
         self._closed = threading.Event()
         self._producer: Any = None
         self._poller: threading.Thread | None = None
+
+    def check_options(self, shown: str) -> None:
+        """Raises `ConfigurationError` where the driver does not take those of the address."""
+        check_options(Producer, self._settings, shown)
 
     def send(self, sendings: Sequence[Sending]) -> None:
         """Send these, in order, and return when what became of each is known, or the deadline is
@@ -146,9 +156,22 @@ class Sender:
         for sending in sendings:
             self._hand_over(producer, sending, until)
         if sendings:
-            waiting.over.wait(max(0.0, until - time.monotonic()))
+            self._await(producer, waiting, until)
         if any(each.error is not None and each.error.fatal() for each in sendings):
             self._renew(producer)
+
+    def _await(self, producer: Any, waiting: _Waiting, until: float) -> None:
+        """Wait for the reports. Who is alone sends at once what waits for company, and polls for
+        its reports itself: another thread that has to be woken costs more than they do.
+        """
+        while not waiting.over.is_set() and (left_s := until - time.monotonic()) > 0:
+            if self._alone.acquire(blocking=False):
+                try:
+                    producer.flush(min(left_s, _FLUSHES_S))
+                finally:
+                    self._alone.release()
+            else:
+                waiting.over.wait(min(left_s, _FLUSHES_S))
 
     def surely(self, sendings: Sequence[Sending], what: str) -> None:
         """Send these. Raises `BrokerUnavailable` unless the cluster has all of them."""
@@ -204,8 +227,12 @@ class Sender:
             producer = self._producer
             if producer is None:
                 self._closed.wait(0.01)
+            elif self._lossy:
+                producer.poll(_HEARS_S)
             else:
-                producer.poll(0.1)
+                # What comes too late for who has waited; all others poll themselves.
+                self._closed.wait(_HEARS_S)
+                producer.poll(0)
 
     def close(self) -> None:
         """Send no more; who still waits for a report is told that there is none."""
@@ -220,14 +247,13 @@ class Sender:
             producer.flush(0.2)
 
 
-def _surely(deadline_s: float) -> Mapping[str, Any]:
-    return {
-        "enable.idempotence": True,
-        "acks": "all",
-        "partitioner": "murmur2_random",
-        "delivery.timeout.ms": int(deadline_s * 1000),
-        "queue.buffering.max.messages": _AT_ONCE,
-    }
+SURELY: Mapping[str, Any] = {
+    "enable.idempotence": True,
+    "acks": "all",
+    "partitioner": "murmur2_random",
+    "queue.buffering.max.messages": _AT_ONCE,
+}
+"""Of every producer whose records are confirmed."""
 
 
 _LOSSY: Mapping[str, Any] = {

@@ -14,6 +14,7 @@ from duly.brokers.kafka.client import MOVING, broker_error, reading
 from duly.errors import BrokerUnavailable
 
 _SILENCE_S = 15.0
+_BACK = 16
 _never = threading.Event()
 
 
@@ -32,12 +33,23 @@ class Reader:
 
     def read(self) -> Iterator[Any]:
         """What is new, up to what is there now. Raises `BrokerError`."""
-        if self._consumer is None:
-            self._consumer = Consumer(reading(self._address, self._topic))
+        self._open()
         first, end = self._bounds()
         if self._next < first or (end and not self._assigned):
-            self._consumer.assign([TopicPartition(self._topic, 0, first)])
-            self._next, self._assigned = first, True
+            yield from self._between(first, end)
+        else:
+            yield from self._until(end)
+
+    def _open(self) -> None:
+        if self._consumer is None:
+            self._consumer = Consumer(reading(self._address, self._topic))
+
+    def _between(self, start: int, end: int) -> Iterator[Any]:
+        self._consumer.assign([TopicPartition(self._topic, 0, start)])
+        self._next, self._assigned = start, True
+        yield from self._until(end)
+
+    def _until(self, end: int) -> Iterator[Any]:
         heard_s = time.monotonic()
         while self._next < end:
             for record in self._records():
@@ -50,6 +62,19 @@ class Reader:
                 self._next = max(self._next, record.offset() + (error is None))
             if time.monotonic() > heard_s + _SILENCE_S:
                 raise BrokerUnavailable(f"topic {self._topic!r} was not read to its end")
+
+    def last(self) -> Any:
+        """The last record that is committed; None: there is none. Raises `BrokerError`."""
+        self._open()
+        first, end = self._bounds()
+        back = _BACK
+        while True:
+            start, found = max(first, end - back), None
+            for record in self._between(start, end):
+                found = record
+            if found is not None or start == first:
+                return found
+            back *= _BACK  # there were only markers of transactions, and what was rolled back
 
     def _bounds(self) -> tuple[int, int]:
         """Where it begins and ends now."""

@@ -3,6 +3,8 @@
 ===================================  =========================================================
 ``topic/<topic>``                    its guarantee
 ``subscription/<name>``              its guarantee
+``effects/<name>``                   what remembers what took effect, of an exactly-once one
+``began/<name>/<topic>``              the id of the topic in which it began
 ``first/<name>/<topic's id>``        how many partitions there were when it began
 ``begun/<name>/<topic's id>/<n>``    it has a position in this partition
 ===================================  =========================================================
@@ -14,7 +16,7 @@ looks like one that there never was; the last record tells them apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from duly.brokers.kafka.producer import Sender, Sending
 from duly.brokers.kafka.reader import Reader
@@ -51,6 +53,12 @@ class Records:
             if not self._fixed.keys() >= set(wanted):
                 self._read()
             return {key: self._fixed[key] for key in wanted if key in self._fixed}
+
+    def under(self, prefix: str) -> Sequence[str]:
+        """What keys go on with that begin so, and under which anything is recorded."""
+        with self._reader.lock:
+            self._read()
+            return [key.removeprefix(prefix) for key in self._fixed if key.startswith(prefix)]
 
     def _write(self, texts: Mapping[str, str]) -> None:
         self._sender.surely(

@@ -17,16 +17,18 @@ named by.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from duly.errors import InvalidMessage
 from duly.identity import ids
-from duly.message import Message, Topic
-from duly.message.limits import check_headers, check_id, check_key, check_source
+from duly.message import Message, Topic, now_ms
+from duly.message.limits import check_headers, check_id, check_key, check_source, is_time_ms
 
 PREFIX = "ce_"
+SOURCE_OF_STRANGERS = "kafka"
 MARK = "duly"
 OF = "duly-topic"
 CHARGED, REPEATED, REPLAYS = "duly-charged", "duly-repeated", "duly-replays"
@@ -38,17 +40,38 @@ Headers = list[tuple[str, bytes]]
 def headers_of(message: Message[Any]) -> Headers:
     """The headers of a record."""
     headers: Headers = [
-        (MARK, b"1"),
-        ("ce_specversion", b"1.0"),
+        _MARKED,
+        _VERSION,
         ("ce_id", message.id.encode()),
-        ("ce_source", message.source.encode()),
-        ("ce_time", _text_of(message.time_ms)),
+        _source(message.source),
+        _time(message.time_ms),
     ]
     if "type" not in message.headers:
-        headers.append(("ce_type", message.topic.encode()))
-    for name, value in message.headers.items():
-        headers.append((PREFIX + name, value.encode()))
+        headers.append(_type(message.topic))
+    if message.headers:
+        headers += [(PREFIX + name, value.encode()) for name, value in message.headers.items()]
     return headers
+
+
+_MARKED = (MARK, b"1")
+_VERSION = ("ce_specversion", b"1.0")
+
+
+# Of many messages these are the same.
+@functools.lru_cache(128)
+def _source(source: str) -> tuple[str, bytes]:
+    return "ce_source", source.encode()
+
+
+@functools.lru_cache(1024)
+def _type(topic: str) -> tuple[str, bytes]:
+    return "ce_type", topic.encode()
+
+
+@functools.lru_cache(128)
+def _time(ms: int) -> tuple[str, bytes]:
+    text = datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
+    return "ce_time", f"{text[:-6]}Z".encode()
 
 
 def read_headers(given: Sequence[tuple[str, bytes | None]] | None) -> dict[str, str]:
@@ -83,7 +106,7 @@ def message_in(
     if not id:
         id = _id_of_nameless(declared)
     check_id(topic, id)
-    source = attributes.pop("source", None) or "kafka"
+    source = attributes.pop("source", None) or SOURCE_OF_STRANGERS
     check_source(topic, id, source)
     time_ms = _ms_in(attributes.pop("time", None), stamped_ms)
     for own in ("specversion", "data", "partitionkey"):
@@ -112,15 +135,13 @@ def _id_of_nameless(topic: Topic[Any]) -> str:
     )
 
 
-def _text_of(ms: int) -> bytes:
-    text = datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
-    return f"{text[:-6]}Z".encode()
-
-
 def _ms_in(text: str | None, stamped_ms: int) -> int:
-    if text is None:
-        return stamped_ms
-    try:
-        return round(datetime.fromisoformat(text).timestamp() * 1000)
-    except ValueError:
-        return stamped_ms
+    """When it was made: as it says, or else when it was published."""
+    if text is not None:
+        try:
+            said_ms = round(datetime.fromisoformat(text).timestamp() * 1000)
+        except (ValueError, OverflowError):
+            said_ms = -1
+        if is_time_ms(said_ms):
+            return said_ms
+    return stamped_ms if is_time_ms(stamped_ms) else now_ms()

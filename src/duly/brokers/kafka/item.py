@@ -1,0 +1,80 @@
+"""`Item`: a fetched record that is not settled, and what may be claimed beside what."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from duly.brokers.kafka.wire import message_in, read_headers
+from duly.errors import InvalidMessage
+from duly.message import Message, Topic
+
+
+class Order(enum.Enum):
+    """What may be claimed beside what. ``NONE``: anything. ``BY_KEY``: nothing of a key that is
+    claimed or waits. ``AS_LOGGED``: nothing beside anything, as a cursor needs it.
+    """
+
+    NONE = "none"
+    BY_KEY = "by key"
+    AS_LOGGED = "as logged"
+
+
+class State(enum.Enum):
+    """Where an item is."""
+
+    READY = "ready"
+    BLOCKED = "blocked"
+    WAITING = "waiting"
+    CLAIMED = "claimed"
+
+
+class Item:
+    """A fetched record that is not settled. ``wrong``: why it is no message that duly carries;
+    ``noted``: what is known of it has to be committed, for the record does not say it.
+    """
+
+    __slots__ = (
+        *("alone", "body", "charged", "declared", "due", "epoch", "lane", "message", "noted"),
+        *("offset", "record", "repeated", "replays", "settling", "state", "suspect", "token"),
+        *("until", "wrong"),
+    )
+
+    def __init__(self, declared: Topic[Any], offset: int, epoch: int, body: bytes) -> None:
+        self.declared = declared
+        self.offset = offset
+        self.epoch = epoch
+        self.body = body
+        self.message: Message[Any] | None = None
+        self.record: Any = None
+        self.wrong: str | None = None
+        self.charged = 0
+        self.replays = 0
+        self.repeated = self.suspect = self.alone = self.settling = self.noted = False
+        self.due = 0.0
+        self.state = State.READY
+        self.token = self.lane = 0
+        self.until = 0.0
+
+    @property
+    def key(self) -> str | None:
+        """What it is in order with."""
+        return None if self.message is None else self.message.key
+
+    def is_late(self, now: float) -> bool:
+        """Whether its lease is over, and nobody is settling it."""
+        return self.token != 0 and self.until <= now and not self.settling
+
+
+def item_of(declared: Topic[Any], record: Any) -> Item:
+    """The item of a record, with its message or why it is none."""
+    body, epoch = record.value() or b"", record.leader_epoch()
+    item = Item(declared, record.offset(), 0 if epoch is None else epoch, body)
+    try:
+        headers = read_headers(record.headers())
+        stamp_ms = record.timestamp()[1]
+        item.message = message_in(declared, headers, record.key(), body, stamp_ms)
+    except InvalidMessage as error:
+        item.wrong = f"{type(error).__name__}: {error}"
+        item.record = (record.headers(), record.key())
+    return item

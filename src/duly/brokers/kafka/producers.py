@@ -1,0 +1,113 @@
+"""`Producers`: the transactional producers of one process.
+
+Each is under an id that no other process has. What a process left open that died is ended by who
+begins under its ids; so these are committed with every position (`Notes.owner`), for whoever takes
+over the partition. After a transaction that was not committed another id is taken
+(`TransactionalProducer.is_clean`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from confluent_kafka import TopicPartition
+
+from duly.brokers.kafka.address import Address
+from duly.brokers.kafka.transactions import Standing, TransactionalProducer
+from duly.errors import BrokerUnavailable
+from duly.identity import ids
+
+# The latest that one process may be thought to have had; the timeout ends the rest.
+_MOST_ENDED = 16
+
+
+class Producers:
+    """One for each transaction that this process has open at a time. ``prefix`` begins their ids,
+    and those of all processes of an application; ``standing`` is `Admin.standing`.
+    """
+
+    def __init__(self, address: Address, prefix: str, standing: Standing) -> None:
+        self._address = address
+        self._prefix = prefix
+        self._standing = standing
+        self._process = ids.one()
+        self._idle: list[TransactionalProducer] = []
+        self._count = 0
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def owner(self) -> str:
+        """What those who take over have to know: how many there are, with the next to be taken."""
+        with self._lock:
+            return f"{self._process}/{self._count + (not self._idle)}"
+
+    def _called(self, process: str, number: int) -> TransactionalProducer:
+        return TransactionalProducer(self._address, f"{self._prefix}-{process}-{number}")
+
+    def end_those_of(
+        self, owners: Iterable[str], stuck: tuple[Sequence[TopicPartition], bytes] | None = None
+    ) -> None:
+        """End what these have open, unless they are this process. One that lives finds out, and
+        does it again where it still may. ``stuck``: positions of a group that Kafka may have
+        forgotten to end. Raises `BrokerError`.
+        """
+        for owner in sorted(owners):
+            process, _, count = owner.partition("/")
+            if process == self._process or not count.isdigit():
+                continue
+            for number in range(max(1, int(count) - _MOST_ENDED + 1), int(count) + 1):
+                one = self._called(process, number)
+                one.prepare()
+                if stuck is not None:
+                    one.end_positions(*stuck)
+                one.close()
+
+    def take(self) -> TransactionalProducer:
+        """One that nobody uses. Raises `BrokerUnavailable` once closed, and as long as what one
+        before it left open cannot be ended.
+        """
+        with self._lock:
+            if self._closed:
+                raise BrokerUnavailable("Kafka was closed; nothing was changed")
+            one = self._idle.pop() if self._idle else self._another()
+        if one.is_clean:
+            return one
+        try:
+            one.prepare()
+            one.end_standing(self._standing)
+        except BaseException:
+            self.give_back(one)
+            raise
+        one.close()
+        with self._lock:
+            return self._another()
+
+    def _another(self) -> TransactionalProducer:
+        self._count += 1
+        return self._called(self._process, self._count)
+
+    def give_back(self, one: TransactionalProducer) -> None:
+        """Another may use it."""
+        one.abort()  # of one who was interrupted
+        with self._lock:
+            self._idle.append(one)
+
+    @contextmanager
+    def one(self) -> Iterator[TransactionalProducer]:
+        """One, for as long as this lasts."""
+        taken = self.take()
+        try:
+            yield taken
+        finally:
+            self.give_back(taken)
+
+    def close(self) -> None:
+        """Begin no more."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for each in idle:
+            each.close()

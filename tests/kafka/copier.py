@@ -1,0 +1,90 @@
+"""A worker that copies one topic into another, and dies where it is told to.
+
+``COPIER_BROKER`` is the broker's URL. ``COPIER_STRIKES=step:n:signal`` sends that signal to itself
+at this step of the n-th transaction that stores records: ``begun``, ``sent`` (the records),
+``stored`` (the cluster has them), ``placed`` (the positions), ``committed``.
+``COPIER_TAKES=payloads``: its handler takes those, which are claimed and settled many at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+
+import duly
+from duly.brokers.kafka import producers
+from duly.brokers.kafka.producer import Sending
+from duly.brokers.kafka.transactions import TransactionalProducer
+from duly.worker import Worker
+
+HERE = duly.Topic("here", int, guarantee="at-least-once", partitions=4)
+THERE = duly.Topic("there", int, guarantee="at-least-once", partitions=4)
+KEYS = 23
+RETRY = duly.RetryPolicy(first_s=0.05, longest_s=0.1)
+
+
+def copier(broker: str, *, batch: int = 25) -> duly.App:
+    """An application that does that and nothing else."""
+    app = duly.App("copier", broker=broker)
+    consumer = app.consumer(HERE, name="copy", guarantee="exactly-once", batch=batch, retry=RETRY)
+
+    def copy(order: duly.Message[int], tx: duly.Transaction[None]) -> None:
+        tx.publish(THERE, order.payload, id=order.id, key=order.key)
+
+    def copy_payload(order: int, tx: duly.Transaction[None]) -> None:
+        tx.publish(THERE, order, id=str(order), key=str(order % KEYS))
+
+    if os.environ.get("COPIER_TAKES") == "payloads":
+        consumer(copy_payload)
+    else:
+        consumer(copy)
+    return app
+
+
+class Struck(TransactionalProducer):
+    """Of all producers of this process the n-th transaction is struck."""
+
+    step, at, by = "", 0, signal.SIGKILL
+    count = 0
+    stores = False
+
+    def send(self, sendings: Sequence[Sending]) -> None:
+        self.stores = bool(sendings)
+        Struck.count += self.stores
+        self._strike("begun")
+        super().send(sendings)
+        self._strike("sent")
+        if self.step == "stored":
+            self._producer.flush(10)
+        self._strike("stored")
+
+    def send_offsets(self, places: Sequence[object], group: bytes) -> None:
+        super().send_offsets(places, group)  # type: ignore[arg-type]
+        self._strike("placed")
+
+    def commit(self) -> None:
+        super().commit()
+        self._strike("committed")
+
+    def _strike(self, step: str) -> None:
+        if step == self.step and self.stores and self.count == self.at:
+            os.kill(os.getpid(), self.by)
+
+
+def main() -> None:
+    """Work until SIGTERM."""
+    if strikes := os.environ.get("COPIER_STRIKES"):
+        step, at, by = strikes.split(":")
+        Struck.step, Struck.at, Struck.by = step, int(at), signal.Signals[by]
+        setattr(producers, "TransactionalProducer", Struck)  # noqa: B010 - types
+    over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
+    with Worker(copier(os.environ["COPIER_BROKER"])) as worker:
+        while not over.wait(0.1):
+            assert not worker.wait(0), "a lane has ended"
+
+
+if __name__ == "__main__":
+    main()
