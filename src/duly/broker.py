@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, overload, runtime_checkable
 import msgspec
 
 from duly.errors import PublishFailed, PublishUnknown
-from duly.guarantees import Guarantee, Settlement
+from duly.guarantees import Done, Guarantee, Settlement
 from duly.message import Message, Topic
 
 Receipt = Any
@@ -51,6 +51,15 @@ class LogPosition(msgspec.Struct, frozen=True, gc=False):
 
     log: str
     offset: int
+    epoch: int = 0
+    end: int | None = None
+
+
+class Stretch(msgspec.Struct, frozen=True):
+    """Where consecutive messages of one ordered source stand: as `LogPosition`, of all of them."""
+
+    log: str
+    offsets: Sequence[int]
     epoch: int = 0
     end: int | None = None
 
@@ -123,6 +132,13 @@ class Span(Sequence[Delivery], ABC):
         """The topic, the sources and the ids of its messages."""
 
     @property
+    def stretches(self) -> Sequence[Stretch]:
+        """Where its messages stand, those of one stretch after those of another; none where their
+        source is no log.
+        """
+        return ()
+
+    @property
     @abstractmethod
     def receipt(self) -> Receipt:
         """One receipt for every message of the span; of what is refused, each has its own."""
@@ -160,6 +176,8 @@ class Capabilities:
       cannot, the broker is `Prepares`, and a message that no subscription takes is refused, unless
       the topic `may_go_unheard`.
     - ``one_writer``: one transaction at a time; more processes do not speed that up.
+    - ``relays_once``: what is brought from a store's outbox is stored once, whatever dies; the
+      broker is `PublishesOnce`.
     - ``redelivery_horizon_s``: the longest after its first delivery that a message can come
       again by itself; None: no bound.
     - ``max_message_bytes``: the largest body it carries.
@@ -179,6 +197,7 @@ class Capabilities:
     delays_in_order: bool = True
     replays: bool = True
     one_writer: bool = False
+    relays_once: bool = False
     redelivery_horizon_s: float | None = None
     max_message_bytes: int = 512 * 1024 * 1024
 
@@ -187,11 +206,13 @@ class Capabilities:
         """Whether an at-most-once handler can be started for what surely does not come again."""
         return self.confirms_settlement or self.hands_out_once
 
-    def holds_partition(self, guarantee: Guarantee) -> bool:
+    def holds_partition(self, guarantee: Guarantee, *, parks: bool = False) -> bool:
         """Whether a retry holds up what is behind it in its partition, for consumers of this
-        guarantee: on a log a cursor cannot pass it, so nothing may be started behind it.
+        guarantee: on a log a cursor cannot pass it, so nothing may be started behind it, unless
+        the store ``parks`` it.
         """
-        return self.retries_in_place or (self.is_log and guarantee is Guarantee.EXACTLY_ONCE)
+        on_log = self.is_log and guarantee is Guarantee.EXACTLY_ONCE
+        return not parks and (self.retries_in_place or on_log)
 
 
 Start = Literal["earliest", "latest"] | datetime
@@ -240,8 +261,11 @@ class Subscription(Protocol):
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Receipt]:
         """Settle, durably on return; returns the refused: their lease was lost to another.
 
-        All accepted ones take effect together. Raises `BrokerUnavailable` when nothing was
-        settled, and `PublishUnknown` never: an unknown outcome is `CommitUnknown`.
+        All accepted ones take effect together; where the broker does not confirm settlements, what
+        is over may stand without the rest. Raises `BrokerUnavailable` when nothing was settled, and
+        `PublishUnknown` never: an unknown outcome, or part of one, is `CommitUnknown`. Settling the
+        same again is harmless then, and refuses nothing that is known to stand. While it lasts,
+        these claims do not end.
         """
         ...
 
@@ -285,6 +309,24 @@ class ClaimsAhead(Protocol):
 
 
 @runtime_checkable
+class SettlesRemembered(Protocol):
+    """What a `Subscription` may also do, where settling takes a while, for those whose store knows
+    what has taken effect without being told by the broker (`duly.guarantees.Admission.BY_CURSOR`).
+    """
+
+    @property
+    def settles_remembered(self) -> bool:
+        """Whether it can, here: what stands before another subscription can what that one can."""
+        ...
+
+    def settle_remembered(self, settlements: Sequence[Done]) -> Sequence[Receipt]:
+        """As `Subscription.settle`, but returns before it is durable. What was lost to another
+        may not be known yet, and is not refused; after a crash these may come again.
+        """
+        ...
+
+
+@runtime_checkable
 class Pausable(Protocol):
     """What a `Subscription` may also tell, where people can hold it back."""
 
@@ -305,6 +347,52 @@ class NotesRepeats(Protocol):
         Called only where there are any. Nothing depends on it: it may raise `BrokerError` or
         `CommitUnknown`, and need not survive a crash.
         """
+        ...
+
+
+class Entrance(Protocol):
+    """The one way by which what an outbox holds is stored once, whoever dies on it.
+
+    One thread at a time uses it. `resume` comes first, and again after every `publish` that did
+    not store all it was given.
+    """
+
+    def resume(self) -> bytes | None:
+        """From now on nobody else publishes by this entrance, until somebody resumes it there.
+
+        What another had begun is ended before this returns: it stands as a whole, or nothing of
+        it does. Returns the note of the last publish that stands; None: there is none. Raises
+        `BrokerError`.
+        """
+        ...
+
+    def publish(
+        self, messages: Sequence[Message[Any]], note_of: Callable[[Sequence[int]], bytes]
+    ) -> Sequence[Outcome]:
+        """As `Broker.publish`, in one transaction with a note: what is not refused is stored, all
+        of it and the note, or nothing. ``note_of`` makes it for those that stand at these places
+        of ``messages``. Nobody sees a message before it is certain that it stands.
+
+        Never `PublishUnknown`. Raises `CommitUnknown`, until `resume` finds out; where nothing was
+        stored `BrokerError`, `TransactionInterrupted`, and `TransactionFailed` where one of several
+        was refused: each by itself is told its outcome. Where another has resumed nothing is
+        stored, and it raises `Superseded` or `CommitUnknown`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Publish no more; what is under way is undone, or stands."""
+        ...
+
+
+@runtime_checkable
+class PublishesOnce(Protocol):
+    """What a `Broker` may also do that can store messages and a note together
+    (`Capabilities.relays_once`).
+    """
+
+    def entrance(self, outbox: str) -> Entrance:
+        """The entrance for the outbox of this name, which is its own for ever. Asks nobody."""
         ...
 
 

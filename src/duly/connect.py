@@ -8,7 +8,8 @@
 ``...?schema=staging``      tables of its own in the same database
 ``amqp://host/vhost``       RabbitMQ, a broker only; ``amqps://``: by TLS, verified
 ``...?namespace=staging``   exchanges and queues of its own in the same virtual host
-``kafka://host:9092``       Kafka, a broker only; several hosts may be named
+``kafka://host:9092``       Kafka, a broker; several hosts may be named; without a store its own
+                            transactions are one that covers what is published
 ``...?namespace=staging``   topics and groups of its own on the same cluster
 ``memory://``               one database in this process, broker and store
 ``memory://?kind=log``      an ordered log in this process; its store is another one in memory
@@ -50,9 +51,10 @@ def open_broker(broker: Any) -> Broker:
 def open_store(store: Any, broker: Broker) -> Store | None:
     """The store this URL names; an open `Store` is returned as it is.
 
-    None: the broker's own database where it is one. For a broker in memory that is none, a store
-    in memory, which dies with it too. None for any other: then exactly-once consumers are
-    refused. Raises `ConfigurationError`, `BrokerUnusable`.
+    None: the broker's own database where it is one, and Kafka's own transactions, which cover no
+    rows. For a broker in memory that is none, a store in memory, which dies with it too. None for
+    any other: then exactly-once consumers are refused. Raises `ConfigurationError`,
+    `BrokerUnusable`.
     """
     if store is None:
         return _store_of(broker)
@@ -361,9 +363,18 @@ def _store_of(broker: Broker) -> Store | None:
             broker_database=broker.capabilities.database,
             namespace=broker.file.namespace,
         )
-    if broker.capabilities.name == "PostgreSQL":  # else its driver may not be installed
+    # By their names: their drivers may not be installed.
+    if broker.capabilities.name == "PostgreSQL":
         return _postgres_store_of(broker)
+    if broker.capabilities.name == "Kafka":
+        return _kafka_store_of(broker)
     return None
+
+
+def _kafka_store_of(broker: Broker) -> Store | None:
+    from duly.brokers.kafka import KafkaBroker
+
+    return broker.own_store() if isinstance(broker, KafkaBroker) else None
 
 
 def _postgres_store_of(broker: Broker) -> Store | None:

@@ -123,6 +123,8 @@ class Handler:
     wants_tx: bool
     uses: Mapping[str, Any]
     """Keyword parameters whose default is `duly.use(...)`."""
+    connection: Any = None
+    """C, where the handler is annotated ``tx: duly.Transaction[C]``; None where it says nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@
     ├── BrokerError               the broker cannot do its work
     │   ├── BrokerUnavailable     for now: locked, unreachable, disk full; try again later
     │   └── BrokerUnusable        for good: no database, corrupt, a newer schema
+    │       └── SubscriptionEnded   of one consumer: its position is lost; its worker ends
     ├── TransactionError          about one transaction
     │   ├── TransactionFailed     certainly rolled back
     │   │   ├── TransactionLost         it ended behind duly's back
@@ -103,6 +104,12 @@ class BrokerUnavailable(BrokerError):
 
 class BrokerUnusable(BrokerError):
     """What the URL names cannot serve as a broker: no database, corrupt, or of a newer version."""
+
+
+class SubscriptionEnded(BrokerUnusable):
+    """This process cannot go on with a subscription, however long it waits: its position is lost,
+    or the log is another one. Its worker ends; the text says what a person has to do.
+    """
 
 
 class TransactionError(DulyError):

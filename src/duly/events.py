@@ -109,7 +109,8 @@ class RolledBack:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The broker knows how messages ended; ``seconds`` is 0 where that was part of a commit.
+    """The broker is told how messages ended; ``seconds`` is 0 where that was part of a commit, or
+    is not waited for, because the store knows.
 
     ``refused`` are the receipts among them whose claim was lost before.
     """

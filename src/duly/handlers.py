@@ -45,11 +45,10 @@ def handler_of(
     positional = _positional(signature, where, wants_tx, batch)
     hints = _hints(function)
     wants_message = _check_payload(positional[0], hints, topics, batch, where)
-    if wants_tx:
-        _check_tx(positional[1], hints, where)
+    connection = _connection(positional[1], hints, where) if wants_tx else None
     if not is_async:
         check_colours(uses, where)
-    return Handler(function, is_async, batch, wants_message, wants_tx, uses)
+    return Handler(function, is_async, batch, wants_message, wants_tx, uses, connection)
 
 
 def refuse_unrun(returned: Any) -> None:
@@ -218,16 +217,21 @@ def _check_payload(
     return wants_message
 
 
-def _check_tx(parameter: Parameter, hints: Mapping[str, Any], where: str) -> None:
+def _connection(parameter: Parameter, hints: Mapping[str, Any], where: str) -> Any:
+    """C of ``Transaction[C]``; None where that is None, or not said. Raises where the annotation
+    cannot be right.
+    """
     hint = hints.get(parameter.name, Any)
     if isinstance(hint, str):
-        return
+        return None
     for member in _members(_plain(hint)):
         origin = get_origin(member) or member
         if origin in (Any, object) or isinstance(origin, TypeVar):
-            return
+            return None
         if inspect.isclass(origin) and _fits(Transaction, origin):
-            return
+            [said] = get_args(member) or (None,) if origin is Transaction else (None,)
+            unsaid = said in (Any, object, type(None)) or isinstance(said, TypeVar)
+            return None if unsaid else said
     raise ConfigurationError(
         f"{where}: the second parameter of an exactly-once handler is the transaction; "
         f"{parameter.name!r} is annotated {_show(hint)}. Its driver's connection is "

@@ -13,7 +13,7 @@ from duly.errors import ConfigurationError
 from duly.guarantees import Admission, Guarantee
 from duly.inspection import DeadLetter, Mending, Selection
 from duly.inspection.graves import Buries
-from duly.store import Store
+from duly.store import Parked, Store, parked_beside
 
 # One portion is one transaction: others get their turn in between.
 PORTION = 500
@@ -26,6 +26,9 @@ _BY_ADMISSION = {
     ),
     Admission.BY_CURSOR: "the cursor has passed it, so that it can have no effect any more",
 }
+_PARKED = (
+    "no effect of it was committed; it waits in the store, due at once, runs again and commits once"
+)
 _BY_GUARANTEE = {
     Guarantee.AT_MOST_ONCE: "it runs once more, unless its worker dies before that",
     Guarantee.AT_LEAST_ONCE: "it runs again, and what its earlier attempts did stays done",
@@ -85,6 +88,7 @@ class Mender:
     letters: Letters
     setting: Setting
     consumers: Sequence[Consumer]
+    parked: Parked | None = None
 
     @classmethod
     def of(cls, backends: tuple[Broker, Store | None], consumers: Sequence[Consumer]) -> Self:
@@ -102,7 +106,7 @@ class Mender:
                 "back; look for them with its own tools"
             )
         setting = Setting(broker.capabilities, None if store is None else store.capabilities, Run())
-        return cls(letters, setting, consumers)
+        return cls(letters, setting, consumers, parked_beside(broker, store))
 
     def select(self, which: Selection, limit: int) -> Sequence[DeadLetter]:
         """The dead letters that are meant, the latest first."""
@@ -119,6 +123,8 @@ class Mender:
         found = self._consumer(consumer)
         if found is None:
             return "this app has no such consumer (any more): it waits until one works it"
+        if self._parks(found):
+            return _PARKED
         admission = self.setting.admission(found)
         return _BY_GUARANTEE[found.guarantee] if admission is None else _BY_ADMISSION[admission]
 
@@ -126,7 +132,9 @@ class Mender:
         """Raise `ConfigurationError` where a replay can have no effect."""
         for name in consumers:
             found = self._consumer(name)
-            if found is not None and self.setting.admission(found) is Admission.BY_CURSOR:
+            if found is None or self._parks(found):
+                continue
+            if self.setting.admission(found) is Admission.BY_CURSOR:
                 raise ConfigurationError(
                     f"consumer {name!r}: {_BY_ADMISSION[Admission.BY_CURSOR]}. Nothing was "
                     "replayed. Publish it again under another id, and discard the dead letter."
@@ -134,8 +142,26 @@ class Mender:
 
     def replay(self, letters: Sequence[DeadLetter]) -> int:
         """Bring them back, the oldest first; returns how many were still there."""
-        self.refuse_useless({letter.subscription for letter in letters})
-        return _in_portions(self.letters.replay, letters)
+        names = {letter.subscription for letter in letters}
+        self.refuse_useless(names)
+        found = (self._consumer(name) for name in names)
+        into_store = {each.name for each in found if each is not None and self._parks(each)}
+        parked = [letter for letter in letters if letter.subscription in into_store]
+        others = [letter for letter in letters if letter.subscription not in into_store]
+        return _in_portions(self._park, parked) + _in_portions(self.letters.replay, others)
+
+    def _parks(self, consumer: Consumer) -> bool:
+        return self.parked is not None and self.setting.parks(consumer)
+
+    def _park(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """Deliver these out of the store, which the log's own deliveries do not reach any more."""
+        assert self.parked is not None, "asked before"
+        if isinstance(self.letters, Buried):
+            return self.parked.replay(letters)
+        # A log that keeps its own: what it delivers again lies below the cursor, and is a repeat.
+        gone = self.letters.replay(letters)
+        self.parked.bring_back([letter for letter in letters if letter not in gone])
+        return gone
 
     def discard(self, letters: Sequence[DeadLetter]) -> int:
         """Remove them for good; returns how many were still there."""

@@ -27,7 +27,7 @@ from duly.app import App
 from duly.errors import ConfigurationError
 from duly.guarantees import Dead, Done, Guarantee, Release, Retry
 from duly.inspection import Inspection, Observing
-from duly.store import outbox_of
+from duly.store import outbox_of, parked_beside, with_parked
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, start_http_server
@@ -201,6 +201,10 @@ _GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "backlog": ("Messages that wait to be claimed.", _FLOW),
     "in_flight": ("Messages that are claimed.", _FLOW),
     "parked": ("Messages that wait for a retry, a due time or another of their key.", _FLOW),
+    "parked_oldest_age_seconds": (
+        "Age of the oldest message of a log that waits in the store for a retry.",
+        _FLOW,
+    ),
     "dead_letters": ("Messages given up on.", _FLOW),
     "oldest_age_seconds": ("Age of the oldest message that is not done.", _FLOW),
     "incidents": ("Messages that met this, as far back as it is kept.", ("app", "of", "kind")),
@@ -215,8 +219,15 @@ _Sample = tuple[str, tuple[str, ...], float]
 def _read(app: App) -> Iterator[_Sample]:
     broker, store = app.backends()
     yield "readable", (app.name,), 1.0
+    parked = parked_beside(broker, store)
+    waiting = () if parked is None else parked.waiting()
+    for each in waiting:
+        labels = (app.name, each.consumer, each.topic)
+        yield "parked_oldest_age_seconds", labels, _age_s(each.oldest_ms)
+        if not isinstance(broker, Inspection):
+            yield "parked", labels, each.parked + each.in_flight
     if isinstance(broker, Inspection):
-        for state in broker.subscriptions():
+        for state in with_parked(broker.subscriptions(), waiting):
             labels = (app.name, state.name, state.topic)
             yield "backlog", labels, state.backlog
             yield "in_flight", labels, state.in_flight

@@ -57,12 +57,13 @@ class Operations:
     def replay(self: Operated, letters: Iterable[DeadLetter]) -> int:
         """Deliver dead letters again, each to the consumer that gave it up and to no other.
 
-        A message keeps its identity, has all its attempts before it, and comes before the
-        later ones of its key. An exactly-once consumer kept no effect of it, so that now it
-        commits once; where it took effect after all, admission drops it as a repeat. Returns
-        how many were still dead letters: others have been replayed or discarded meanwhile, and
-        a repeated call does no harm. Raises `ConfigurationError` where a replay can have no
-        effect: admission by cursor has passed it.
+        A message keeps its identity and has all its attempts before it. It comes before the
+        later ones of its key; where a store keeps the letters of a broker that keeps none
+        (RabbitMQ, Kafka), behind what waits already. An exactly-once consumer kept no effect
+        of it, so that now it commits once; where it took effect after all, admission drops it
+        as a repeat. Returns how many were still dead letters: others have been replayed or
+        discarded meanwhile, and a repeated call does no harm. Raises `ConfigurationError`
+        where a replay can have no effect: admission by cursor, in order by key, has passed it.
         """
         refuse_on_loop("app.replay", "await asyncio.to_thread(app.replay, letters)")
         return Mender.of(self.backends(), self.consumers).replay(list(letters))

@@ -3,10 +3,15 @@
 One `Relay` works an outbox at a time. It publishes in the order of commits, and drops a message
 from the outbox only once the broker has confirmed it: a crash in between publishes it again
 under the same identity, which a broker that remembers ids drops.
+
+A broker that is `PublishesOnce` stores a batch together with a note of what is in it. Whoever
+takes over reads the note first, and drops from the outbox what it names: of no other batch can
+it be in doubt whether it was published, because each is dropped before the next is begun.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import secrets
@@ -16,12 +21,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import random
 from threading import Event as Flag
-from typing import assert_never
+from typing import Any, assert_never
+
+import msgspec
 
 from duly import events
-from duly.broker import Broker, Outcome, Published, RepeatDropped
+from duly.broker import Broker, Entrance, Outcome, Published, PublishesOnce, RepeatDropped
 from duly.errors import (
     BrokerError,
+    BrokerUnusable,
     CommitUnknown,
     ConfigurationError,
     IdentityConflict,
@@ -29,7 +37,11 @@ from duly.errors import (
     MessageTooLarge,
     PublishFailed,
     PublishUnknown,
+    Superseded,
+    TransactionFailed,
+    TransactionInterrupted,
 )
+from duly.message import Message
 from duly.store import Outbox, Outgoing, Refusal
 
 log = logging.getLogger("duly.relay")
@@ -94,7 +106,8 @@ class Relay:
     """Moves one store's outbox to one broker, step by step.
 
     ``step`` does one batch and says how long to pause; a thread (`run`) or a simulation drives
-    it. The topics must be declared at the broker.
+    it. The topics must be declared at the broker. ``outbox_name`` is the outbox's for ever, and no
+    other's: `StoreCapabilities.database`. Without it nothing is published as of `PublishesOnce`.
     """
 
     def __init__(
@@ -107,6 +120,7 @@ class Relay:
         roll: Callable[[], float] = random,
         watchers: Sequence[events.Watcher] = (),
         wait_s: float = 0.25,
+        outbox_name: str | None = None,
     ) -> None:
         self.counts = RelayCounts()
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -119,20 +133,36 @@ class Relay:
         self._wait_s = wait_s
         self._held_until = float("-inf")
         self._failures = 0
+        self._entrance: Entrance | None = None
+        if outbox_name is not None and broker.capabilities.relays_once:
+            assert isinstance(broker, PublishesOnce), "it says that it is"
+            self._entrance = broker.entrance(outbox_name)
+        # Whether nothing that the outbox holds was published, and nobody else publishes it.
+        self._is_sure = False
+        self._one_by_one = 0
 
     def step(self) -> float:
         """Publish one batch. Returns the seconds to pause before the next step."""
         try:
             if not self._hold():
+                self._is_sure = False
                 return self._options.lease_s / 3
-            batch = self._outbox.unsent(
-                self._options.batch, self._options.batch_bytes, self._wait_s
-            )
+            limit = 1 if self._one_by_one else self._options.batch
+            batch = self._outbox.unsent(limit, self._options.batch_bytes, self._wait_s)
             if not batch:
                 return 0.0 if self._wait_s else self._options.first_s
-            return self._publish(_without_overtaking(batch))
-        except (BrokerError, CommitUnknown) as error:
-            # Nothing is lost: what was published and not dropped is published again.
+            if self._entrance is None:
+                return self._publish(_without_overtaking(batch), self._broker.publish)
+            if not self._is_sure:
+                # What was looked at before may have been published since, by somebody else.
+                self._make_sure(self._entrance)
+                return 0.0
+            return self._publish_once(self._entrance, _without_overtaking(batch))
+        except (BrokerError, CommitUnknown, TransactionInterrupted, Superseded) as error:
+            # Nothing is lost: what was published and not dropped is published again, or found by
+            # its note. Whoever is fenced off asks the store whether it is still the one.
+            if self._entrance is not None:
+                self._held_until = float("-inf")
             return self._pause(error)
 
     def run(self, stop: Flag) -> None:
@@ -153,6 +183,9 @@ class Relay:
     def close(self) -> None:
         """Let another relay take over at once."""
         self._held_until = float("-inf")
+        self._is_sure = False
+        if self._entrance is not None:
+            self._entrance.close()
         try:
             self._outbox.let_go(self.name)
         except (BrokerError, CommitUnknown) as error:
@@ -168,8 +201,45 @@ class Relay:
         self._held_until = now + self._options.lease_s
         return True
 
-    def _publish(self, batch: Sequence[Outgoing]) -> float:
-        outcomes = self._broker.publish([outgoing.message for outgoing in batch])
+    def _make_sure(self, entrance: Entrance) -> None:
+        """Drop what was published and not dropped, by whoever was the relay before."""
+        note = entrance.resume()
+        if note is not None:
+            marks = _read(note)
+            # A store that was restored gives positions out again: the message has to be the same.
+            published = [
+                outgoing
+                for outgoing in self._outbox.left(list(marks))
+                if _mark(outgoing.message) == marks[outgoing.position]
+            ]
+            if published:
+                self._outbox.sent([outgoing.position for outgoing in published])
+                self._count([Published(outgoing.message.id) for outgoing in published])
+        self._is_sure = True
+
+    def _publish_once(self, entrance: Entrance, batch: Sequence[Outgoing]) -> float:
+        # Until the outbox knows, too, whatever ends this in the middle.
+        self._is_sure = False
+
+        def publish(messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
+            return entrance.publish(messages, lambda at: _note([batch[place] for place in at]))
+
+        self._one_by_one = max(0, self._one_by_one - 1)
+        try:
+            return self._publish(batch, publish)
+        except TransactionInterrupted:
+            raise
+        except TransactionFailed as error:
+            log.info("a batch of the outbox is published one by one: %s", error)
+            self._one_by_one = len(batch)
+            return 0.0
+
+    def _publish(
+        self,
+        batch: Sequence[Outgoing],
+        publish: Callable[[Sequence[Message[Any]]], Sequence[Outcome]],
+    ) -> float:
+        outcomes = publish([outgoing.message for outgoing in batch])
         sent: list[int] = []
         refused: list[tuple[Outgoing, PublishFailed]] = []
         unknown: list[PublishUnknown] = []
@@ -186,6 +256,7 @@ class Relay:
         if sent:
             self._outbox.sent(sent)
             self._count(outcomes)
+        self._is_sure = len(sent) == len(batch)
         return self._pause_after(refused, unknown, took_some=bool(sent))
 
     def _pause_after(
@@ -278,6 +349,35 @@ def _without_overtaking(batch: Sequence[Outgoing]) -> Sequence[Outgoing]:
         if outgoing.attempts and line is not None:
             doubtful.add(line)
     return kept
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[int, dict[int, bytes]]).decode
+_FORMAT = 1
+
+
+def _note(batch: Sequence[Outgoing]) -> bytes:
+    """What is stored with a batch: which messages of the outbox are in it."""
+    return _encode((_FORMAT, {each.position: _mark(each.message) for each in batch}))
+
+
+def _read(note: bytes) -> dict[int, bytes]:
+    """The marks of the messages that a note names, by position. Raises `BrokerUnusable`."""
+    try:
+        format, marks = _decode(note)
+    except msgspec.DecodeError as error:
+        raise BrokerUnusable(f"a relay has left a note that cannot be read: {error}") from error
+    if format != _FORMAT:
+        raise BrokerUnusable(
+            f"a newer relay has left a note of format {format}; this one reads {_FORMAT}"
+        )
+    return marks
+
+
+def _mark(message: Message[Any]) -> bytes:
+    """What tells a message from another that was given its position."""
+    identity = f"{message.topic}\0{message.source}\0{message.id}"
+    return hashlib.blake2b(identity.encode(), digest_size=8).digest()
 
 
 def _text(error: Exception) -> str:

@@ -88,8 +88,10 @@ def replay(
 ) -> int:
     """Deliver dead letters again, to the consumer that gave them up and to no other.
 
-    A message keeps its identity and has all its attempts before it; in order by key it comes
-    before the later ones of its key. Exit status 1 where not all that were meant were there.
+    A message keeps its identity and has all its attempts before it. In order by key it comes
+    before the later ones of its key; where the store keeps the letters of a broker that keeps
+    none (RabbitMQ, Kafka), behind what waits already. Exit status 1 where not all that were
+    meant were there.
     """
     from duly.cli.dead import Meant, replay_dead
 

@@ -23,7 +23,7 @@ from duly.inspection.graves import Buries
 from duly.inspection.steering import Steering
 from duly.message import now_ms
 from duly.schedules import Ticking
-from duly.store import Store, outbox_of
+from duly.store import Store, Waiting, outbox_of, parked_beside, with_parked
 
 # The incidents of a consumer, and those of a topic, with the names that people see.
 _OF_CONSUMER = {
@@ -107,10 +107,13 @@ def with_rates(before: Status, now: Status, seconds: float) -> Status:
 def look(app: App) -> Status:
     """Read all of it. Raises `ConfigurationError` where the broker cannot tell."""
     broker, store = app.look()
+    parked = parked_beside(broker, store)
+    waiting = () if parked is None else parked.waiting()
     if isinstance(broker, Queueing):
         named = [{"topic": topic.name} for topic in app.topics]
         outbox = _outbox(broker, store)
-        return Status(_queued(broker), named, _schedules(app, broker), [], outbox, broker.delayed())
+        consumers = _queued(broker, waiting)
+        return Status(consumers, named, _schedules(app, broker), [], outbox, broker.delayed())
     if not isinstance(broker, Inspection):
         raise ConfigurationError(f"{broker.capabilities.name} cannot look inside itself")
     counts = broker.incident_counts()
@@ -137,7 +140,7 @@ def look(app: App) -> Status:
             else None,
             **{name: counts.get((state.name, kind), 0) for name, kind in _OF_CONSUMER.items()},
         }
-        for state in broker.subscriptions()
+        for state in with_parked(broker.subscriptions(), waiting)
     ]
     topics = [
         {
@@ -162,8 +165,9 @@ def _outbox(broker: Broker, store: Store | None) -> Mapping[str, Any] | None:
     return None if outbox is None else asdict(outbox.backlog())
 
 
-def _queued(broker: Queueing) -> Sequence[Mapping[str, Any]]:
-    """What a broker can count that cannot look inside itself."""
+def _queued(broker: Queueing, waiting: Sequence[Waiting]) -> Sequence[Mapping[str, Any]]:
+    """What a broker can count that cannot look inside itself, and what waits in the store."""
+    kept = {(each.consumer, each.topic): each for each in waiting}
     dead: Mapping[tuple[str, str], int] = {}
     if isinstance(broker, Buries):
         broker.carry()
@@ -174,11 +178,13 @@ def _queued(broker: Queueing) -> Sequence[Mapping[str, Any]]:
             "topic": state.topic,
             "backlog": state.backlog,
             "in_flight": None,
-            "parked": None,
+            "parked": None if found is None else found.parked + found.in_flight,
+            "parked_since_ms": None if found is None else found.oldest_ms,
             "dead": dead.get((state.subscription, state.topic), 0),
             "workers": state.workers,
         }
         for state in broker.queued()
+        for found in [kept.get((state.subscription, state.topic))]
     ]
 
 
@@ -197,7 +203,8 @@ _Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 def _tables(status: Status) -> Sequence[_Table]:
     tables = [
-        _table(("consumer", "topic", "backlog", "in_flight", "parked", "dead", "oldest_ms",
+        _table(("consumer", "topic", "backlog", "in_flight", "parked", "parked_since_ms", "dead",
+                "oldest_ms",
                 "state", "passed", "passed_per_s", "workers", *_OF_CONSUMER), status.consumers),
         _table(("topic", "published", "published_per_s", *_OF_TOPIC), status.topics),
     ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import inf
+from math import ceil, inf
 from typing import Any, assert_never
 
 from duly.consumer import Consumer
@@ -17,8 +17,10 @@ from duly.contract.setting import (
 )
 from duly.contract.terms import ConsumerTerms, ScheduleTerms, TopicTerms
 from duly.guarantees import Admission, Guarantee
+from duly.inspection.survey import Hold, Peril
 from duly.message import Topic
 from duly.schedules import Schedule
+from duly.store import StoreCapabilities
 from duly.versions import Versions
 
 
@@ -45,8 +47,17 @@ def notes_on(setting: Setting) -> Iterator[str]:
             f"{store.name}: one writer a file. One transaction at a time; more processes do "
             "not speed up exactly-once consumers."
         )
+    yield from (
+        _weakened(limit)
+        for limit in setting.survey.limits
+        if limit.topic is None and limit.subscription is None
+    )
     yield from setting.survey.seen
     yield from setting.survey.unseen
+
+
+def _weakened(limit: Peril) -> str:
+    return f"{limit.found} (remedy: {limit.remedy})"
 
 
 # --- topics
@@ -120,11 +131,30 @@ def _topic_limits(setting: Setting, topic: Topic[Any]) -> Iterator[str]:
         yield f"order by key: up to {plural(topic.partitions, 'key stream')} side by side"
     if topic.versions is not None:
         yield from _versions(setting, topic.versions)
+    yield from _broker_limits(setting, topic)
+
+
+def _broker_limits(setting: Setting, topic: Topic[Any]) -> Iterator[str]:
+    """What the broker, and its server as it is set up, make of it."""
+    store = setting.store
+    relayed = store is not None and store.outbox and setting.broker.relays_once
+    if store is not None and relayed and setting.nobody_drops_repeats(topic):
+        yield (
+            f"what reaches it through {store.name}'s outbox alone (tx.publish, within=) is stored "
+            "once, for readers of what is committed (read_committed); what is published directly, "
+            "and again after PublishUnknown, is stored again"
+        )
     if not setting.broker.replays and topic.promise is not Guarantee.AT_MOST_ONCE:
         becomes = "stored nowhere (may_go_unheard)" if topic.may_go_unheard else "refused"
         yield (
             f"a message that no subscription takes is {becomes}, and a new subscription begins "
             "with what is published after it was made"
+        )
+    if topic.promise is not Guarantee.AT_MOST_ONCE:
+        yield from (
+            _weakened(limit)
+            for limit in setting.survey.limits
+            if limit.topic == topic.name and limit.subscription is None
         )
     if not setting.broker.delays:
         yield f"no delays: {setting.broker.name} delivers at once"
@@ -213,6 +243,11 @@ def _consuming(setting: Setting, consumer: Consumer, admission: Admission | None
 
 def _in_one_transaction(setting: Setting, consumer: Consumer, admission: Admission | None) -> str:
     where = "the store" if setting.store is None else setting.store.name
+    if setting.store is not None and not setting.store.effects:
+        return (
+            f"one transaction ({where}) with what they publish, the positions of the messages and "
+            "their dead letters, fenced by the generation of the consumer's group"
+        )
     start = f"one transaction in {where} with the effects, what they publish"
     if admission is Admission.BY_CLAIM:
         return f"{start} and the settlement, fenced by the claim"
@@ -232,6 +267,12 @@ def _consumer_limits(
         yield from _exactly_once_limits(setting, consumer, admission)
     yield from _handler_limits(setting, consumer)
     yield from _order_limits(setting, consumer)
+    if consumer.guarantee is not Guarantee.AT_MOST_ONCE:
+        yield from (
+            _weakened(limit)
+            for limit in setting.survey.limits
+            if limit.subscription == consumer.name
+        )
     yield _retries(consumer)
 
 
@@ -274,13 +315,15 @@ def _exactly_once_limits(
                 "positions, which a cursor lets pass"
             )
     store = setting.store
-    if store is not None and not setting.one_database:
+    if store is not None and store.one_writer and setting.reaches_further:
         yield (
-            f"tx.publish goes through {store.name}'s outbox: sent after the commit, and again "
-            "under the same id after a crash in between"
-            if store.outbox
-            else f"tx.publish is refused: {store.name} has no outbox"
+            f"only among workers on this {store.name} file: one with a file of its own, on another "
+            "machine, does not see what took effect here, and nothing refuses it"
         )
+    if store is not None and not setting.one_database:
+        yield _through_outbox(setting, store)
+    if store is not None:
+        yield from store.limits
     if consumer.options.pipeline:
         yield (
             "in a pipeline: rowcount is -1 until something is fetched, and an error may be raised "
@@ -288,6 +331,15 @@ def _exactly_once_limits(
         )
     if store is not None and store.one_writer and consumer.options.lanes > 1:
         yield f"lanes={consumer.options.lanes} take turns: {store.name} has one writer"
+
+
+def _through_outbox(setting: Setting, store: StoreCapabilities) -> str:
+    if not store.outbox:
+        return f"tx.publish is refused: {store.name} has no outbox"
+    start = f"tx.publish goes through {store.name}'s outbox: sent after the commit, and"
+    if setting.broker.relays_once:
+        return f"{start} stored once, for readers of what is committed (read_committed)"
+    return f"{start} again under the same id after a crash in between"
 
 
 def _handler_limits(setting: Setting, consumer: Consumer) -> Iterator[str]:
@@ -309,13 +361,35 @@ def _handler_limits(setting: Setting, consumer: Consumer) -> Iterator[str]:
             f"a handler that runs for over {duration(longest_s)}{others} is started again unless "
             f"the server was told to wait, which cannot be seen: {hold.remedy}"
         )
+    if hold is not None and consumer.guarantee is not Guarantee.AT_MOST_ONCE:
+        yield from _claim_limits(hold, consumer)
     if consumer.handler.is_batch:
         yield "a batch handler fails as a whole; its messages come again, one call each"
 
 
+def _claim_limits(hold: Hold, consumer: Consumer) -> Iterator[str]:
+    """What a slow handler does to what was claimed with its message, and waits behind it."""
+    options = consumer.options
+    in_a_row = 1 if consumer.handler.is_batch else ceil(options.batch / options.concurrency)
+    if in_a_row > 1 and in_a_row * options.max_run_s > hold.claim_s:
+        each_s = hold.claim_s / in_a_row
+        fits = max(1, int(hold.claim_s / options.max_run_s)) * options.concurrency
+        yield (
+            f"where {in_a_row} handlers in a row take over {duration(each_s)} each, what is "
+            f"claimed with them is taken back after {duration(hold.longest_s)}, and comes again: "
+            f"if they may, declare batch={fits} or less, or max_run_s={each_s:g}"
+        )
+
+
 def _order_limits(setting: Setting, consumer: Consumer) -> Iterator[str]:
+    if setting.parks(consumer):
+        yield (
+            f"no order is promised: a retry waits in {_store_of(setting)}, parked there in the "
+            "transaction that moves the cursor past it, and what is behind it goes on"
+        )
+        return
     if not consumer.options.order_by_key:
-        if setting.broker.holds_partition(consumer.guarantee):
+        if setting.holds_partition(consumer):
             yield "a retry holds up everything behind it in its partition"
         else:
             yield "no order is promised: retries and other workers overtake"
@@ -323,8 +397,13 @@ def _order_limits(setting: Setting, consumer: Consumer) -> Iterator[str]:
     held = consumer.options.hold_key_on_dead
     dead = "its key waits until that is replayed or discarded" if held else "its key goes on"
     yield f"in order by key; behind a dead letter {dead}"
-    if setting.broker.holds_partition(consumer.guarantee):
+    if setting.holds_partition(consumer):
         yield "a retry holds up everything behind it in its partition"
+
+
+def _store_of(setting: Setting) -> str:
+    assert setting.store is not None, "what is parked is parked in one"
+    return setting.store.name
 
 
 def _retries(consumer: Consumer) -> str:

@@ -196,6 +196,8 @@ def _of_exactly_once(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
             f"pipeline=True, and {setting.store.name} answers each statement before the next",
             "leave pipeline out, or use a store that can (postgresql://...)",
         )
+    if setting.store is not None and not setting.store.effects:
+        yield from _of_effects(setting.store.name, consumer)
     if setting.admission(consumer) is Admission.BY_INBOX:
         yield from _of_inbox(setting, consumer)
     for topic in consumer.topics:
@@ -207,6 +209,20 @@ def _of_exactly_once(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
                 "declare what names an event, Topic(..., dedup_by=...), and leave "
                 "without_identity out",
             )
+
+
+def _of_effects(store: str, consumer: Consumer) -> Iterator[Refusal]:
+    """A handler that writes rows, where a transaction has none."""
+    wanted = consumer.handler.connection
+    if wanted is not None:
+        name = getattr(wanted, "__qualname__", str(wanted))
+        yield Refusal(
+            _named(consumer),
+            f"its handler writes through a {name} (tx: duly.Transaction[{name}]), and {store} "
+            "cover what is published with tx.publish and the positions of the messages, no rows",
+            'give the app a database as store, say App(..., store="sqlite:///effects.db"); a '
+            "handler that publishes and does nothing else takes tx: duly.Transaction[None]",
+        )
 
 
 def _of_inbox(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:

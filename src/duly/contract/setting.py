@@ -44,6 +44,11 @@ class Setting:
             and self.broker.database == self.store.database
         )
 
+    @property
+    def reaches_further(self) -> bool:
+        """Whether machines that do not have the store's file can work the same messages."""
+        return self.broker.durable and not (self.broker.one_writer or self.one_database)
+
     def admission(self, consumer: Consumer) -> Admission | None:
         """How a consumer's messages enter its transactions; None: it has none."""
         if consumer.guarantee is not Guarantee.EXACTLY_ONCE or self.store is None:
@@ -53,6 +58,16 @@ class Setting:
         if self.broker.is_log and not self.repeats_arrive(consumer):
             return Admission.BY_CURSOR
         return Admission.BY_INBOX
+
+    def parks(self, consumer: Consumer) -> bool:
+        """Whether what this consumer has to try again waits in its store, and not in its place."""
+        by_cursor = self.admission(consumer) is Admission.BY_CURSOR
+        can = self.store is not None and self.store.parks
+        return by_cursor and can and not consumer.options.order_by_key
+
+    def holds_partition(self, consumer: Consumer) -> bool:
+        """Whether a retry of this consumer holds up what is behind it in its partition."""
+        return self.broker.holds_partition(consumer.guarantee, parks=self.parks(consumer))
 
     def repeats_arrive(self, consumer: Consumer) -> bool:
         """Whether this consumer itself must drop the repeated publishes of a topic.

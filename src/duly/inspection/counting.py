@@ -24,13 +24,13 @@ class Counting(Protocol):
 class Queued:
     """What waits to be claimed of one topic by one subscription, and how many processes consume it.
 
-    ``workers``: so many are connected, whatever they do.
+    ``workers``: so many are connected, whatever they do; None: that cannot be seen just now.
     """
 
     subscription: str
     topic: str
     backlog: int
-    workers: int
+    workers: int | None
 
 
 @runtime_checkable

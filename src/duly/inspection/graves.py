@@ -8,7 +8,7 @@ without a store.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from duly.inspection import DeadLetter, Selection
 
@@ -70,6 +70,21 @@ class Buries(Protocol):
         with one replay more; durable on return. Raises `BrokerError`: some may have been.
         """
         ...
+
+
+class KeepsLetters(Protocol):
+    """What a log does that keeps dead letters itself, where a store parks what it delivers."""
+
+    def keep_letters(self, letters: Sequence[DeadLetter]) -> None:
+        """Keep these: messages that it delivered once, and that were given up on since, out of
+        the store. Raises `BrokerError`.
+        """
+        ...
+
+
+def keeper_of(broker: object) -> KeepsLetters | None:
+    """A broker as one that keeps such letters; None: the store shows them."""
+    return cast(KeepsLetters, broker) if hasattr(broker, "keep_letters") else None
 
 
 def graveyard_of(store: object) -> Graveyard | None:

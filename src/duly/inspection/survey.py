@@ -35,13 +35,15 @@ class Hold:
     ``known``: it was read there, or somebody who knows said so. Otherwise it cannot be seen, and
     this is what servers do that nobody has configured. ``remedy``: how to make it longer.
     ``in_order_s``: so long a handler in order by key may run, where that is less, since what waits
-    behind it is held as well.
+    behind it is held as well. ``claim_s``: so long after its claim everything of it has to be
+    settled, what waits for the handlers before it as well.
     """
 
     longest_s: float
     known: bool
     remedy: str
     in_order_s: float = inf
+    claim_s: float = inf
 
     def run_s(self, *, in_order: bool) -> float:
         """How long a handler may run."""
@@ -50,14 +52,16 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What was found. ``seen`` and ``unseen`` say in words what was looked at, and what was not and
-    why.
+    """What was found. ``perils`` break a promise and are refused. ``limits`` weaken one, by what it
+    takes for granted: that a disk lasts, that somebody comes within a day. ``seen`` and ``unseen``
+    say in words what was looked at, and what was not and why.
     """
 
     perils: Sequence[Peril] = ()
     seen: Sequence[str] = ()
     unseen: Sequence[str] = ()
     hold: Hold | None = None
+    limits: Sequence[Peril] = ()
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ MAX_HEADERS = 64
 MAX_HEADER_BYTES = 16 * 1024
 DEFAULT_MAX_BODY_BYTES = 1024 * 1024
 MAX_DELAY_S = 3660 * 86400
+_YEAR_10000_MS = 253_402_300_800_000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HEADER_NAME = re.compile(r"[a-z0-9]{1,64}")
@@ -36,6 +37,13 @@ def is_number(value: Any) -> bool:
 def is_whole(value: Any) -> bool:
     """Whether this is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_time_ms(value: int) -> bool:
+    """Whether this is a time that every broker, database and calendar can hold, in milliseconds
+    since 1970. What others publish may say anything.
+    """
+    return 0 <= value < _YEAR_10000_MS
 
 
 def check_name(kind: str, name: Any) -> None:

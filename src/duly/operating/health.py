@@ -8,13 +8,15 @@ from typing import Any
 from duly.broker import Broker
 from duly.consumer import Consumer
 from duly.contract import Run, contract_on, survey_of
+from duly.contract.setting import Setting
 from duly.errors import DulyError
+from duly.guarantees import Admission
 from duly.inspection import Observing
 from duly.inspection.health import Examining, Finding
 from duly.inspection.steering import Steering
 from duly.message import Topic
 from duly.schedules import Schedule, ticking
-from duly.store import Store
+from duly.store import Store, parked_of
 
 
 def examine(
@@ -35,6 +37,29 @@ def examine(
         yield from _subscriptions(broker, consumers)
     if isinstance(broker, Observing):
         yield from _stuck(broker)
+    if store is not None:
+        yield from _left_parked(broker, store, consumers)
+
+
+def _left_parked(broker: Broker, store: Store, consumers: Sequence[Consumer]) -> Iterator[Finding]:
+    """What a consumer by cursor has parked and nobody takes, since it is that no more."""
+    setting = Setting(broker.capabilities, store.capabilities, Run())
+    takes = {
+        (consumer.name, topic.name)
+        for consumer in consumers
+        if setting.admission(consumer) is Admission.BY_CURSOR
+        for topic in consumer.topics
+    }
+    parked = parked_of(store)
+    for each in () if parked is None else parked.waiting():
+        if (each.consumer, each.topic) not in takes:
+            yield Finding(
+                "warning",
+                f"consumer {each.consumer}",
+                f"{each.parked + each.in_flight:,} messages of {each.topic} wait in the store for "
+                "a retry, and no consumer of this app takes them",
+                "Let the consumer that parked them work, of this name, by cursor, on this topic.",
+            )
 
 
 def _of_backend(which: str, name: str, backend: object) -> Iterator[Finding]:
@@ -57,10 +82,14 @@ def _server(
         yield Finding("ok", "server", seen)
     for unseen in survey.unseen:
         yield Finding("warning", "server", unseen)
+    for limit in survey.limits:
+        yield Finding("warning", "server", limit.found, _sentence(limit.remedy))
     for peril in survey.perils:
-        yield Finding(
-            "wrong", "server", peril.found, f"{peril.remedy[:1].upper()}{peril.remedy[1:]}."
-        )
+        yield Finding("wrong", "server", peril.found, _sentence(peril.remedy))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _contract(

@@ -1,7 +1,7 @@
 """Admission by cursor: how far each ordered log has taken effect, compared and set.
 
-What lies below the cursor has taken effect. Whoever read a cursor that another has moved since
-changes nothing and commits nothing.
+What lies below the cursor has taken effect, or is parked in the store (`duly.sql.parking`). Whoever
+read a cursor that another has moved since changes nothing and commits nothing.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from duly.broker import Delivery, LogPosition
+from duly.broker import Delivery, LogPosition, Span, Stretch
 from duly.errors import BrokerUnusable, ConfigurationError, Superseded
-from duly.guarantees import Dead, Done, Settlement
+from duly.guarantees import Dead, Done, Retry, Settlement
+from duly.sql import parking
 from duly.sql.steps import Ask, Many, Steps
-from duly.store import Admitted
+from duly.store import Admitted, Scope, are_parked, paired
 
 _encode_headers = msgspec.json.Encoder().encode
 
@@ -45,10 +46,17 @@ Logs = dict[str, Reached]
 
 
 def admit(consumer: str, logs: Logs, deliveries: Sequence[Delivery]) -> Steps[Admitted]:
-    """Those below the cursor have taken effect; the others may run.
+    """Those below the cursor have taken effect; the others may run. So may what was parked, where
+    its lease was not lost.
 
-    Raises `BrokerUnusable` where the log is not the one that the cursor was kept for.
+    Raises `BrokerUnusable` where the log is not the one that the cursor was kept for, and
+    `Superseded`.
     """
+    if are_parked(deliveries):
+        return (yield from parking.fence(consumer, deliveries))
+    stretches = deliveries.stretches if isinstance(deliveries, Span) else ()
+    if stretches and (yield from _admit_whole(consumer, logs, stretches)):
+        return Admitted(deliveries)
     fresh: list[Delivery] = []
     repeated: list[Delivery] = []
     dead: list[Delivery] = []
@@ -67,6 +75,24 @@ def admit(consumer: str, logs: Logs, deliveries: Sequence[Delivery]) -> Steps[Ad
             log.admitted.append(position.offset)
             log.next_offset = position.offset + 1
     return Admitted(fresh, repeated, dead=dead)
+
+
+def _admit_whole(consumer: str, logs: Logs, stretches: Sequence[Stretch]) -> Steps[bool]:
+    """Admit all of a span, where none of it has taken effect; otherwise nothing of it."""
+    for each in stretches:
+        if each.log not in logs:
+            logs[each.log] = yield from _read(consumer, each.log)
+        log = logs[each.log]
+        _check_history(
+            consumer, LogPosition(each.log, each.offsets[0], each.epoch, each.end), log.read
+        )
+        if each.offsets[0] < log.next_offset:
+            return False
+    for each in stretches:
+        log = logs[each.log]
+        log.admitted += each.offsets
+        log.next_offset = each.offsets[-1] + 1
+    return True
 
 
 def _gave_up(consumer: str, position: LogPosition) -> Steps[bool]:
@@ -109,27 +135,36 @@ def _check_history(consumer: str, position: LogPosition, cursor: Cursor) -> None
 
 
 def settle(
-    consumer: str,
+    scope: Scope,
     logs: Logs,
     settlements: Sequence[Settlement],
     deliveries: Sequence[Delivery],
     now_ms: int,
 ) -> Steps[None]:
-    """Move the cursors past what is done or dead, and keep the dead; the last statement.
+    """Move the cursors past what is done, dead or parked, and keep the dead and the parked; the
+    last statement.
 
     Only a prefix of what was admitted of each log can be settled: anything else would skip
     messages or run them again, and is a ValueError. Raises `Superseded` where another
     transaction moved a cursor.
     """
+    consumer = scope.consumer
+    if are_parked(deliveries):
+        yield from parking.settle(consumer, settlements, deliveries, now_ms, buries=scope.buries)
+        return
     moved: dict[str, Cursor] = {}
     due = {name: iter(log.admitted) for name, log in logs.items()}
-    dead = []
-    for settlement, delivery in zip(settlements, deliveries, strict=True):
+    dead: list[tuple[object, ...]] = []
+    parked: list[tuple[Retry, Delivery, LogPosition]] = []
+    if (whole := _all_done(settlements, deliveries, logs)) is not None:
+        moved, deliveries, settlements = whole, (), ()
+    for settlement, delivery in paired(settlements, deliveries):
         position = _position(delivery)
         log = logs[position.log]
         if position.offset < log.read.next_offset:
             continue
-        if not isinstance(settlement, Done | Dead):
+        parks = scope.parks and isinstance(settlement, Retry)
+        if not (parks or isinstance(settlement, Done | Dead)):
             due[position.log] = iter(())  # nothing of this log may pass what is not done
             continue
         if next(due[position.log], None) != position.offset:
@@ -140,10 +175,31 @@ def settle(
         moved[position.log] = Cursor(position.offset + 1, position.epoch)
         if isinstance(settlement, Dead):
             dead.append(_dead_row(consumer, settlement, delivery, position, now_ms))
+        elif isinstance(settlement, Retry):
+            parked.append((settlement, delivery, position))
     for name, cursor in moved.items():
         yield from _move(consumer, name, logs[name].read, cursor)
     if dead:
         yield Many("bury_of_log", dead)
+    if parked:
+        yield from parking.park(consumer, parked, now_ms)
+
+
+def _all_done(
+    settlements: Sequence[Settlement], deliveries: Sequence[Delivery], logs: Logs
+) -> dict[str, Cursor] | None:
+    """Where the cursors go if a span was admitted as a whole, and this first part of it is done;
+    None: each has to be looked at.
+    """
+    if not isinstance(deliveries, Span) or not all(isinstance(s, Done) for s in settlements):
+        return None
+    ends: dict[str, list[int]] = {}
+    moved: dict[str, Cursor] = {}
+    for each in deliveries.stretches:
+        ends.setdefault(each.log, []).extend(each.offsets)
+        moved[each.log] = Cursor(each.offsets[-1] + 1, each.epoch)
+    in_order = all(logs[log].admitted[: len(ended)] == ended for log, ended in ends.items())
+    return moved if moved and in_order else None
 
 
 def _move(consumer: str, log: str, read: Cursor, to: Cursor) -> Steps[None]:

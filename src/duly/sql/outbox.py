@@ -17,7 +17,7 @@ from duly.errors import PublishFailed
 from duly.inspection.erasing import Whose
 from duly.message import NO_HEADERS, Message
 from duly.sql.ranges import within_bytes
-from duly.sql.steps import Ask, Many, Steps
+from duly.sql.steps import Ask, Each, Many, Steps
 from duly.store import Backlog, GivenUp, Outgoing, Refusal
 
 # Rows of one transaction that overwrites what it deletes.
@@ -25,7 +25,7 @@ _ERASED_AT_ONCE = 100
 _ERASED_BYTES_AT_ONCE = 4 * 1024 * 1024
 _ALL = -1
 # In the order in which messages move.
-_PLACES = ("outbox", "log_dead", "letters")
+_PLACES = ("outbox", "log_parked", "log_dead", "letters")
 
 _encode_headers = msgspec.json.Encoder().encode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
@@ -58,6 +58,13 @@ def unsent(limit: int, max_bytes: int, now_ms: int) -> Steps[list[Outgoing]]:
     """The oldest messages to send now, at least one whatever its size."""
     rows = yield Ask("outbox_unsent", (now_ms, limit, max_bytes))
     return [Outgoing(row[0], _message(*row[2:]), row[1]) for row in rows]
+
+
+def left(positions: Sequence[int]) -> Steps[list[Outgoing]]:
+    """Those of these positions that are there still."""
+    rows = yield Each("outbox_left", [(position,) for position in positions])
+    found = [row for row in rows if row is not None]
+    return [Outgoing(row[0], _message(*row[2:]), row[1]) for row in found]
 
 
 def next_due() -> Steps[int | None]:
@@ -158,7 +165,7 @@ def _undeclared(message: Message[Any]) -> PublishFailed:
 
 
 def holdings(whose: Whose) -> Steps[int]:
-    """How many of a person's messages are here: on their way, given up, or dead."""
+    """How many of a person's messages are here: on their way, parked, given up, or dead."""
     total = 0
     for place in _PLACES:
         total += len((yield Ask(f"{place}_of_person", (*astuple(whose), _ALL))))

@@ -975,6 +975,10 @@ select claim_id from duly.claims where token = $1::bigint for update skip locked
 select claim_id, subscription_no, first, last, attempt, alone, repeated, mark, worker, replays
 from duly.claims where token = $1::bigint order by first;
 
+-- name: stamp_range
+update duly.claims set mark = $1
+where token = $2::bigint and first = $3::bigint and last = $4::bigint;
+
 -- name: stamp
 update duly.claims set mark = $1 where token = $2::bigint returning first, last;
 

@@ -67,3 +67,9 @@ $$;
 -- oldest: 2
 -- Nothing of a log changes.
 select 1;
+
+
+-- name: migration_4
+-- oldest: 2
+-- Nothing of a log changes.
+select 1;

@@ -1,5 +1,5 @@
--- Every statement of duly's store on PostgreSQL: inbox, cursors, outbox, dead letters of other
--- brokers.
+-- Every statement of duly's store on PostgreSQL: inbox, cursors, what is parked of logs, outbox,
+-- dead letters of other brokers.
 -- A statement for many rows takes them as columns behind the parameters that all share.
 
 
@@ -94,6 +94,40 @@ create table if not exists duly.log_dead (
 -- name: create_log_dead_by_offset
 -- A delivery below the cursor may be of one that was given up on.
 create index if not exists log_dead_by_offset on duly.log_dead (consumer, log, "offset");
+
+-- name: create_log_parked
+-- Messages of logs that wait for a retry, whole, behind the cursor that has passed them. attempts:
+-- starts that are charged. Taken: until_ms is not 0, by this database's clock. kind: 1 alone, its
+-- start is counted; 2 asked for singly. Half empty pages, as of the cursors.
+create table if not exists duly.log_parked (
+    parked_id bigint generated always as identity primary key,
+    consumer text not null,
+    log text not null,
+    "offset" bigint not null,
+    epoch bigint not null,
+    topic text not null,
+    source text not null,
+    id text not null,
+    key text,
+    time_ms bigint not null,
+    headers text,
+    due_ms bigint,
+    error text not null,
+    attempts bigint not null,
+    replays bigint not null,
+    repeated bigint not null,
+    noted_ms bigint not null,
+    again_ms bigint not null,
+    suspect bigint not null default 0,
+    kind bigint not null default 0,
+    token bigint not null default 0,
+    until_ms bigint not null default 0,
+    clock text not null default '',
+    body bytea not null
+) with (fillfactor = 50);
+
+-- name: create_log_parked_by_time
+create index if not exists log_parked_by_time on duly.log_parked (consumer, until_ms, again_ms);
 
 -- name: create_letters
 -- Dead letters of a broker that keeps none itself. identity: a hash of consumer, topic, source, id
@@ -199,6 +233,151 @@ select dead_id, consumer, topic, source, id, key, time_ms, headers, due_ms, body
 from duly.log_dead where $1::text is null or consumer = $1 order by dead_id desc limit $2;
 
 
+-- ===== parked of logs =========================================================================
+
+-- name: log_park
+insert into duly.log_parked (
+    consumer, log, "offset", epoch, topic, source, id, key, time_ms, headers, due_ms, body,
+    error, attempts, replays, repeated, noted_ms, again_ms
+)
+select * from unnest(
+    $1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::text[], $7::text[],
+    $8::text[], $9::bigint[], $10::text[], $11::bigint[], $12::bytea[], $13::text[],
+    $14::bigint[], $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[]
+);
+
+-- name: log_parked_due
+-- Of a consumer ($1) and some topics ($2): what is due at $3 and nobody has, or whose lease is over
+-- at $4 of the clock $5. What others look at in this moment is theirs, and so is what a
+-- transaction that is open has fenced, whose lease may be over.
+with at as (
+    select coalesce($4::bigint, (extract(epoch from clock_timestamp()) * 1000)::bigint) as now_ms
+), due as (
+    (
+        select parked_id from duly.log_parked
+        where consumer = $1::text and until_ms = 0 and again_ms <= $3::bigint
+        and topic in (select json_array_elements_text($2::json))
+        order by again_ms, parked_id limit $6::bigint
+    )
+    union all
+    (
+        select parked_id from duly.log_parked where consumer = $1::text and until_ms > 0
+        and (clock <> $5::text or until_ms <= (select now_ms from at))
+        and topic in (select json_array_elements_text($2::json)) limit $6::bigint
+    )
+)
+select p.parked_id, p.token, p.attempts, p.suspect, p.kind, p.repeated, p.until_ms,
+    octet_length(p.body)
+from due join duly.log_parked p on p.parked_id = due.parked_id
+where p.again_ms <= $3::bigint
+and (p.until_ms = 0 or p.clock <> $5::text or p.until_ms <= (select now_ms from at))
+order by p.again_ms, p.parked_id for update of p skip locked;
+
+-- name: log_parked_follow_clock
+-- What was noted later than now was so by a clock that was set back, or by another one that is
+-- ahead: it waits from now for as long as it had to wait then.
+update duly.log_parked set again_ms = again_ms - noted_ms + $3::bigint, noted_ms = $3::bigint
+where parked_id in (
+    select parked_id from duly.log_parked
+    where consumer = $1::text and until_ms = 0 and noted_ms > $3::bigint
+    and topic in (select json_array_elements_text($2::json)) for update skip locked
+);
+
+-- name: log_parked_take
+update duly.log_parked p set
+    token = p.token + 1, attempts = k.attempts, suspect = k.suspect, kind = k.kind,
+    repeated = k.repeated, clock = k.clock,
+    until_ms = k.lease_ms
+        + coalesce(k.now_ms, (extract(epoch from clock_timestamp()) * 1000)::bigint)
+from unnest(
+    $1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
+    $7::text[], $8::bigint[]
+) as k(attempts, suspect, kind, repeated, now_ms, lease_ms, clock, parked_id)
+where p.parked_id = k.parked_id;
+
+-- name: log_parked_message
+-- A row for each, in order; of nulls where it is not there.
+select p.log, p."offset", p.epoch, p.replays, p.topic, p.source, p.id, p.key, p.time_ms, p.headers,
+    p.due_ms, p.body
+from unnest($1::bigint[]) with ordinality as k(parked_id, n)
+left join duly.log_parked p on p.parked_id = k.parked_id order by k.n;
+
+-- name: log_parked_next
+-- In how many milliseconds the first of those that nobody has is due, and the first lease is over.
+-- Where the clock was set back since the first was noted: now, so that somebody sees to it.
+with at as (
+    select coalesce($4::bigint, (extract(epoch from clock_timestamp()) * 1000)::bigint) as now_ms
+)
+select
+    (
+        select case when noted_ms > $3::bigint then 0 else again_ms - $3::bigint end
+        from duly.log_parked where consumer = $1::text and until_ms = 0
+        and topic in (select json_array_elements_text($2::json)) order by again_ms limit 1
+    ),
+    (
+        select min(case when p.clock <> $5::text then 0 else p.until_ms - at.now_ms end)
+        from duly.log_parked p, at where p.consumer = $1::text and p.until_ms > 0
+        and p.topic in (select json_array_elements_text($2::json))
+    );
+
+-- name: log_parked_fence
+-- Whoever took it last has this token. Locked: who takes it, or gives it back, comes after this.
+update duly.log_parked p set kind = p.kind
+from unnest($1::bigint[], $2::bigint[]) as k(parked_id, token)
+where p.parked_id = k.parked_id and p.token = k.token;
+
+-- name: log_parked_is_held
+-- A row for each, in order; of nulls where it is not.
+select p.parked_id
+from unnest($1::bigint[], $2::bigint[]) with ordinality as k(parked_id, token, n)
+left join duly.log_parked p on p.parked_id = k.parked_id and p.token = k.token order by k.n;
+
+-- name: log_parked_extend
+-- What a transaction has fenced nobody takes: it is not waited for.
+update duly.log_parked p set until_ms = k.until_ms, clock = k.clock
+from (
+    select p.parked_id, k.clock, k.lease_ms
+        + coalesce(k.now_ms, (extract(epoch from clock_timestamp()) * 1000)::bigint) as until_ms
+    from unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::bigint[])
+        as k(now_ms, lease_ms, clock, parked_id, token)
+    join duly.log_parked p on p.parked_id = k.parked_id and p.token = k.token
+    for update of p skip locked
+) as k
+where p.parked_id = k.parked_id;
+
+-- name: log_parked_again
+update duly.log_parked p set
+    error = k.error, attempts = k.attempts, repeated = k.repeated, suspect = k.suspect,
+    noted_ms = k.noted_ms, again_ms = k.again_ms, token = p.token + 1, kind = 0, until_ms = 0,
+    clock = ''
+from unnest(
+    $1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+    $8::bigint[]
+) as k(error, attempts, repeated, suspect, noted_ms, again_ms, parked_id, token)
+where p.parked_id = k.parked_id and p.token = k.token;
+
+-- name: log_parked_give_back
+update duly.log_parked p set
+    attempts = p.attempts - (p.kind = 1)::int, repeated = greatest(p.repeated, k.repeated),
+    token = p.token + 1, kind = 0, until_ms = 0, clock = ''
+from unnest($1::bigint[], $2::bigint[], $3::bigint[]) as k(repeated, parked_id, token)
+where p.parked_id = k.parked_id and p.token = k.token;
+
+-- name: log_parked_end
+delete from duly.log_parked p using unnest($1::bigint[], $2::bigint[]) as k(parked_id, token)
+where p.parked_id = k.parked_id and p.token = k.token;
+
+-- name: log_parked_count
+select consumer, topic, count(*) filter (where until_ms = 0), count(*) filter (where until_ms > 0),
+    min(time_ms)
+from duly.log_parked group by consumer, topic order by consumer, topic;
+
+-- name: log_dead_forget
+delete from duly.log_dead d
+using unnest($1::text[], $2::text[], $3::text[], $4::text[]) as k(consumer, topic, source, id)
+where d.consumer = k.consumer and d.topic = k.topic and d.source = k.source and d.id = k.id;
+
+
 -- ===== dead letters ===========================================================================
 
 -- name: keep_letters
@@ -285,6 +464,15 @@ from measured
 where total <= $3 or position = (select min(position) from ready)
 order by position;
 
+-- name: outbox_left
+-- One row for each position, of nulls where there is no message.
+select o.position, coalesce(r.attempts, 0),
+    o.topic, o.source, o.id, o.key, o.time_ms, o.headers, o.due_ms, o.body
+from unnest($1::bigint[]) with ordinality as k(position, n)
+left join duly.outbox o on o.position = k.position
+left join duly.outbox_refused r on r.position = o.position
+order by k.n;
+
 -- name: outbox_next_due
 select min(due_ms) from duly.outbox_refused;
 
@@ -361,6 +549,15 @@ limit nullif($5::bigint, -1);
 
 -- name: outbox_erase
 delete from duly.outbox where position = any ($1::bigint[]);
+
+-- name: log_parked_of_person
+select p.parked_id, octet_length(p.body) from duly.log_parked p
+where ($1::text is null or p.key = $1::text) and ($2::text is null or p.id = $2::text)
+and ($3::text is null or p.source = $3::text) and ($4::text is null or p.topic = $4::text)
+limit nullif($5::bigint, -1);
+
+-- name: log_parked_erase
+delete from duly.log_parked where parked_id = any ($1::bigint[]);
 
 -- name: log_dead_of_person
 select d.dead_id, octet_length(d.body) from duly.log_dead d

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, assert_never
 from duly.errors import TransactionLost
 from duly.guarantees import Dead, Done, Release, Retry, Settlement
 from duly.sql.ranges import at, runs, stream_of, within, without
-from duly.sql.steps import Ask, Many, Steps
+from duly.sql.steps import Ask, Change, Many, Steps
 from duly.sql.taking import ACCUSED, LEFT_ALONE, NOT_ALONE, SUSPECT, Lane
 
 # What stays of it when it is given back.
@@ -48,6 +48,11 @@ def fence(receipts: Sequence[LogReceipt], mark: int) -> Steps[list[LogReceipt]]:
     Stamps the claims with ``mark``, so that `settle` can tell whether it is still in the same
     transaction. Until that ends nobody else can take them over.
     """
+    if len(receipts) == 1:
+        # A span, nearly always, and all of a claim.
+        [(token, *reach)] = receipts
+        if (yield Change("stamp_range", (mark, token, reach[0], reach[-1]))):
+            return list(receipts)
     lost: set[LogReceipt] = set()
     for token, positions in _by_token(receipts).items():
         pieces = yield Ask("stamp", (mark, token))

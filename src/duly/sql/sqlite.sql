@@ -550,6 +550,9 @@ select claim_id from duly_claims where token = ?;
 select claim_id, subscription_no, first, last, attempt, alone, repeated, mark, worker, replays
 from duly_claims where token = ? order by first;
 
+-- name: stamp_range
+update duly_claims set mark = ? where token = ? and first = ? and last = ?;
+
 -- name: stamp
 update duly_claims set mark = ?1 where token = ?2;
 select first, last from duly_claims where token = ?2;

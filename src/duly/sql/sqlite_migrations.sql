@@ -37,3 +37,36 @@ create table duly_letters (
     dead_ms integer not null,
     replays integer not null
 );
+
+
+-- name: migration_4
+-- oldest: 1
+-- A store keeps messages of logs that wait for a retry.
+create table duly_log_parked (
+    parked_id integer primary key autoincrement,
+    consumer text not null,
+    log text not null,
+    "offset" integer not null,
+    epoch integer not null,
+    topic text not null,
+    source text not null,
+    id text not null,
+    key text,
+    time_ms integer not null,
+    headers text,
+    due_ms integer,
+    body blob not null,
+    error text not null,
+    attempts integer not null,
+    replays integer not null,
+    repeated integer not null,
+    noted_ms integer not null,
+    again_ms integer not null,
+    suspect integer not null default 0,
+    kind integer not null default 0,
+    token integer not null default 0,
+    until_ms integer not null default 0,
+    clock text not null default ''
+);
+create index duly_log_parked_by_time
+on duly_log_parked (consumer, until_ms, again_ms);

@@ -1,4 +1,5 @@
--- Every statement of duly's store on SQLite: inbox, cursors, outbox, dead letters of other brokers.
+-- Every statement of duly's store on SQLite: inbox, cursors, what is parked of logs, outbox, dead
+-- letters of other brokers.
 
 
 -- ===== tables =================================================================================
@@ -93,6 +94,41 @@ create table if not exists duly_log_dead (
 -- A delivery below the cursor may be of one that was given up on.
 create index if not exists duly_log_dead_by_offset on duly_log_dead (consumer, log, "offset");
 
+-- name: create_log_parked
+-- Messages of logs that wait for a retry, whole, behind the cursor that has passed them. attempts:
+-- starts that are charged. Taken: until_ms is not 0, by a clock (a machine's since it was booted)
+-- that a lease of another one is over for. kind: 1 alone, its start is counted; 2 asked for singly.
+create table if not exists duly_log_parked (
+    parked_id integer primary key autoincrement,
+    consumer text not null,
+    log text not null,
+    "offset" integer not null,
+    epoch integer not null,
+    topic text not null,
+    source text not null,
+    id text not null,
+    key text,
+    time_ms integer not null,
+    headers text,
+    due_ms integer,
+    body blob not null,
+    error text not null,
+    attempts integer not null,
+    replays integer not null,
+    repeated integer not null,
+    noted_ms integer not null,
+    again_ms integer not null,
+    suspect integer not null default 0,
+    kind integer not null default 0,
+    token integer not null default 0,
+    until_ms integer not null default 0,
+    clock text not null default ''
+);
+
+-- name: create_log_parked_by_time
+create index if not exists duly_log_parked_by_time
+on duly_log_parked (consumer, until_ms, again_ms);
+
 -- name: create_letters
 -- Dead letters of a broker that keeps none itself. identity: a hash of consumer, topic, source, id
 -- and body, since a second writing of one changes nothing.
@@ -178,6 +214,97 @@ select dead_id, consumer, topic, source, id, key, time_ms, headers, due_ms, body
 from duly_log_dead where ?1 is null or consumer = ?1 order by dead_id desc limit ?2;
 
 
+-- ===== parked of logs =========================================================================
+
+-- name: log_park
+insert into duly_log_parked (
+    consumer, log, "offset", epoch, topic, source, id, key, time_ms, headers, due_ms, body,
+    error, attempts, replays, repeated, noted_ms, again_ms
+) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: log_parked_due
+-- Of a consumer (?1) and some topics (?2): what is due at ?3 and nobody has, or whose lease is over
+-- at ?4 of the clock ?5.
+select parked_id, token, attempts, suspect, kind, repeated, until_ms, length(body)
+from duly_log_parked where parked_id in (
+    select parked_id from (
+        select parked_id from duly_log_parked
+        where consumer = ?1 and until_ms = 0 and again_ms <= ?3
+        and topic in (select value from json_each(?2)) order by again_ms, parked_id limit ?6
+    )
+    union all
+    select parked_id from (
+        select parked_id from duly_log_parked
+        where consumer = ?1 and until_ms > 0 and (clock <> ?5 or until_ms <= ?4)
+        and topic in (select value from json_each(?2)) limit ?6
+    )
+)
+order by again_ms, parked_id;
+
+-- name: log_parked_follow_clock
+-- What was noted later than now was so by a clock that was set back, or by another one that is
+-- ahead: it waits from now for as long as it had to wait then.
+update duly_log_parked set again_ms = again_ms - noted_ms + ?3, noted_ms = ?3
+where consumer = ?1 and until_ms = 0 and noted_ms > ?3
+and topic in (select value from json_each(?2));
+
+-- name: log_parked_take
+update duly_log_parked set
+    token = token + 1, attempts = ?, suspect = ?, kind = ?, repeated = ?,
+    until_ms = ? + ?, clock = ?
+where parked_id = ?;
+
+-- name: log_parked_message
+select log, "offset", epoch, replays, topic, source, id, key, time_ms, headers, due_ms, body
+from duly_log_parked where parked_id = ?;
+
+-- name: log_parked_next
+-- In how many milliseconds the first of those that nobody has is due, and the first lease is over.
+-- Where the clock was set back since the first was noted: now, so that somebody sees to it.
+select
+    (
+        select case when noted_ms > ?3 then 0 else again_ms - ?3 end from duly_log_parked
+        where consumer = ?1 and until_ms = 0 and topic in (select value from json_each(?2))
+        order by again_ms limit 1
+    ),
+    (
+        select min(case when clock <> ?5 then 0 else until_ms - ?4 end) from duly_log_parked
+        where consumer = ?1 and until_ms > 0 and topic in (select value from json_each(?2))
+    );
+
+-- name: log_parked_fence
+-- Whoever took it last has this token.
+update duly_log_parked set kind = kind where parked_id = ? and token = ?;
+
+-- name: log_parked_is_held
+select parked_id from duly_log_parked where parked_id = ? and token = ?;
+
+-- name: log_parked_extend
+update duly_log_parked set until_ms = ? + ?, clock = ? where parked_id = ? and token = ?;
+
+-- name: log_parked_again
+update duly_log_parked set
+    error = ?, attempts = ?, repeated = ?, suspect = ?, noted_ms = ?, again_ms = ?,
+    token = token + 1, kind = 0, until_ms = 0, clock = ''
+where parked_id = ? and token = ?;
+
+-- name: log_parked_give_back
+update duly_log_parked set
+    attempts = attempts - (kind = 1), repeated = max(repeated, ?),
+    token = token + 1, kind = 0, until_ms = 0, clock = ''
+where parked_id = ? and token = ?;
+
+-- name: log_parked_end
+delete from duly_log_parked where parked_id = ? and token = ?;
+
+-- name: log_parked_count
+select consumer, topic, sum(until_ms = 0), sum(until_ms > 0), min(time_ms)
+from duly_log_parked group by consumer, topic order by consumer, topic;
+
+-- name: log_dead_forget
+delete from duly_log_dead where consumer = ? and topic = ? and source = ? and id = ?;
+
+
 -- ===== dead letters ===========================================================================
 
 -- name: keep_letters
@@ -242,6 +369,12 @@ select m.position, m.attempts,
 from measured m join duly_outbox o on o.position = m.position
 where m.total <= ?3 or m.position = (select min(position) from ready)
 order by m.position;
+
+-- name: outbox_left
+select o.position, coalesce(r.attempts, 0),
+    o.topic, o.source, o.id, o.key, o.time_ms, o.headers, o.due_ms, o.body
+from duly_outbox o left join duly_outbox_refused r on r.position = o.position
+where o.position = ?;
 
 -- name: outbox_next_due
 select min(due_ms) from duly_outbox_refused;
@@ -310,6 +443,14 @@ and (?3 is null or o.source = ?3) and (?4 is null or o.topic = ?4) limit ?5;
 
 -- name: outbox_erase
 delete from duly_outbox where position = ?;
+
+-- name: log_parked_of_person
+select p.parked_id, length(p.body) from duly_log_parked p
+where (?1 is null or p.key = ?1) and (?2 is null or p.id = ?2)
+and (?3 is null or p.source = ?3) and (?4 is null or p.topic = ?4) limit ?5;
+
+-- name: log_parked_erase
+delete from duly_log_parked where parked_id = ?;
 
 -- name: log_dead_of_person
 select d.dead_id, length(d.body) from duly_log_dead d

@@ -70,6 +70,17 @@ class Column(NamedTuple):
         return executor.column(self.name, self.params)
 
 
+class Change(NamedTuple):
+    """Run one statement; receives how many rows it changed."""
+
+    name: str
+    params: Sequence[Any] = ()
+
+    def by(self, executor: Executor) -> int:
+        """Done by this driver; of an `AsyncExecutor`, to be awaited."""
+        return executor.change(self.name, self.params)
+
+
 class Step(Protocol):
     """What steps yield; a driver may have others than these."""
 
@@ -82,7 +93,7 @@ Steps = Generator[Step, Any, R]
 
 
 class Executor(Protocol):
-    """What `run` needs of a driver: three calls, by statement name."""
+    """What `run` needs of a driver: calls by statement name."""
 
     def ask(self, name: str, params: Any) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows."""
@@ -98,6 +109,10 @@ class Executor(Protocol):
 
     def column(self, name: str, params: Any) -> list[Any]:
         """Run one statement and return the first column of its rows."""
+        ...
+
+    def change(self, name: str, params: Any) -> int:
+        """Run one statement and return how many rows changed."""
         ...
 
 
@@ -135,6 +150,10 @@ class AsyncExecutor(Protocol):
 
     async def column(self, name: str, params: Any) -> list[Any]:
         """Run one statement and return the first column of its rows."""
+        ...
+
+    async def change(self, name: str, params: Any) -> int:
+        """Run one statement and return how many rows changed."""
         ...
 
 

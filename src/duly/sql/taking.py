@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -171,10 +170,12 @@ class _Fetched(NamedTuple):
 
 def _fetch_for(lane: Lane, first: int, last: int, *, whole: bool) -> Steps[_Fetched]:
     if lane.bodies_only and whole:
-        with contextlib.suppress(Exception):  # an id that is no text: the raw fetch below tells
+        try:
             found = yield from _fetch_span(lane, first, last)
-            if len(found.rows) == last - first + 1:
-                return found
+        except Exception:  # noqa: BLE001 - an id that is no text: the raw fetch below tells
+            found = _Fetched([])
+        if len(found.rows) == last - first + 1:
+            return found
     bodies_only = lane.bodies_only and not lane.identities
     return _Fetched((yield from fetch(first, last, bodies_only=bodies_only)))
 

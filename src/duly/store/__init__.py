@@ -8,7 +8,7 @@ worker drives the `Session` beneath it: fence first (`admit`), settlement last (
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,10 +16,20 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from duly.broker import Ahead, Delivery, Outcome
 from duly.errors import ConfigurationError, DulyError, TransactionFailed
-from duly.guarantees import Admission, Done, Settlement
+from duly.guarantees import Admission, Settlement
 from duly.message import Message, Topic, checked_topic, due_ms
 from duly.stamps import Stamp, stamped
+from duly.store.endings import covered, not_done, paired
 from duly.store.outbox import Backlog, GivenUp, Outbox, Outgoing, Refusal
+from duly.store.parking import (
+    Parked,
+    ParkedReceipt,
+    Waiting,
+    are_parked,
+    parked_beside,
+    parked_of,
+    with_parked,
+)
 
 __all__ = [
     "Admitted",
@@ -33,6 +43,8 @@ __all__ = [
     "OpenTransaction",
     "Outbox",
     "Outgoing",
+    "Parked",
+    "ParkedReceipt",
     "Pipelines",
     "PublishesOnLoop",
     "Refusal",
@@ -42,6 +54,8 @@ __all__ = [
     "Store",
     "StoreCapabilities",
     "Transaction",
+    "Waiting",
+    "are_parked",
     "covered",
     "end",
     "flush",
@@ -50,8 +64,11 @@ __all__ = [
     "not_done",
     "outbox_of",
     "paired",
+    "parked_beside",
+    "parked_of",
     "take_after_commit",
     "waits_for_commit",
+    "with_parked",
 ]
 
 C = TypeVar("C")
@@ -72,6 +89,11 @@ class StoreCapabilities:
     - ``savepoints``: a transaction should set at most so many; None: any number.
     - ``async_connections``: ``async def`` handlers get a connection of their loop (`BeginsOnLoop`).
     - ``pipelines``: statements need not wait for one another's answer (`Pipelines`).
+    - ``parks``: what a consumer by cursor has to try again can wait in the store (`Parked`), so
+      that its log goes on.
+    - ``effects``: handlers write through `Transaction.connection`. Without, a transaction covers
+      what is published, and how far the source was handled.
+    - ``limits``: what else holds for its transactions, as the contract is to tell it.
     """
 
     name: str
@@ -83,6 +105,9 @@ class StoreCapabilities:
     savepoints: int | None = None
     async_connections: bool = False
     pipelines: bool = False
+    parks: bool = False
+    effects: bool = True
+    limits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +133,17 @@ class Scope:
     """For whom a session admits: one consumer, one way of admission, its inbox's retention.
 
     ``max_run_s``: how long a handler may run; a database may end a transaction that stands still
-    for longer.
+    for longer. ``parks``: by cursor, what is to be tried again waits in the store, and the cursor
+    passes it. ``buries``: what dies of that is shown among the store's dead letters, since the
+    broker is not told of it.
     """
 
     consumer: str
     admission: Admission
     inbox_retention_s: float = 7 * 86400.0
     max_run_s: float = 60.0
+    parks: bool = False
+    buries: bool = False
 
 
 class Session(Protocol[C_co]):
@@ -157,7 +186,8 @@ class Session(Protocol[C_co]):
     def settle(self, settlements: Sequence[Settlement], deliveries: Sequence[Delivery]) -> None:
         """Record how the deliveries ended; the last statement. ``settlements`` pair with
         ``deliveries`` (see `paired`). By claim this settles them; by cursor it moves the cursor
-        past them and keeps their dead letters; by inbox it remembers the dead as dead, and
+        past them and keeps their dead letters, and parks what is to be tried again where the
+        scope says so; by inbox it remembers the dead as dead, and
         forgets the ids of those that will run again.
         """
         ...
@@ -289,36 +319,6 @@ class PublishesOnLoop(Protocol):
     ) -> Sequence[Outcome]:
         """`Store.publish_within` on a connection of either colour."""
         ...
-
-
-def paired(
-    settlements: Sequence[Settlement], deliveries: Sequence[Delivery]
-) -> Iterator[tuple[Settlement, Delivery]]:
-    """Each delivery with its settlement, which for a span is one of several."""
-    at = 0
-    for settlement in settlements:
-        count = settlement.count if isinstance(settlement, Done) else 1
-        for delivery in deliveries[at : at + count]:
-            yield settlement, delivery
-        at += count
-
-
-def not_done(
-    settlements: Sequence[Settlement], deliveries: Sequence[Delivery]
-) -> Iterator[tuple[Settlement, Delivery]]:
-    """Those of `paired` that are not done; no others are looked at."""
-    at = 0
-    for settlement in settlements:
-        if isinstance(settlement, Done):
-            at += settlement.count
-        else:
-            yield settlement, deliveries[at]
-            at += 1
-
-
-def covered(settlements: Sequence[Settlement]) -> int:
-    """How many deliveries they settle."""
-    return sum([s.count if isinstance(s, Done) else 1 for s in settlements])
 
 
 def outbox_of(store: Store) -> Outbox | None:

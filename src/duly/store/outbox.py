@@ -78,6 +78,10 @@ class Outbox(Protocol):
         """
         ...
 
+    def left(self, positions: Sequence[int]) -> Sequence[Outgoing]:
+        """Those of these that are in it still, whether they are to be sent now or not."""
+        ...
+
     def sent(self, positions: Sequence[int]) -> None:
         """Drop what the broker has confirmed."""
         ...

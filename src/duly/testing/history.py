@@ -84,7 +84,8 @@ class Publish(Record, frozen=True, gc=False, omit_defaults=True, tag="publish"):
 class Claim(Record, frozen=True, gc=False, omit_defaults=True, tag="claim"):
     """A claim is asked for (no message), or one delivery came of it.
 
-    ``token`` is the receipt. ``position`` is known where the source is an ordered log.
+    ``token`` is the receipt. ``position`` is known where the source is an ordered log. What came of
+    one call has its ``asking``.
     """
 
     phase: Phase
@@ -95,6 +96,7 @@ class Claim(Record, frozen=True, gc=False, omit_defaults=True, tag="claim"):
     repeated: bool = False
     alone: bool = False
     position: str = ""
+    asking: int = 0
 
 
 class Start(Record, frozen=True, gc=False, omit_defaults=True, tag="start"):
@@ -232,6 +234,8 @@ class Final(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
     ``log``: every message that stands in the broker, in its order. ``leaks``: sentences about
     what was left open (a transaction, an unsent outbox row, an inbox beyond its retention).
+    ``one_order``: every subscription has the messages in the log's order. A broker that copies them
+    to a queue for each may put what is published side by side into each in another.
     """
 
     log: tuple[About, ...] = ()
@@ -240,6 +244,7 @@ class Final(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     dead: tuple[Dead, ...] = ()
     waiting: tuple[Waiting, ...] = ()
     leaks: tuple[str, ...] = ()
+    one_order: bool = True
 
 
 class Read(Record, frozen=True, gc=False, omit_defaults=True, tag="read"):

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, assert_never
+from typing import Any, Protocol, assert_never, runtime_checkable
 
 import msgspec
 
@@ -36,6 +36,10 @@ from duly.testing.seam import Call
 
 Sink = Callable[[Event], None]
 Perform = Callable[[Any], Any]
+
+
+# Of one process: it may have several recordings, under one name.
+_askings = itertools.count(1)
 
 
 def claimed(receipt: Receipt, who: str) -> str:
@@ -120,7 +124,8 @@ class Recording:
     # --- claims
 
     def _claim(self, call: Call, perform: Perform) -> Any:
-        self.put(Claim, "invoke", call.on)
+        asking = next(_askings)
+        self.put(Claim, "invoke", call.on, asking=asking)
         try:
             deliveries: Sequence[Delivery] = perform(call.given)
         except errors.BrokerUnavailable:
@@ -140,6 +145,7 @@ class Recording:
                 each.repeated,
                 each.alone,
                 position_of(each),
+                asking,
             )
         return deliveries
 
@@ -314,6 +320,15 @@ def kind_of(settlement: Settlement) -> Kind:
             assert_never(settlement)
 
 
+@runtime_checkable
+class ReceiptOfMany(Protocol):
+    """A receipt of a whole span that knows those of its messages."""
+
+    def each(self) -> Sequence[Receipt]:
+        """The receipt of each message."""
+        ...
+
+
 def message_by_message(settlements: Sequence[Settlement]) -> list[Settlement]:
     """Settlements of whole spans, as those of their messages."""
     single: list[Settlement] = []
@@ -324,6 +339,8 @@ def message_by_message(settlements: Sequence[Settlement]) -> list[Settlement]:
                 msgspec.structs.replace(each, receipt=(token, position))
                 for position in range(first, last + 1)
             ]
+        elif isinstance(each.receipt, ReceiptOfMany):
+            single += [msgspec.structs.replace(each, receipt=one) for one in each.receipt.each()]
         else:
             single.append(each)
     return single

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from dataclasses import replace
+from typing import Any, cast
 
 from duly.broker import (
     Ahead,
@@ -18,27 +18,25 @@ from duly.broker import (
     Capabilities,
     ClaimsAhead,
     Delivery,
+    Entrance,
     NotesRepeats,
     Outcome,
     Prepares,
+    PublishesOnce,
     Receipt,
+    SettlesRemembered,
     SubscribeOptions,
     Subscription,
 )
 from duly.errors import DulyError
-from duly.guarantees import Settlement
+from duly.guarantees import Done, Settlement
 from duly.message import Message, Topic
 from duly.store import (
     Admitted,
-    Backlog,
     BeginsOnLoop,
     Excuses,
-    GivenUp,
-    Outbox,
-    Outgoing,
     Pipelines,
     PublishesOnLoop,
-    Refusal,
     Scope,
     SeesSavepoints,
     Session,
@@ -46,65 +44,23 @@ from duly.store import (
     StoreCapabilities,
 )
 from duly.store import ClaimsAhead as SessionClaimsAhead
+from duly.testing.beside import WrappedOutbox, WrappedParked
+from duly.testing.calls import Around, Call, Name, inside
 
-Name = Literal[
-    "publish",
-    "claim",
-    "made ahead",
-    "settle",
-    "extend",
-    "close",
-    "begin",
-    "admit",
-    "savepoint",
-    "rollback to savepoint",
-    "release savepoint",
-    "publish in transaction",
-    "settle in transaction",
-    "commit",
-    "rollback",
-    "hold",
-    "let go",
-    "unsent",
-    "sent",
-    "refused",
+__all__ = [
+    "Around",
+    "Call",
+    "Name",
+    "WrappedAhead",
+    "WrappedBroker",
+    "WrappedEntrance",
+    "WrappedOutbox",
+    "WrappedParked",
+    "WrappedSession",
+    "WrappedStore",
+    "WrappedSubscription",
+    "inside",
 ]
-
-
-@dataclass(slots=True)
-class Call:
-    """One call of the seam.
-
-    ``given`` is what it was called with (messages, settlements, receipts, deliveries), ``on``
-    the subscription or consumer, ``tx`` the transaction it belongs to. ``inner`` is what is
-    wrapped, for faults that use it otherwise (end a lease, deliver twice). ``is_made``: a claim
-    that was made with a settlement, and seen then as "made ahead", now has its answer taken.
-    """
-
-    name: Name
-    given: Any = None
-    on: str = ""
-    tx: str = ""
-    inner: Any = None
-    scope: Scope | None = None
-    is_made: bool = False
-
-
-Around = Callable[[Call, Callable[[Any], Any]], Any]
-"""Makes a call: ``around(call, perform)`` returns what ``perform(call.given)`` does, or not."""
-
-
-def inside(outer: Around, inner: Around) -> Around:
-    """Both: ``outer`` sees what ``inner`` makes of a call."""
-
-    def around(call: Call, perform: Callable[[Any], Any]) -> Any:
-        def deeper(given: Any) -> Any:
-            call.given = given
-            return inner(call, perform)
-
-        return outer(call, deeper)
-
-    return around
 
 
 class WrappedBroker:
@@ -112,7 +68,7 @@ class WrappedBroker:
 
     def __init__(self, inner: Broker, around: Around) -> None:
         self.inner = inner
-        self._around = around
+        self.around = around
 
     @property
     def capabilities(self) -> Capabilities:
@@ -132,20 +88,50 @@ class WrappedBroker:
 
     def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
         """As `Broker.publish`."""
-        outcomes: Sequence[Outcome] = self._around(
+        outcomes: Sequence[Outcome] = self.around(
             Call("publish", messages, inner=self.inner), self.inner.publish
         )
         return outcomes
+
+    def entrance(self, outbox: str) -> WrappedEntrance:
+        """As `PublishesOnce.entrance`, of a broker that says that it can."""
+        return WrappedEntrance(cast(PublishesOnce, self.inner).entrance(outbox), self)
 
     def subscribe(
         self, topics: Sequence[Topic[Any]], subscription: str, options: SubscribeOptions
     ) -> WrappedSubscription:
         """As `Broker.subscribe`."""
         inner = self.inner.subscribe(topics, subscription, options)
-        return WrappedSubscription(inner, self._around, subscription)
+        return WrappedSubscription(inner, self.around, subscription)
 
     def close(self) -> None:
         """As `Broker.close`."""
+        self.inner.close()
+
+
+class WrappedEntrance:
+    """An entrance whose publishing is seen as its broker's is. Resuming is not watched."""
+
+    def __init__(self, inner: Entrance, broker: WrappedBroker) -> None:
+        self.inner = inner
+        self._broker = broker
+
+    def resume(self) -> bytes | None:
+        """As `Entrance.resume`."""
+        return self.inner.resume()
+
+    def publish(
+        self, messages: Sequence[Message[Any]], note_of: Callable[[Sequence[int]], bytes]
+    ) -> Sequence[Outcome]:
+        """As `Entrance.publish`. What a fault makes unknown is `PublishUnknown`."""
+        call = Call("publish", messages, inner=self._broker.inner)
+        outcomes: Sequence[Outcome] = self._broker.around(
+            call, lambda given: self.inner.publish(given, note_of)
+        )
+        return outcomes
+
+    def close(self) -> None:
+        """As `Entrance.close`."""
         self.inner.close()
 
 
@@ -171,6 +157,15 @@ class WrappedSubscription:
         """As `Subscription.settle`."""
         refused: Sequence[Receipt] = self._call("settle", settlements, self.inner.settle)
         return refused
+
+    @property
+    def settles_remembered(self) -> bool:
+        """As `SettlesRemembered.settles_remembered`."""
+        return isinstance(self.inner, SettlesRemembered) and self.inner.settles_remembered
+
+    def settle_remembered(self, settlements: Sequence[Done]) -> Sequence[Receipt]:
+        """As `SettlesRemembered.settle_remembered`; not watched: it promises nothing."""
+        return cast(SettlesRemembered, self.inner).settle_remembered(settlements)
 
     def ahead(self, limit: int, max_bytes: int) -> WrappedAhead | None:
         """As `ClaimsAhead.ahead`."""
@@ -249,6 +244,12 @@ class WrappedStore:
     def capabilities(self) -> StoreCapabilities:
         """Those of what is inside."""
         return self.inner.capabilities
+
+    @property
+    def parked(self) -> WrappedParked:
+        """What a store that says so has parked, seen as its broker's subscriptions are."""
+        inner: Any = self.inner
+        return WrappedParked(inner.parked, self._around)
 
     def declare(self, topics: Sequence[Topic[Any]]) -> None:
         """As `Store.declare`."""
@@ -399,50 +400,3 @@ class WrappedSession:
     def rollback(self) -> None:
         """As `Session.rollback`."""
         self._call("rollback", None, lambda _: self.inner.rollback())
-
-
-class WrappedOutbox:
-    """An outbox as its relay sees it, through ``around``."""
-
-    def __init__(self, inner: Outbox, around: Around) -> None:
-        self.inner = inner
-        self._around = around
-
-    def _call(self, name: Name, given: Any, perform: Callable[[Any], Any]) -> Any:
-        return self._around(Call(name, given, inner=self.inner), perform)
-
-    def hold(self, relay: str, lease_s: float) -> bool:
-        """As `Outbox.hold`."""
-        held: bool = self._call("hold", relay, lambda given: self.inner.hold(given, lease_s))
-        return held
-
-    def let_go(self, relay: str) -> None:
-        """As `Outbox.let_go`."""
-        self._call("let go", relay, self.inner.let_go)
-
-    def unsent(self, limit: int, max_bytes: int, wait_s: float) -> Sequence[Outgoing]:
-        """As `Outbox.unsent`."""
-        found: Sequence[Outgoing] = self._call(
-            "unsent", limit, lambda given: self.inner.unsent(given, max_bytes, wait_s)
-        )
-        return found
-
-    def sent(self, positions: Sequence[int]) -> None:
-        """As `Outbox.sent`."""
-        self._call("sent", positions, self.inner.sent)
-
-    def refused(self, refusals: Sequence[Refusal]) -> None:
-        """As `Outbox.refused`."""
-        self._call("refused", refusals, self.inner.refused)
-
-    def given_up(self, limit: int = 100) -> Sequence[GivenUp]:
-        """As `Outbox.given_up`."""
-        return self.inner.given_up(limit)
-
-    def try_again(self, positions: Sequence[int]) -> None:
-        """As `Outbox.try_again`."""
-        self.inner.try_again(positions)
-
-    def backlog(self) -> Backlog:
-        """As `Outbox.backlog`."""
-        return self.inner.backlog()

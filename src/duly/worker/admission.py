@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from duly import errors, events
-from duly.broker import Delivery, NotesRepeats
-from duly.guarantees import Admission, Dead, Done, Release, Settlement
-from duly.store import Admitted, Session, covered
+from duly.broker import Delivery, NotesRepeats, SettlesRemembered, Subscription
+from duly.guarantees import Admission, Dead, Done, Release, Retry, Settlement
+from duly.store import Admitted, Session, are_parked, covered
 from duly.worker.steps import NO_WORK, Work, blocking
 
 if TYPE_CHECKING:
@@ -56,21 +56,24 @@ def recorded(lane: Lane, work: Work, ended: Settlement) -> Sequence[Settlement]:
 
     Where the store remembers what has ended, it first remembers the dead, in a transaction of its
     own: who lost the claim to this lane must not commit after all. As long as that cannot be
-    written nobody is given up on.
+    written nobody is given up on. Where it parks what is to be tried again, likewise: only then
+    may the log be told that it is done.
     """
-    if lane.admission is Admission.BY_CLAIM or not isinstance(ended, Dead):
+    parks = lane.parks or are_parked(work.deliveries)
+    of_the_store = isinstance(ended, Dead) or (parks and isinstance(ended, Retry))
+    if lane.admission is Admission.BY_CLAIM or not of_the_store:
         return [ended]
     session: Session[Any] | None = None
     try:
         session = lane.begin()
         admitted = admit(lane, session, work)
-        dead = [ended] if admitted.fresh else []
-        session.settle(dead, admitted.fresh)
+        told = [ended] if admitted.fresh else []
+        session.settle(told, admitted.fresh)
         session.commit()
         suppressed(lane, admitted.repeated)
-        return of_all(dead, admitted)
+        return of_all(told, admitted)
     except (errors.BrokerError, errors.TransactionError) as error:
-        log.warning("consumer %s could not record a dead letter: %s", lane.consumer.name, error)
+        log.warning("consumer %s could not record a failure: %s", lane.consumer.name, error)
         if session is not None:
             session.rollback()
         lane.keep(NO_WORK)
@@ -100,6 +103,13 @@ def suppressed(lane: Lane, repeated: Sequence[Delivery]) -> None:
                 "consumer %s: %d suppressed repeats are not in the incidents: %s",
                 lane.consumer.name, len(repeated), error,
             )  # fmt: skip
+
+
+def remembered(admission: Admission | None, subscription: Subscription) -> SettlesRemembered | None:
+    """Where to settle what has taken effect without waiting for it: a store's cursor knows."""
+    if admission is not Admission.BY_CURSOR or not isinstance(subscription, SettlesRemembered):
+        return None
+    return subscription if subscription.settles_remembered else None
 
 
 def of_all(ended: Sequence[Settlement], admitted: Admitted) -> list[Settlement]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from typing import Any, cast
 
 from duly import events
-from duly.broker import Delivery
+from duly.broker import Delivery, Receipt
 from duly.consumer import Consumer
 from duly.handlers import refuse_unrun
 from duly.logs import CURRENT, InTurn, OneOf
@@ -40,6 +40,10 @@ class Caller:
     ) -> None:
         self.call = call
         self.stopping = False
+        # What another has by now of that which is claimed here, as far as is known; and whether
+        # nobody has looked yet which of what comes next is among it.
+        self.lost: frozenset[Receipt] = frozenset()
+        self.leases_lost = False
         # Whether the worker cancels what still runs: only then is a cancellation not the handler's.
         self.abandoned = False
         self.moment = 0.0
@@ -69,6 +73,12 @@ class Caller:
         if self._until != inf:
             self._until = -inf
 
+    def lose(self, receipts: Iterable[Receipt]) -> None:
+        """From any thread: these are another's by now; look before the next call."""
+        self.lost, self.leases_lost = frozenset(receipts), True
+        if self._until != inf:
+            self._until = -inf
+
     def watch_savepoints(self, session: Session[Any]) -> None:
         """In this transaction: start no further call behind one that may leave a savepoint."""
         self.savepoint_left = self._saw_savepoint = False
@@ -79,10 +89,10 @@ class Caller:
             self._session = None
 
     def over(self, until: float) -> bool:
-        """Whether no further call belongs to what was begun: its time is up, or a savepoint that
-        the last one left reaches into those after it.
+        """Whether no further call belongs to what was begun: its time is up, what would come next
+        may be another's, or a savepoint that the last one left reaches into those after it.
         """
-        return self.moment >= until or self.savepoint_left
+        return self.moment >= until or self.leases_lost or self.savepoint_left
 
     def _see_savepoint(self) -> None:
         # In the middle of a call, behind which its run of calls ends, to look for what it left.
@@ -173,7 +183,7 @@ class Caller:
         given = work.callable_from(done, 1 if self._around.one_call_a_step else calls.most)
         source = handling.begin(work.deliveries, given, done)
         self._until = calls.until
-        if self.stopping and calls.until != inf:
+        if (self.stopping or self.leases_lost) and calls.until != inf:
             self._until = -inf
         try:
             if work.decode is None:
@@ -295,7 +305,8 @@ class Caller:
                 await self.await_one(argument, *calls.extra)
                 calls.done += 1
                 self.moment = self._around.clock()
-                if self.moment >= calls.until or (self.stopping and calls.until != inf):
+                cut_short = self.stopping or self.leases_lost
+                if self.moment >= calls.until or (cut_short and calls.until != inf):
                     break
                 if self._saw_savepoint and self._look_for_savepoint():
                     break

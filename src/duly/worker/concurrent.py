@@ -70,6 +70,8 @@ class ConcurrentLane:
                     return pause.seconds
                 self._settling = None
             return self._fill()
+        except errors.SubscriptionEnded:
+            raise
         except (errors.BrokerError, errors.TransactionError) as error:
             self.lane.end_round()
             return self.lane.pause_after(error).seconds
@@ -214,6 +216,9 @@ class ConcurrentLane:
                 self.lane.stopping and not self._settles_first
             ):
                 settlement = Release(delivery.receipt)
+                self._never_start(1)
+            elif delivery.receipt in self.lane.caller.lost and not self._settles_first:
+                settlement = None  # another has it by now
                 self._never_start(1)
             else:
                 self._in_flight[delivery.receipt] = start = self.lane.around.clock()

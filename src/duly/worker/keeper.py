@@ -144,4 +144,5 @@ class Keeper:
         told, self._lost[of] = self._lost.get(of, set()), sure
         if new := [*(sure - told)]:
             log.warning("consumer %s lost %d leases", lane.consumer.name, len(new))
+            lane.caller.lose(sure)
             lane.tell(events.LeaseLost(lane.consumer.name, new))

@@ -18,22 +18,22 @@ from typing import Any, cast
 from duly import errors, events
 from duly.broker import Ahead, ClaimsAhead, Delivery, Receipt, Subscription
 from duly.consumer import Consumer
-from duly.guarantees import Admission, Guarantee, Release, Settlement
+from duly.guarantees import Admission, Done, Guarantee, Release, Settlement
 from duly.store import (
     Admitted,
     BeginsOnLoop,
-    Scope,
     Session,
     Store,
     Transaction,
     take_after_commit,
 )
 from duly.worker import rounds
-from duly.worker.admission import suppressed
+from duly.worker.admission import remembered, suppressed
 from duly.worker.ahead import claim_apart, offered
 from duly.worker.calling import Caller
 from duly.worker.decoding import Decoder
 from duly.worker.failing import Failures
+from duly.worker.parking import Parking, scope_of
 from duly.worker.pausing import Pausing
 from duly.worker.steps import (
     NO_WORK,
@@ -86,6 +86,7 @@ class Lane:
         self.consumer = consumer
         self.subscription = subscription
         self.claims_ahead = subscription if isinstance(subscription, ClaimsAhead) else None
+        self._remembered = remembered(admission, subscription)
         self._pausing = Pausing(consumer.name, subscription)
         self.around = around
         self.caller = Caller(
@@ -113,22 +114,22 @@ class Lane:
         self.apart = 0
         self._store = store
         self.admission = admission
-        self._scope = (
-            None
-            if admission is None
-            else Scope(
-                consumer.name,
-                admission,
-                consumer.options.inbox_retention_s,
-                consumer.options.max_run_s,
-            )
-        )
+        parking = subscription if isinstance(subscription, Parking) else None
+        # Whether a retry is recorded in the store, behind which its log goes on.
+        self.parks = parking is not None and parking.parks
+        if parking is not None:
+            parking.serves(self)
+        self._scope = scope_of(consumer, admission, parking)
         limit = store.capabilities.savepoints if store else None
         self.most_savepoints = inf if limit is None else limit
         # In a row, by what was nobody's fault.
         self.interruptions = 0
         self._group = (
-            by_partition if retries_in_place else by_key if consumer.options.order_by_key else None
+            by_partition
+            if retries_in_place and not self.parks
+            else by_key
+            if consumer.options.order_by_key
+            else None
         )
         self._tx_s = consumer.options.tx_s or (store.capabilities.tx_s if store else 1.0)
         self.decoder = Decoder(consumer)
@@ -147,7 +148,8 @@ class Lane:
         """Make one step; returns the seconds to pause before the next.
 
         A handler's failure, a lost claim or an unusable broker end a round, never the lane.
-        Whatever else is raised ends the lane: then it must not settle anything any more.
+        Whatever else is raised ends the lane: then it must not settle anything any more. So does
+        `SubscriptionEnded`, where waiting is no use.
         """
         pause_s = self._step()
         if self._round is None and self.around.permits is not None:
@@ -167,12 +169,18 @@ class Lane:
             if not self.interruptions:
                 self._pause_s = FIRST_PAUSE_S
             return 0.0
+        except errors.SubscriptionEnded:
+            raise
         except errors.BrokerError as error:
             self.end_round()
             return self.pause_after(error).seconds
         except errors.TransactionError as error:
-            # No round lets one out; whatever did, its messages' leases run out and they return.
-            log.exception("consumer %s: a transaction failed outside a round", self.consumer.name)
+            # At-most-once, of a settlement that is not confirmed: what may be settled starts here
+            # only where that is known. What is not settled comes again.
+            log.warning(
+                "consumer %s: %d messages are not started, and may not come again",
+                self.consumer.name, len(self.in_round),
+            )  # fmt: skip
             self.end_round()
             return self.pause_after(error).seconds
         except asyncio.CancelledError:
@@ -249,6 +257,8 @@ class Lane:
         if self.stopping:
             return NO_WORK
         permits = self.around.permits
+        if self.caller.leases_lost:
+            self._drop_lost()
         if self.pending:
             if permits is not None and permits.are_owed:
                 return NO_WORK  # it starts again, and more has started than may
@@ -270,12 +280,29 @@ class Lane:
         self.in_round = self._received(claimed)
         return self.in_round
 
+    def _drop_lost(self) -> None:
+        """Forget what another has by now: it is not to be started here too."""
+        self.caller.leases_lost = False
+        receipts = self.pending.receipts()
+        if not receipts:
+            return
+        try:
+            lost = set(self.subscription.extend(receipts, self.consumer.options.lease_s))
+        except BaseException:
+            self.caller.leases_lost = True
+            raise
+        if len(lost) == len(receipts):
+            self.pending = NO_WORK
+        elif lost:
+            self.pending = self.pending.only(lambda delivery, _: delivery.receipt not in lost)
+
     def _received(self, claimed: Sequence[Delivery]) -> Work:
         if not claimed:
             return NO_WORK
         self.order = self.blocked()
         self.counts.claimed += len(claimed)
-        self.tell(events.Claimed(self.consumer.name, claimed))
+        if self.around.watchers:
+            self.tell(events.Claimed(self.consumer.name, claimed))
         return self.decoder.work(claimed)
 
     def receive(self, ahead: Ahead | None) -> None:
@@ -308,6 +335,8 @@ class Lane:
         order = self.order
         if order is None or order.holds_any():
             return order
+        if work.plain and not (work.decode and self.consumer.options.hold_key_on_dead):
+            return None  # what cannot be decoded is dead, and holds nothing
         return order if any(argument.__class__ is Unfit for _, argument in work) else None
 
     def hold_behind(self, work: Work) -> None:
@@ -439,7 +468,8 @@ class Lane:
         self.careful = max(0, self.careful - 1)
         self.singly = max(0, self.singly - 1)
         suppressed(self, admitted.repeated)
-        self.tell(events.Committed(self.consumer.name, count, published))
+        if self.around.watchers:
+            self.tell(events.Committed(self.consumer.name, count, published))
         for call in take_after_commit(tx):
             try:
                 call()
@@ -448,8 +478,11 @@ class Lane:
 
     def settle_after_commit(self, settlements: Sequence[Settlement]) -> Generator[Step, None, None]:
         """Tell the broker how messages ended, where the transaction did not do that itself."""
+        done = [each for each in settlements if isinstance(each, Done)]
         if self.admission is Admission.BY_CLAIM:
             self.tell_settled(settlements, ())
+        elif self._remembered is not None and len(done) == len(settlements):
+            self.tell_settled(settlements, self._remembered.settle_remembered(done))
         else:
             yield from self.settle(settlements, 0, claims=self.consumer.options.batch)
 

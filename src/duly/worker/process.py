@@ -12,19 +12,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 from duly.app import App, declare_at
-from duly.broker import Broker, SubscribeOptions
+from duly.broker import Broker, SubscribeOptions, Subscription
 from duly.consumer import Consumer
 from duly.contract import Contract, Run, contract_on
 from duly.dependencies import Resolver
 from duly.errors import ConfigurationError
 from duly.guarantees import Admission, Guarantee
+from duly.inspection.graves import keeper_of
 from duly.relay import Relay
 from duly.schedules import Scheduler, ticking
-from duly.store import Store, outbox_of
+from duly.store import Store, outbox_of, parked_of
 from duly.worker.concurrent import ConcurrentLane
 from duly.worker.keeper import Keeper
 from duly.worker.lane import FIRST_PAUSE_S, LONGEST_PAUSE_S, Lane
 from duly.worker.loop import LoopThread
+from duly.worker.parking import Parking
 from duly.worker.permits import Permits
 from duly.worker.steps import Counts, Surroundings
 
@@ -187,16 +189,18 @@ class Worker:
             call = wrap(consumer, call)
         admission = self.contract.admission(consumer.name) if exactly else None
         wanted = subscribe_options(consumer, admission, wrapped=bool(self.app.wrappers))
+        holds = broker.capabilities.holds_partition(consumer.guarantee)
         lanes: list[Driven] = []
         for _ in range(options.lanes):
+            subscription = broker.subscribe(consumer.topics, consumer.name, wanted)
             lane = Lane(
                 consumer,
-                broker.subscribe(consumer.topics, consumer.name, wanted),
+                _with_parked(subscription, consumer, broker, store, admission),
                 call,
                 around,
                 store=store if exactly else None,
                 admission=admission,
-                retries_in_place=broker.capabilities.holds_partition(consumer.guarantee),
+                retries_in_place=holds,
             )
             concurrent = is_async and options.concurrency > 1
             lanes.append(ConcurrentLane(lane, self._own_loop().loop) if concurrent else lane)
@@ -208,7 +212,8 @@ class Worker:
         if store is None or outbox is None:
             return
         if store.capabilities.database != broker.capabilities.database:
-            relay = Relay(outbox, broker, watchers=self.app.watchers)
+            name = store.capabilities.database
+            relay = Relay(outbox, broker, watchers=self.app.watchers, outbox_name=name)
             thread = threading.Thread(
                 target=relay.run, args=(self._stopping,), name="duly-relay", daemon=True
             )
@@ -307,6 +312,20 @@ def _lane(driven: Driven) -> Lane:
     return driven if isinstance(driven, Lane) else driven.lane
 
 
+def _with_parked(
+    subscription: Subscription,
+    consumer: Consumer,
+    broker: Broker,
+    store: Store | None,
+    admission: Admission | None,
+) -> Subscription:
+    """One lane's view of a consumer's messages, and of those that its store has parked."""
+    parked = parked_of(store) if admission is Admission.BY_CURSOR else None
+    if parked is None:
+        return subscription
+    return Parking(subscription, parked, consumer, keeps=keeper_of(broker))
+
+
 def chosen(app: App, names: Sequence[str] | None) -> Sequence[Consumer]:
     """The app's consumers of these names, or all. Raises `ConfigurationError`."""
     there = {consumer.name: consumer for consumer in app.consumers}
@@ -336,7 +355,6 @@ def subscribe_options(
         or options.order_by_key
         or len(consumer.topics) > 1
         or any(topic.versions is not None for topic in consumer.topics)
-        or admission is Admission.BY_CURSOR
     )
     return SubscribeOptions(
         guarantee=consumer.guarantee,

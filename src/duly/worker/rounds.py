@@ -236,7 +236,7 @@ def call_with_savepoints(
             ended.append(blocking(blocked, delivery, unfit.settlement(delivery.receipt)))
         elif (
             lane.stopping
-            or (ended and lane.caller.moment >= until)
+            or (ended and (lane.caller.moment >= until or lane.caller.leases_lost))
             or savepoints >= lane.most_savepoints
         ):
             break

@@ -17,6 +17,7 @@ from duly.broker import (
     SubscribeOptions,
     Subscription,
 )
+from duly.brokers.memory.entrance import Kept, MemoryEntrance
 from duly.brokers.memory.history import History, newest
 from duly.brokers.memory.lane import Clock, check_guarantee
 from duly.brokers.memory.loggroup import LogGroup
@@ -48,6 +49,7 @@ class MemoryLog:
             identity_retention=False,
             retries_in_place=True,
             delays=False,
+            relays_once=True,
         )
         self.clock = clock
         self.wall_ms = wall_ms
@@ -60,6 +62,7 @@ class MemoryLog:
         self._name = f"memory-log:{next(_numbers)}"
         self._topic_numbers = itertools.count(1)
         self._tokens = itertools.count(1)
+        self._kept: dict[str, Kept] = {}
         self._closed = False
         self._schedules = Reached(self.publish, self._registry.refusal)
 
@@ -120,6 +123,12 @@ class MemoryLog:
         partitions = self._partitions[message.topic]
         partitions[partition_of(message, len(partitions))].append(message, self.wall_ms())
         return Published(message.id)
+
+    def entrance(self, outbox: str) -> MemoryEntrance:
+        """As `PublishesOnce.entrance`."""
+        with self.changed:
+            kept = self._kept.setdefault(outbox, Kept())
+        return MemoryEntrance(kept, self.changed, self.check_open, self._append)
 
     # --- subscribing
 
@@ -230,6 +239,14 @@ class MemoryLog:
     def discard(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
         """As `Mending.discard`; a partition that waits behind one goes on."""
         return self._mend(letters, again=False)
+
+    def keep_letters(self, letters: Sequence[DeadLetter]) -> None:
+        """As `KeepsLetters.keep_letters`."""
+        with self.changed:
+            self.check_open()
+            for letter in letters:
+                if letter.subscription in self.groups:
+                    self.groups[letter.subscription].keep(letter)
 
     def _mend(self, letters: Sequence[DeadLetter], *, again: bool) -> Sequence[DeadLetter]:
         with self.changed:

@@ -240,6 +240,14 @@ class LogGroup:
         else:
             share.done(offset)
 
+    def keep(self, letter: DeadLetter) -> None:
+        """Keep a dead letter of a message that a store had parked: it stands nowhere any more."""
+        nowhere = Entry(-1, 0, letter.message, letter.message.time_ms)
+        kept = self._history.letter(
+            self.name, letter.message, letter.error, letter.attempts, letter.replays
+        )
+        self._corpses.append(Corpse(kept, "", nowhere, holding=False, replays=letter.replays))
+
     def dead(self) -> Sequence[DeadLetter]:
         """The dead letters, oldest first."""
         return [corpse.letter for corpse in self._corpses]

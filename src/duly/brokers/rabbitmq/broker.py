@@ -15,10 +15,10 @@ from duly.broker import Capabilities, Outcome, SubscribeOptions
 from duly.brokers.rabbitmq.address import Address, address_of
 from duly.brokers.rabbitmq.burial import Burial
 from duly.brokers.rabbitmq.delays import Delays, way
-from duly.brokers.rabbitmq.fixed import check_order
+from duly.brokers.rabbitmq.fixed import check_channels, check_options, check_order
 from duly.brokers.rabbitmq.intake import Intake, Item
 from duly.brokers.rabbitmq.lane import Lane, Move
-from duly.brokers.rabbitmq.link import Connection, Link, content
+from duly.brokers.rabbitmq.link import CHANNEL_ENDED, Connection, Link, content
 from duly.brokers.rabbitmq.once import OnceLane
 from duly.brokers.rabbitmq.operated import Operated
 from duly.brokers.rabbitmq.ordered import OrderedIntake
@@ -26,6 +26,7 @@ from duly.brokers.rabbitmq.ordered_lane import OrderedLane
 from duly.brokers.rabbitmq.outgoing import MAX_MESSAGE_BYTES, Outgoing
 from duly.brokers.rabbitmq.presence import Presence
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
+from duly.brokers.rabbitmq.standing import Standing
 from duly.brokers.rabbitmq.survey import version_of
 from duly.brokers.rabbitmq.topology import (
     Names,
@@ -84,7 +85,8 @@ class RabbitMQBroker(Operated):
         self.clock = clock
         self._names = Names(self._address.namespace)
         self._delays = delays(self._names)
-        self._topics: dict[str, Topic[Any]] = {}
+        self._standing = Standing(self._names)
+        self._topics, self._known = self._standing.topics, self._standing.known
         self._intakes: dict[tuple[str, tuple[str, ...]], Intake | OrderedIntake] = {}
         self._lanes: dict[int, Lane | OrderedLane] = {}
         self._once: set[OnceLane] = set()
@@ -92,18 +94,14 @@ class RabbitMQBroker(Operated):
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._closed = threading.Event()
-        self._publisher = Publisher(self._address, deadline_s, self._declare_again)
+        self._publisher = Publisher(self._address, deadline_s, self._standing.declare_all)
         self.link = Link(self._address, "consumers", self._up, self._down)
         self._outgoing = Outgoing(
-            self._names, self._topics, self._publisher, self._delays, self.link, wall_ms
+            self._names, self._standing, self._publisher, self._delays, self.link, wall_ms
         )
         self._burial = Burial(self.link, self._names, self._topics, self._send)
-        # Subscriptions that were made, and by how many partitions each is divided.
-        self._known: dict[tuple[str, str], int] = {}
-        # The same of those that may be there.
+        # As `known`, of those that may be there.
         self._looked_at: dict[tuple[str, str], int] = {}
-        # Those of them that are at-most-once.
-        self._taken_once: set[tuple[str, str]] = set()
         try:
             self.link.start()
             version_of(self.link.server, self.link.where)
@@ -178,7 +176,7 @@ class RabbitMQBroker(Operated):
                     once=once,
                 )
             )
-            self._note(topic, subscription, options)
+            self._standing.note(topic, subscription, options)
 
     def know(
         self, topics: Iterable[Topic[Any]], subscription: str, options: SubscribeOptions
@@ -192,21 +190,6 @@ class RabbitMQBroker(Operated):
             self._looked_at[topic.name, subscription] = (
                 topic.partitions if options.order_by_key else 0
             )
-
-    def _declare_again(self, connection: Connection) -> None:
-        """A connection to publish was lost: perhaps because an exchange is gone, and with it who
-        listened.
-        """
-        for topic in list(self._topics.values()):
-            declare_topic(connection, self._names, topic.name, topic.partitions)
-        for (name, subscription), partitions in list(self._known.items()):
-            once = (name, subscription) in self._taken_once
-            declare_subscription(connection, self._names, name, subscription, partitions, once=once)
-
-    def _note(self, topic: Topic[Any], subscription: str, options: SubscribeOptions) -> None:
-        self._known[topic.name, subscription] = topic.partitions if options.order_by_key else 0
-        if options.guarantee is Guarantee.AT_MOST_ONCE:
-            self._taken_once.add((topic.name, subscription))
 
     def _check_order(
         self, topics: Sequence[Topic[Any]], subscription: str, order_by_key: bool
@@ -240,12 +223,14 @@ class RabbitMQBroker(Operated):
         """As `Broker.subscribe`; refuses a start in the past, and a key that is held by a dead
         letter.
         """
-        self._check_options(subscription, options)
+        check_options(subscription, options)
         self._check_order(topics, subscription, options.order_by_key)
         self._check_guarantee(subscription, options)
+        if options.order_by_key:
+            self._check_channels(topics, subscription)
         self._burial.prepare()
         for topic in topics:
-            self._note(topic, subscription, options)
+            self._standing.note(topic, subscription, options)
         if options.guarantee is Guarantee.AT_MOST_ONCE:
             return self._subscribe_once(topics, subscription)
         with self._lock:
@@ -284,18 +269,12 @@ class RabbitMQBroker(Operated):
             self._intakes[subscription, names] = intake
         return intake
 
-    def _check_options(self, subscription: str, options: SubscribeOptions) -> None:
-        if options.hold_key_on_dead:
-            raise ConfigurationError(
-                f"subscription {subscription!r} asks for hold_key_on_dead=True, and RabbitMQ keeps "
-                "dead letters apart from what waits behind them: leave it out, or use a broker "
-                "that holds keys"
-            )
-        if not isinstance(options.start, str):
-            raise ConfigurationError(
-                f"subscription {subscription!r}: start={options.start}: RabbitMQ keeps nothing "
-                "for those who come later; a subscription begins when it is first made"
-            )
+    def _check_channels(self, topics: Sequence[Topic[Any]], subscription: str) -> None:
+        names = tuple(sorted(topic.name for topic in topics))
+        others = [each for key, each in self._intakes.items() if key != (subscription, names)]
+        taken = sum(1 + len(each.queues) for each in others) + 2 * len(self._once)
+        most: int = self._call(lambda connection: connection.channel_max)
+        check_channels(topics, subscription, taken, most)
 
     def _check_guarantee(self, subscription: str, options: SubscribeOptions) -> None:
         wanted = str(options.guarantee)
@@ -314,8 +293,16 @@ class RabbitMQBroker(Operated):
         return max(1, sum(lane.intake is intake for lane in list(self._lanes.values())))
 
     def move(self, moves: Sequence[Move]) -> None:
-        """As `Surroundings.move`."""
-        self._send([self._sending_of(move) for move in self._burial.bury_those(moves)])
+        """As `Surroundings.move`. What cannot be published again becomes a dead letter: it would
+        come back for ever.
+        """
+        left = self._burial.bury_those(moves)
+        sendings = [self._sending_of(move) for move in left]
+        self._publisher.send(sendings)
+        self._check_sent([each for each in sendings if each.state is not State.UNWRITABLE])
+        self._burial.bury_unwritable(
+            [m for m, each in zip(left, sendings, strict=True) if each.state is State.UNWRITABLE]
+        )
 
     def keep(self, notes: Sequence[tuple[str, bytes]]) -> None:
         """As `Writing.keep`."""
@@ -324,6 +311,9 @@ class RabbitMQBroker(Operated):
     def _send(self, sendings: Sequence[Sending]) -> None:
         """Returns when the server has them. Raises `BrokerError`: some may be there."""
         self._publisher.send(sendings)
+        self._check_sent(sendings)
+
+    def _check_sent(self, sendings: Sequence[Sending]) -> None:
         failed = [sending for sending in sendings if sending.state is not State.CONFIRMED]
         if failed:
             if failed[0].state is State.UNROUTABLE:
@@ -362,8 +352,15 @@ class RabbitMQBroker(Operated):
             if last:
                 self.link.call(intake.close)
         except BrokerError as error:
-            # Then the server does it, when the connection is gone.
             log.warning("subscription %r: not given back in order: %s", intake.subscription, error)
+            if last:
+                # Then the server does it, now, and each of those comes alone.
+                self.link.post(intake.close)
+                return
+            with intake.changed:
+                if generation == intake.generation:
+                    intake.suspects.extend(alone)
+                    intake.changed.notify_all()
 
     def _let_come(self, intake: Intake) -> None:
         """What is on its way, which the server would count as somebody's death. Nothing more is
@@ -403,12 +400,11 @@ class RabbitMQBroker(Operated):
 
     def _up(self, connection: Connection) -> None:
         self._delays.forget()
-        for topic in list(self._topics.values()):
-            declare_topic(connection, self._names, topic.name, topic.partitions)
+        self._standing.declare_topics(connection)
         for each in (*list(self._intakes.values()), *list(self._once)):
             try:
                 each.open(connection)
-            except (BrokerError, ConfigurationError, ChannelLost) as error:
+            except (BrokerError, ConfigurationError, ChannelLost, CHANNEL_ENDED) as error:
                 # The others go on. Whoever claims tries again, and is told.
                 log.warning("subscription %r cannot be consumed: %s", each.subscription, error)
 
@@ -430,40 +426,51 @@ class RabbitMQBroker(Operated):
         """
         asked = time.monotonic()
         while not self._closed.wait(_WATCH_S):
-            try:
-                if self.clock is time.monotonic:
-                    self._reap()
-                for intake in self._ordered():
-                    intake.hand_over(self)
-                if time.monotonic() > asked + _ASK_S:
-                    asked = time.monotonic()
-                    self.look()
-            except BrokerError as error:
-                log.debug("looking again later: %s", error)
-            except Exception:
-                # Nobody else looks: this thread goes on.
-                log.exception("RabbitMQ: something is wrong with what was looked at")
+            if self.clock is time.monotonic:
+                self._reap()
+            for ordered in self._ordered():
+                self._attempt(partial(ordered.hand_over, self))
+            if time.monotonic() > asked + _ASK_S:
+                asked = time.monotonic()
+                self.look()
+
+    @staticmethod
+    def _attempt(look: Callable[[], object]) -> None:
+        """One look, by itself: a queue that does not answer keeps nobody from the others."""
+        try:
+            look()
+        except BrokerError as error:
+            log.debug("looking again later: %s", error)
+        except Exception:
+            # Nobody else looks: who does goes on.
+            log.exception("RabbitMQ: something is wrong with what was looked at")
 
     def _reap(self) -> None:
         seen: set[int] = set()
         for lane in list(self._lanes.values()):
             if lane.intake.number not in seen:
                 seen.add(lane.intake.number)
-                lane.reap()
+                self._attempt(lane.reap)
                 if isinstance(lane, Lane):
-                    lane.put_back(self._address.keeps_s)
+                    self._attempt(partial(lane.put_back, self._address.keeps_s))
 
     def look(self) -> None:
-        """Ask the server whether it sees each consumer; where it does not, subscribe again."""
+        """Ask the server whether it sees each consumer; where it does not, subscribe again. And
+        share out partitions, and see to it that delays are kept.
+        """
         for intake in list(self._intakes.values()):
-            if self.link.is_up and not self._call(intake.is_consumed):
-                log.warning(
-                    "subscription %r: the server sees no consumer of it; subscribing again",
-                    intake.subscription,
-                )
-                self._call(intake.open)
+            self._attempt(partial(self._look_at, intake))
         for ordered in self._ordered():
-            ordered.balance(self)
+            self._attempt(partial(ordered.balance, self))
+        self._delays.ask_again()
+
+    def _look_at(self, intake: Intake | OrderedIntake) -> None:
+        if self.link.is_up and not self._call(intake.is_consumed):
+            log.warning(
+                "subscription %r: the server sees no consumer of it; subscribing again",
+                intake.subscription,
+            )
+            self._call(intake.mend)
 
     def _ordered(self) -> Sequence[OrderedIntake]:
         return [each for each in list(self._intakes.values()) if isinstance(each, OrderedIntake)]

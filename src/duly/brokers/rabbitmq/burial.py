@@ -29,6 +29,10 @@ log = logging.getLogger("duly.rabbitmq")
 EVERY_S = 10.0
 # What is carried at once.
 _MESSAGES, _BYTES = 200, 4 * 1024 * 1024
+_UNWRITABLE = (
+    "it cannot be published again, as a retry and a suspect are: its headers leave no room in a "
+    "frame for what is added to them"
+)
 
 
 class Burial:
@@ -88,9 +92,23 @@ class Burial:
         self.bury([_letter(move, move.error) for move in moves if move.error is not None])
         return [move for move in moves if move.error is None]
 
+    def bury_unwritable(self, moves: Iterable[Move]) -> None:
+        """Bury those that cannot be published again."""
+        self.bury([_letter(move, _UNWRITABLE) for move in moves])
+
     def carry(self, subscriptions: Iterable[tuple[str, str]]) -> int:
-        """Bring on what the server gave up on for these (topic, subscription); how many."""
-        return sum(self._carry(topic, subscription) for topic, subscription in subscriptions)
+        """Bring on what the server gave up on for these (topic, subscription); how many. Raises
+        the first `BrokerError` when all were tried: a queue that does not answer keeps no other.
+        """
+        total, failed = 0, list[BrokerError]()
+        for topic, subscription in subscriptions:
+            try:
+                total += self._carry(topic, subscription)
+            except BrokerError as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
+        return total
 
     def _carry(self, topic: str, subscription: str) -> int:
         hearse = _Hearse(self._names.dead(topic, subscription))

@@ -107,6 +107,12 @@ class Delays:
         """Every queue that there may be."""
         return map(self.names.delay, _EVERY_LEVEL)
 
+    def ask_again(self) -> None:
+        """Declare again each queue that is needed: what names a level that has none goes on at
+        once, and its publisher is told nothing.
+        """
+        self._made.clear()
+
     def forget(self) -> None:
         """Declare again what is needed: it may have been deleted while nobody was connected."""
         self._has_exchanges = False

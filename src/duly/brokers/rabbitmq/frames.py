@@ -121,12 +121,15 @@ def frames_of(
     properties = message.properties if own else message._serialize_properties()
     body = message.body
     size = len(body)
+    most = frame_max - _AROUND
+    if 12 + len(properties) > most:
+        # They have to be in one frame, and the server ends the connection for a larger one.
+        raise ValueError(f"its properties have {len(properties):,} bytes, a frame {frame_max:,}")
     parts = [
         _publish(channel, exchange, key, mandatory),
         _HEAD.pack(_PROPERTIES, channel, 12 + len(properties), spec.Basic.CLASS_ID, 0, size),
         properties,
     ]
-    most = frame_max - _AROUND
     if 0 < size <= most:
         parts += [_END, _FRAME.pack(_BODY, channel, size), body]
     else:

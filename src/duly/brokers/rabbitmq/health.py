@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from duly.brokers.rabbitmq.link import Connection, Link, content
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
 from duly.brokers.rabbitmq.topology import Names, count
-from duly.errors import BrokerError
+from duly.errors import BrokerError, BrokerUnavailable
 from duly.inspection.counting import Queued
 from duly.inspection.health import Finding
 
@@ -28,26 +28,38 @@ def queued(connection: Connection, names: Names, known: Known) -> Sequence[Queue
         queues = [names.queue(*of), names.alone(*of)]
         if partitions:
             queues = [names.partition(*of, number) for number in range(partitions)]
-        # A process may have several consumers of a queue, or none, and works it all the same.
-        counts_workers = names.here(*of)
-        told = count(connection, {*queues, counts_workers})
-        backlog = sum(told[queue][0] for queue in queues if queue in told)
-        workers = told.get(counts_workers, (0, 0))[1]
-        found.append(Queued(subscription, topic, backlog, workers))
+        backlog = sum(messages for messages, _ in count(connection, queues).values())
+        found.append(Queued(subscription, topic, backlog, _workers(connection, names.present(*of))))
     return found
+
+
+def _workers(connection: Connection, present: str) -> int | None:
+    """How many processes consume this: one may have several consumers of a subscription's queue,
+    or none, and works it all the same. None: it does not answer, of which the work knows nothing.
+    """
+    try:
+        _, workers = count(connection, [present]).get(present, (0, 0))
+    except BrokerUnavailable:
+        return None
+    return workers
 
 
 def examine(
     link: Link, publisher: Publisher, names: Names, queued: Callable[[], Sequence[Queued]]
 ) -> Sequence[Finding]:
     """Every finding; raises nothing about what it looks at."""
+    return [
+        *_asked(lambda: [_version(str(link.server["version"]))]),
+        *_asked(lambda: [_alarm(publisher, names)]),
+        _CLOCK,
+        *_asked(lambda: [*_seen(queued())]),
+    ]
+
+
+def _asked(look: Callable[[], Sequence[Finding]]) -> Sequence[Finding]:
+    """What is found, or that nothing is. What cannot be seen hides nothing else."""
     try:
-        return [
-            _version(link.call(lambda connection: str(connection.server_properties["version"]))),
-            _alarm(publisher, names),
-            _CLOCK,
-            *_unworked(queued()),
-        ]
+        return look()
     except (BrokerError, KeyError) as error:
         return [Finding("wrong", "RabbitMQ", f"did not answer: {error}", "Look at its log.")]
 
@@ -83,9 +95,17 @@ def _alarm(publisher: Publisher, names: Names) -> Finding:
 _CLOCK = Finding("ok", "clock", "no lease and no delay goes by a wall clock here")
 
 
-def _unworked(states: Sequence[Queued]) -> Iterator[Finding]:
+def _seen(states: Sequence[Queued]) -> Iterator[Finding]:
     for state in states:
-        if state.backlog and not state.workers:
+        if state.workers is None:
+            yield Finding(
+                "warning",
+                f"consumer {state.subscription}",
+                f"who works on {state.topic} cannot be seen: the queue that counts them does not "
+                "answer",
+                "Work goes on without it; see whether a node of the cluster is down.",
+            )
+        elif state.backlog and not state.workers:
             yield Finding(
                 "warning",
                 f"consumer {state.subscription}",

@@ -12,6 +12,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -92,15 +93,21 @@ class Item:
 
 
 class Held:
-    """An item that a lane has claimed, until its lease ends."""
+    """An item that a lane has claimed, until its lease ends. Not while it is being ``settled``:
+    that may wait for the server.
+    """
 
-    __slots__ = ("item", "lane", "until")
+    __slots__ = ("item", "lane", "settled", "until")
 
     def __init__(self, item: Item, lane: int, until: float) -> None:
         self.item = item
         self.lane = lane
         self.until = until
+        self.settled = False
 
+
+# Nobody tells that there is something to fetch, so who waits for it asks this often.
+FETCH_S = 0.05
 
 numbers = itertools.count(1)
 """What receipts name an intake by."""
@@ -109,7 +116,8 @@ numbers = itertools.count(1)
 class Intake:
     """One subscription of some topics, as this process consumes it.
 
-    ``looks_alone`` says that there may be suspects in the queues of those.
+    ``looks_alone`` says that there may be suspects in the queues of those; ``suspects`` are here
+    and nobody's yet.
     """
 
     def __init__(self, names: Names, topics: Sequence[Topic[Any]], subscription: str) -> None:
@@ -120,6 +128,7 @@ class Intake:
         self.generation = 0
         self.ready = Ready()
         self.held: dict[int, Held] = {}
+        self.suspects: deque[Item] = deque()
         self.looks_alone = True
         self.looked_s = -math.inf
         self._names = names
@@ -132,6 +141,9 @@ class Intake:
         # Of those so many were delivered to a consumer of before, or rather more.
         self._uncounted = 0
         self._rest = Rest()
+        # When all queues were found empty; and with which of them to begin the next time.
+        self._empty_s = -math.inf
+        self._turn = 0
 
     @property
     def queues(self) -> Sequence[str]:
@@ -175,6 +187,7 @@ class Intake:
             self.generation += 1
             self.ready.clear()
             self.held.clear()
+            self.suspects.clear()
             self._tags.clear()
             self._uncounted = 0
             self.looks_alone = True
@@ -198,6 +211,10 @@ class Intake:
                 on_cancel=partial(self._cancelled, connection, self.generation),
             )
             self._consumers.append(tag)
+        if self.ready.is_full:
+            # By what the first of them brought: the others are not to go on either.
+            stem(channel, self._consumers)
+            self._consumers.clear()
         self._rest.end()
         self._presence.enter(connection, self)
 
@@ -211,8 +228,9 @@ class Intake:
 
     @property
     def _credit(self) -> int:
-        """How many may be on their way, or rather more."""
-        return max(0, self._prefetch - max(0, len(self._tags) - self._uncounted))
+        """How many may be on their way, or rather more. Each topic has a consumer of its own."""
+        most = len(self.topics) * self._prefetch
+        return max(0, most - max(0, len(self._tags) - self._uncounted))
 
     def _deliver(self, topic: Topic[Any], message: Any) -> None:
         item = Item(topic, message.delivery_tag, body_of(message), message.properties, alone=False)
@@ -248,10 +266,32 @@ class Intake:
         elif self._prefetch != self._wanted and not self.ready.is_full:
             self._consume(connection, self._wanted)
 
-    def get_alone(self, _: Connection) -> tuple[Item, int] | None:
-        """The next suspect, with the generation of its channel; None: there is none."""
+    def get_one(self, connection: Connection) -> None:
+        """Have the next message of any topic ready, if there is one, and none is."""
         if self._channel is None:
-            return None  # lost since; the claim goes on, and opens another
+            self.open(connection)
+        channel: Any = self._channel
+        self._presence.enter(connection, self)
+        if self.ready:
+            return
+        self._turn = (self._turn + 1) % len(self.topics)
+        queues = list(zip(self.topics, self.queues, strict=True))
+        for topic, queue in queues[self._turn :] + queues[: self._turn]:
+            message = channel.basic_get(queue)
+            if message is not None:
+                self._deliver(topic, message)
+                with self.changed:
+                    self._uncounted = len(self._tags)
+                return
+        self._rest.end()
+        self._empty_s = time.monotonic()
+
+    def get_alone(self, _: Connection) -> None:
+        """Have the next suspect among ``suspects``, if there is one: there it is found also where
+        who asked has given up waiting.
+        """
+        if self._channel is None:
+            return  # lost since; the claim goes on, and opens another
         for topic in self.topics:
             message = self._channel.basic_get(self._names.alone(topic.name, self.subscription))
             if message is not None:
@@ -260,8 +300,8 @@ class Intake:
                 )
                 with self.changed:
                     self._tags.add(item.tag)
-                    return item, self.generation
-        return None
+                    self.suspects.append(item)
+                return
 
     def waiting(self, connection: Connection) -> int:
         """How many messages the server could deliver. On the channel that consumes, so that what
@@ -285,6 +325,10 @@ class Intake:
         self._presence.enter(connection, self)
         told = count(connection, self.queues)
         return len(told) == len(self.topics) and all(consumers for _, consumers in told.values())
+
+    def mend(self, connection: Connection) -> None:
+        """Consume again, where the server sees nobody who does."""
+        self.open(connection)
 
     def acknowledge(self, generation: int, tags: Iterable[int]) -> bool:
         """Tell the server what is settled; False: the channel is gone, and with it the claims."""
@@ -322,12 +366,29 @@ class Intake:
         held = len(self.held)
         ready = min(MOST_AHEAD, max(ahead - held, limit))
         if (more := self.ready.more(ready)) is not None:
-            return self._wants_few(more)
-        wanted = held + ready
+            return self._wants_few(self._of_each(more, 1))
+        wanted = self._of_each(held + ready, limit * lanes)
         if wanted > self._prefetch or self._is_far_below(wanted):
             self._wanted = wanted
             return True
         return False
+
+    def _of_each(self, wanted: int, least: int) -> int:
+        """Of each topic so many, for together as many as are wanted; and at least so many, for
+        others may have nothing.
+        """
+        return min(wanted, max(least, math.ceil(wanted / len(self.topics))))
+
+    def fetches(self, limit: int) -> bool:
+        """Whether messages are fetched when a lane wants one: consumers, of which each topic needs
+        its own, would have one of each beforehand.
+        """
+        return limit == 1 and len(self.topics) > 1 and not self._prefetch
+
+    @property
+    def is_to_fetch(self) -> bool:
+        """Whether there may be something to fetch, as far as is known."""
+        return not self.ready and time.monotonic() >= self._empty_s + FETCH_S
 
     def _is_far_below(self, wanted: int) -> bool:
         """And nothing is on its way, so that consumers may be cancelled."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, assert_never
 
 from duly.broker import Delivery, SubscribeOptions
-from duly.brokers.rabbitmq.intake import Held, Intake, Item, Receipt, unreadable
+from duly.brokers.rabbitmq.intake import FETCH_S, Held, Intake, Item, Receipt, unreadable
 from duly.brokers.rabbitmq.link import Link
 from duly.brokers.rabbitmq.wire import History
 from duly.errors import BrokerError, BrokerUnavailable, CommitUnknown, ConfigurationError
@@ -76,6 +76,10 @@ class Move:
         self.error = error
 
 
+Accepted = Sequence[tuple[Settlement, Item]]
+"""Settlements of what is claimed."""
+
+
 class Lane:
     """One lane's view of a subscription; see `duly.broker.Subscription`."""
 
@@ -87,6 +91,8 @@ class Lane:
         self._broker = broker
         self._options = options
         self._closed = False
+        # Tokens of what is settled while the rest waits, or could not be: all is settled again.
+        self._stands: set[int] = set()
 
     # --- claiming
 
@@ -103,37 +109,41 @@ class Lane:
                 continue  # there were suspects among them
             left_s = deadline - time.monotonic()
             if left_s > 0:
-                self._wait(left_s)
-            elif asked or not self._arrives():
+                self._wait(left_s, limit)
+            elif asked or not self._arrives(limit):
                 return ()
             else:
                 asked = True
         return ()
 
     def _fit(self, limit: int, max_bytes: int) -> None:
-        with self.intake.changed:
-            fits = not self.intake.wants(limit, max_bytes, self._broker.lanes_of(self.intake))
-        if not fits:
-            self._broker.link.call(self.intake.fit)
+        intake = self.intake
+        with intake.changed:
+            if intake.fetches(limit):
+                is_to_do, do = intake.is_to_fetch, intake.get_one
+            else:
+                is_to_do = intake.wants(limit, max_bytes, self._broker.lanes_of(intake))
+                do = intake.fit
+        if is_to_do:
+            self._broker.link.call(do)
 
     def _suspect(self) -> Sequence[Delivery]:
         """One that somebody died with, alone: the server counts the deaths of those it is with."""
         intake, now = self.intake, time.monotonic()
-        if not intake.looks_alone and now < intake.looked_s + _LOOK_ALONE_S:
-            return ()
-        intake.looks_alone, intake.looked_s = False, now
-        found = self._broker.link.call(intake.get_alone)
-        if found is None:
-            return ()
-        item, generation = found
-        intake.looks_alone = True
-        if (wrong := unreadable(item)) is not None:
-            self._set_aside(generation, [(item, wrong)])
-            return ()
+        if not intake.suspects:
+            if not intake.looks_alone and now < intake.looked_s + _LOOK_ALONE_S:
+                return ()
+            intake.looks_alone, intake.looked_s = False, now
+            self._broker.link.call(intake.get_alone)
         with intake.changed:
-            if generation != intake.generation:
-                return ()  # its channel is gone, and it comes again
-            return self._hand_out([item])
+            if not intake.suspects:
+                return ()
+            item, generation = intake.suspects.popleft(), intake.generation
+            intake.looks_alone = True
+            if (wrong := unreadable(item)) is None:
+                return self._hand_out([item])
+        self._set_aside(generation, [(item, wrong)])
+        return ()
 
     def _batch(self, limit: int, max_bytes: int) -> Sequence[Delivery]:
         intake = self.intake
@@ -201,20 +211,24 @@ class Lane:
             intake.looks_alone = True
             intake.changed.notify_all()
 
-    def _wait(self, left_s: float) -> None:
+    def _wait(self, left_s: float, limit: int) -> None:
         intake = self.intake
+        longest_s = FETCH_S if intake.fetches(limit) else _LOOK_ALONE_S
         with intake.changed:
             if not intake.ready and not intake.looks_alone and not self._closed:
                 now = self._broker.clock()
-                leases = [held.until - now for held in intake.held.values()]
+                leases = [h.until - now for h in intake.held.values() if not h.settled]
                 # Not 0: an injected clock that stands still would make this a busy loop.
-                intake.changed.wait(max(0.001, min(left_s, _LOOK_ALONE_S, *leases)))
+                intake.changed.wait(max(0.001, min(left_s, longest_s, *leases)))
 
-    def _arrives(self) -> bool:
+    def _arrives(self, limit: int) -> bool:
         """Whether something comes that the server has to give: a claim that does not wait is to
         find what was published before it.
         """
         intake = self.intake
+        if intake.fetches(limit):
+            self._broker.link.call(intake.get_one)
+            return bool(intake.ready)
         deadline = time.monotonic() + _ARRIVAL_S
         while self._broker.link.call(intake.waiting):
             with intake.changed:
@@ -229,7 +243,7 @@ class Lane:
         intake, now = self.intake, self._broker.clock()
         with intake.changed:
             generation = intake.generation
-            late = [token for token, held in intake.held.items() if held.until <= now]
+            late = [t for t, held in intake.held.items() if held.until <= now and not held.settled]
             items = [intake.held.pop(token).item for token in late]
         moves = [
             Move(
@@ -257,32 +271,85 @@ class Lane:
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Any]:
         """As `Subscription.settle`. The server confirms what is published elsewhere, and no
         acknowledgement: one that is lost on its way brings the message again.
+
+        What is over is acknowledged first: what is tried again may wait for an alarm to end.
         """
-        intake = self.intake
-        taken: dict[int, Held] = {}
+        with self.intake.changed:
+            generation = self.intake.generation
+            accepted, stood, refused = self._accept(settlements)
+        here = [each for each in accepted if not _goes_elsewhere(*each)]
+        elsewhere = [each for each in accepted if _goes_elsewhere(*each)]
+        try:
+            is_there = self._acknowledge(generation, here)
+        except BaseException:
+            self._keep(elsewhere)
+            raise
+        if not is_there:
+            # Nor could these be acknowledged, and they would be there twice.
+            self._hand_out_again(generation, elsewhere)
+            return [*refused, *_receipts(accepted)]
+        if not elsewhere:
+            self._stands -= stood
+            return refused
+        stood |= {receipt.token for receipt in _receipts(here)}
+        # From now on: somebody may extend their leases while the others wait.
+        self._stands |= stood
+        try:
+            if not self._move_and_acknowledge(generation, elsewhere):
+                refused += _receipts(elsewhere)
+        except BaseException as error:
+            if isinstance(error, BrokerError | ConfigurationError):
+                raise nothing_or_part(error, len(stood)) from error
+            raise
+        self._stands -= stood
+        return refused
+
+    def _accept(
+        self, settlements: Sequence[Settlement]
+    ) -> tuple[list[tuple[Settlement, Item]], set[int], list[Any]]:
+        """What is to be settled now, the tokens of what stands already, and what is refused."""
         accepted: list[tuple[Settlement, Item]] = []
+        stood: set[int] = set()
         refused: list[Any] = []
-        with intake.changed:
-            generation = intake.generation
-            for settlement in settlements:
-                held = self._held(settlement.receipt)
-                if held is None:
-                    refused.append(settlement.receipt)
-                else:
-                    taken[settlement.receipt.token] = intake.held.pop(settlement.receipt.token)
-                    accepted.append((settlement, held.item))
+        for settlement in settlements:
+            receipt = settlement.receipt
+            held = self._held(receipt)
+            if held is not None and not held.settled:
+                held.settled = True
+                accepted.append((settlement, held.item))
+            elif isinstance(receipt, Receipt) and receipt.token in self._stands:
+                stood.add(receipt.token)
+            else:
+                refused.append(receipt)
+        return accepted, stood, refused
+
+    def _keep(self, accepted: Accepted) -> None:
+        """They are not settled, and whoever has them is told just now: their leases begin anew."""
+        until = self._broker.clock() + self._options.lease_s
+        with self.intake.changed:
+            for receipt in _receipts(accepted):
+                held = self.intake.held.get(receipt.token)
+                if held is not None:
+                    held.settled, held.until = False, max(held.until, until)
+
+    def _hand_out_again(self, generation: int, accepted: Accepted) -> None:
+        """Where the server does not: it takes them for delivered."""
+        with self.intake.changed:
+            if generation != self.intake.generation:
+                return
+            for settlement, item in accepted:
+                self.intake.held.pop(settlement.receipt.token, None)
+                item.history = History(item.history.charged, repeated=True)
+            self.intake.suspects.extend(item for _, item in accepted if item.alone)
+            self.intake.give_back([item for _, item in accepted if not item.alone])
+
+    def _move_and_acknowledge(self, generation: int, accepted: Accepted) -> bool:
         try:
             self._broker.move(self._moves(accepted))
-        except BaseException as error:
-            with intake.changed:
-                if generation == intake.generation:
-                    intake.held.update(taken)
-            if isinstance(error, BrokerError | ConfigurationError):
-                raise BrokerUnavailable(f"nothing was settled: {error}") from error
+        except BaseException:
+            self._keep(accepted)
             raise
-        if accepted and not self._acknowledge(generation, accepted):
-            refused += [settlement.receipt for settlement, _ in accepted]
-        return refused
+        return self._acknowledge(generation, accepted)
 
     def _held(self, receipt: Any) -> Held | None:
         intake = self.intake
@@ -292,10 +359,10 @@ class Lane:
             return None
         return intake.held.get(receipt.token)
 
-    def _moves(self, accepted: Sequence[tuple[Settlement, Item]]) -> Sequence[Move]:
+    def _moves(self, accepted: Accepted) -> Sequence[Move]:
         moves = []
         for settlement, item in accepted:
-            charged, repeated = item.history.charged, item.history.repeated
+            charged = item.history.charged
             match settlement:
                 case Done():
                     continue
@@ -309,41 +376,42 @@ class Lane:
                 case Dead(error=error):
                     history = History(charged + 1, repeated=True)
                     moves.append(Move(self.intake, item, history, error=error))
-                case Release(started=started):
-                    if item.alone:
-                        moves.append(Move(self.intake, item, item.history, alone=True))
-                    else:
-                        item.history = History(charged, repeated or started)
+                case Release():
+                    moves.append(Move(self.intake, item, item.history, alone=True))
                 case _:
                     assert_never(settlement)
         return moves
 
-    def _acknowledge(self, generation: int, accepted: Sequence[tuple[Settlement, Item]]) -> bool:
-        """Tell the server; False: the channel on which they were delivered is gone."""
+    def _acknowledge(self, generation: int, accepted: Accepted) -> bool:
+        """Tell the server of those; nobody holds them any more, however that ends. False: the
+        channel on which they were delivered is gone, or nothing was sent.
+        """
         intake = self.intake
-        back = [i for s, i in accepted if isinstance(s, Release) and not i.alone]
-        tags = [i.tag for s, i in accepted if not isinstance(s, Release) or i.alone]
-        with intake.changed:
-            if generation != intake.generation:
-                return False
-            intake.give_back(back)
-            intake.looks_alone |= any(item.alone for _, item in accepted)
-        if not tags:
-            return True
+        told = [each for each in accepted if not _stays(*each)]
+        tags = [item.tag for _, item in told]
         try:
-            return self._broker.link.call(lambda _: intake.acknowledge(generation, tags))
-        except BrokerUnavailable:
-            # Nothing was sent: the connection is gone, or busy. Then it is for this process to hand
-            # them out again.
             with intake.changed:
-                if generation == intake.generation:
-                    for _, item in accepted:
-                        if item.tag in tags:
-                            item.history = History(item.history.charged, repeated=True)
-                            intake.give_back([item])
+                if generation != intake.generation:
+                    return False
+                for settlement, item in accepted:
+                    if isinstance(settlement, Release) and not item.alone:
+                        again = item.history.repeated or settlement.started
+                        item.history = History(item.history.charged, again)
+                intake.give_back([item for each, item in accepted if _stays(each, item)])
+                intake.looks_alone |= any(item.alone for _, item in accepted)
+            return not tags or self._broker.link.call(
+                lambda _: intake.acknowledge(generation, tags)
+            )
+        except BrokerUnavailable:
+            # The connection is gone, or busy. Then it is for this process to hand them out again.
+            self._hand_out_again(generation, told)
             return False
         except BrokerError as error:
             raise CommitUnknown(f"the connection was lost while settling: {error}") from error
+        finally:
+            with intake.changed:
+                for receipt in _receipts(accepted):
+                    intake.held.pop(receipt.token, None)
 
     def extend(self, receipts: Iterable[Any], lease_s: float) -> Sequence[Any]:
         """As `Subscription.extend`. The server holds what is not settled for as long as the
@@ -354,10 +422,10 @@ class Lane:
         with self.intake.changed:
             for receipt in receipts:
                 held = self._held(receipt)
-                if held is None:
-                    lost.append(receipt)
-                else:
+                if held is not None:
                     held.until = until
+                elif not isinstance(receipt, Receipt) or receipt.token not in self._stands:
+                    lost.append(receipt)
         return lost
 
     def close(self) -> None:
@@ -368,10 +436,40 @@ class Lane:
                 return
             self._closed = True
             generation = intake.generation
-            mine = [token for token, held in intake.held.items() if held.lane == self.number]
+            mine = [
+                token
+                for token, held in intake.held.items()
+                if held.lane == self.number and not held.settled
+            ]
             items = [intake.held.pop(token).item for token in mine]
             for item in items:
                 # It may have run, though nobody settled it.
                 item.history = History(item.history.charged, repeated=True)
             intake.give_back([item for item in items if not item.alone])
-        self._broker.leave(self, generation, [item for item in items if item.alone])
+            alone = [item for item in items if item.alone] + list(intake.suspects)
+            intake.suspects.clear()
+        self._broker.leave(self, generation, alone)
+
+
+def _goes_elsewhere(settlement: Settlement, item: Item) -> bool:
+    """Whether it is published again, before it is acknowledged here."""
+    return isinstance(settlement, Retry | Dead) or (isinstance(settlement, Release) and item.alone)
+
+
+def _stays(settlement: Settlement, item: Item) -> bool:
+    """Whether it is this process's to hand out again, and the server is told nothing."""
+    return isinstance(settlement, Release) and not item.alone
+
+
+def _receipts(accepted: Accepted) -> Sequence[Receipt]:
+    return [settlement.receipt for settlement, _ in accepted]
+
+
+def nothing_or_part(error: Exception, stands: int) -> BrokerUnavailable | CommitUnknown:
+    """What a settlement raises of which so many stand, and the others could not be settled."""
+    if not stands:
+        return BrokerUnavailable(f"nothing was settled: {error}")
+    return CommitUnknown(
+        f"{stands} messages were acknowledged, and the others not settled: {error}. They are still "
+        "held: settle again"
+    )

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 from typing import Any, TypeVar
 
 import amqp
@@ -42,6 +43,8 @@ LOST = (OSError, amqp.exceptions.ConnectionError, amqp.exceptions.AMQPError)
 REFUSED = amqp.exceptions.PreconditionFailed
 NOT_FOUND = amqp.exceptions.NotFound
 DENIED = amqp.exceptions.AccessRefused
+# The server ended a channel for what was asked on it. Its connection goes on.
+CHANNEL_ENDED = amqp.exceptions.ChannelError
 
 # A queue of a single node that was killed within seconds of its declaration, or of a cluster
 # without its majority. It looks like any other, so nothing here deletes it.
@@ -66,22 +69,6 @@ def stem(channel: Any, consumers: Iterable[str]) -> None:
         channel.send_method(spec.Basic.Cancel, "sb", (tag, True))
 
 
-def fetch(channel: Any, queue: str, most: int, take: Callable[[Any], None]) -> None:
-    """Take up to so many messages off a queue for good; each is given to ``take`` as it comes."""
-    first = channel.basic_get(queue, no_ack=True)
-    if first is None:
-        return
-    take(first)
-    more = min(most - 1, first.delivery_info["message_count"])
-    with channel.connection.transport.corked():
-        for _ in range(more):
-            channel.send_method(spec.Basic.Get, "Bsb", (0, queue, True))
-    for _ in range(more):
-        told = channel.wait([spec.Basic.GetOk, spec.Basic.GetEmpty], returns_tuple=True)
-        if len(told) > 1:
-            take(told[-1])
-
-
 def explained(lost: ChannelLost) -> str:
     """What was lost, and what is to be done where it stays so."""
     return f"a channel was lost: {lost}" + (f". {_UNRESPONSIVE}" if lost.silent else "")
@@ -100,7 +87,8 @@ def _end(connection: Connection | None) -> None:
 class Link:
     """``on_up`` is called with each new connection, ``on_down`` when it is lost, and
     ``on_unblocked`` when the server takes messages again, all on the link's thread; what ``on_up``
-    raises counts as losing it. ``server`` is what the server says of itself.
+    raises counts as losing it. ``server`` is what the server says of itself,
+    ``why_lost`` what ended the connection before.
     """
 
     def __init__(
@@ -131,6 +119,7 @@ class Link:
         self._next_tick = 0.0
         self._first: Future[None] = Future()
         self.blocked: str | None = None
+        self.why_lost = ""
         self.server: Mapping[str, Any] = {}
         self._thread = threading.Thread(target=self._run, name=f"duly-rabbitmq-{name}", daemon=True)
 
@@ -267,6 +256,17 @@ class Link:
             log.warning("%s: the connection hangs and is ended", self.where)
             self.cut()
 
+    def _moved(self, connection: Connection) -> None:
+        """The peer takes or sends something, if slowly: it is there, and does not hang."""
+        if self._awake_since is not None:
+            self._awake_since = time.monotonic()
+        connection.bytes_recv += 1
+
+    def _come(self, connection: Connection) -> None:
+        """The same where an answer is waited for; this side has to be heard meanwhile."""
+        self._moved(connection)
+        self._tick(connection)
+
     def cut(self) -> None:
         """End the connection, as a network does; the thread notices and connects again."""
         _end(self._connection)
@@ -351,6 +351,9 @@ class Link:
             connection.collect()
             raise
         connection.later = self.post
+        transport: Any = connection.transport
+        transport.on_moved = partial(self._moved, connection)
+        transport.on_come = partial(self._come, connection)
         self.server = dict(connection.server_properties)
         return connection
 
@@ -445,6 +448,7 @@ class Link:
 
     def _lost(self, connection: Connection | None, error: Exception) -> None:
         self._connection, self._awake_since = None, None
+        self.why_lost = str(error)
         self._turn.end()
         if not self._first.done():
             self._first.set_exception(self._first_failure(error))

@@ -22,10 +22,10 @@ import msgspec
 from duly.broker import Delivery
 from duly.brokers.rabbitmq.intake import Item
 from duly.brokers.rabbitmq.lane import Move
-from duly.brokers.rabbitmq.link import Connection, Link, explained, fetch
+from duly.brokers.rabbitmq.link import Connection, Link, explained
 from duly.brokers.rabbitmq.presence import Presence
 from duly.brokers.rabbitmq.topology import Names, declare_subscription
-from duly.brokers.rabbitmq.transport import ChannelLost
+from duly.brokers.rabbitmq.transport import ChannelLost, fetch
 from duly.brokers.rabbitmq.wire import History, body_of
 from duly.errors import BrokerError, BrokerUnavailable, ConfigurationError, InvalidMessage
 from duly.guarantees import Dead, Release, Retry, Settlement

@@ -11,13 +11,13 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 from duly.brokers.rabbitmq.intake import numbers
 from duly.brokers.rabbitmq.link import Connection, Link
 from duly.brokers.rabbitmq.notes import Note
 from duly.brokers.rabbitmq.partition import Entry, Partition
+from duly.brokers.rabbitmq.presence import Presence
 from duly.brokers.rabbitmq.topology import Names, count, declare_subscription
 from duly.errors import BrokerError
 from duly.message import Topic
@@ -61,7 +61,7 @@ class OrderedIntake:
         ]
         self._names = names
         self._keeps_s = keeps_s
-        self._here: Any = None
+        self._presence = Presence(names, topics, subscription)
         self._is_declared = False
         self._is_worked = False
         self._turn = 0
@@ -73,8 +73,8 @@ class OrderedIntake:
 
     @property
     def is_in_line(self) -> bool:
-        """Whether this process has asked for every queue that answers."""
-        return self._here is not None and not any(each.is_out for each in self.partitions)
+        """Whether this process has asked for every queue that answers, and is seen if it can be."""
+        return not self._presence.is_to_enter and not any(each.is_out for each in self.partitions)
 
     # --- on the link's thread
 
@@ -99,17 +99,19 @@ class OrderedIntake:
             if generation != partition.generation:
                 return
             partition.lost()
-            for token, entry in list(self.held.items()):
-                if not entry.is_here:
-                    del self.held[token]
+            self._drop_lost()
             # Perhaps the queue went with it.
             self._is_declared = False
-            self.changed.notify_all()
+
+    def _drop_lost(self) -> None:
+        for token, entry in list(self.held.items()):
+            if not entry.is_here:
+                del self.held[token]
+        self.changed.notify_all()
 
     def lost(self) -> None:
         """The connection is gone, and the server gives to others what it had delivered here."""
         with self.changed:
-            self._here = None
             self._is_declared = False
             self.held.clear()
             for partition in self.partitions:
@@ -127,19 +129,7 @@ class OrderedIntake:
         for partition in self.partitions:
             if partition.is_out:
                 partition.consume(connection)
-        if self._here is None:
-            here = connection.channel()
-            here.on_lost = gone = partial(self._not_here, connection, here)
-            for topic in self.topics:
-                here.basic_consume(self._names.here(topic.name, self.subscription), on_cancel=gone)
-            self._here = here
-
-    def _not_here(self, connection: Connection, here: Any, _: object) -> None:
-        """The others do not see this process any more; the next claim lets them."""
-        if here is self._here:
-            self._here = None
-            self._is_declared = False
-            connection.later(lambda _: here.close())
+        self._presence.enter(connection, self)
 
     def waiting(self, _: Connection) -> int:
         """How many messages the server could deliver here. On the channels that consume, so that
@@ -154,9 +144,23 @@ class OrderedIntake:
         told = count(connection, self.queues)
         return len(told) == len(self.partitions) and all(there for _, there in told.values())
 
+    def mend(self, connection: Connection) -> None:
+        """Stand in line again for the queues that nobody works. What is held of others stays
+        held: their handlers run.
+        """
+        told = count(connection, self.queues)
+        self._declare(connection)
+        for partition in self.partitions:
+            _, there = told.get(partition.queue, (0, 0))
+            if not there:
+                partition.stop()
+                with self.changed:
+                    self._drop_lost()
+        self._consume(connection)
+
     def others(self, connection: Connection) -> int:
         """How many more processes stand in line."""
-        queues = [self._names.here(topic.name, self.subscription) for topic in self.topics]
+        queues = [self._names.present(topic.name, self.subscription) for topic in self.topics]
         return max((there for _, there in count(connection, queues).values()), default=1) - 1
 
     def acknowledge(self, settled: Iterable[Entry]) -> Sequence[Entry]:
@@ -174,15 +178,13 @@ class OrderedIntake:
     def stop(self, _: Connection) -> None:
         """Leave the line: the next ones are given what is not settled."""
         self._is_worked = False
+        self._presence.leave(self)
         self._end_channels()
 
     def _end_channels(self) -> None:
-        here = self._here
         for partition in self.partitions:
             partition.stop()
         self.lost()
-        if here is not None:
-            here.close()
 
     def rejoin(self, connection: Connection, partitions: Sequence[Partition]) -> None:
         """Go to the end of the line for these."""
@@ -228,7 +230,7 @@ class OrderedIntake:
 
     def balance(self, broker: Writing) -> None:
         """See who else is there, and stop working what this process should hand over."""
-        others = broker.link.call(self.others) if self._here is not None else 0
+        others = broker.link.call(self.others) if self._presence.is_seen else 0
         with self.changed:
             # Those in which something is held for so long go on, and another time may come.
             busy = {partition for partition in self.partitions if partition.leaving}

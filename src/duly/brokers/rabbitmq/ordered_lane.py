@@ -10,7 +10,7 @@ from typing import Any, Protocol, assert_never
 
 from duly.broker import Delivery, SubscribeOptions
 from duly.brokers.rabbitmq.intake import Receipt
-from duly.brokers.rabbitmq.lane import Move
+from duly.brokers.rabbitmq.lane import Move, nothing_or_part
 from duly.brokers.rabbitmq.link import Link
 from duly.brokers.rabbitmq.notes import Note
 from duly.brokers.rabbitmq.ordered import OrderedIntake
@@ -46,6 +46,10 @@ class Surroundings(Protocol):
         ...
 
 
+Accepted = Sequence[tuple[Settlement, Entry]]
+"""Settlements of what is claimed."""
+
+
 class OrderedLane:
     """One lane's view of a subscription in order by key; see `duly.broker.Subscription`."""
 
@@ -57,6 +61,8 @@ class OrderedLane:
         self._broker = broker
         self._options = options
         self._closed = False
+        # Tokens of what is settled while the rest waits, or could not be: all is settled again.
+        self._stands: set[int] = set()
 
     # --- claiming
 
@@ -167,7 +173,7 @@ class OrderedLane:
             if self._closed or self._is_something():
                 return
             now = self._broker.clock()
-            times = [held.until for held in intake.held.values()]
+            times = [held.until for held in intake.held.values() if not held.settled]
             if (due := intake.next_due(now)) is not None:
                 times.append(due)
             # Not 0: an injected clock that stands still would make this a busy loop.
@@ -196,7 +202,7 @@ class OrderedLane:
         """Leases that are over make their messages suspect: who held them may hang."""
         intake, now = self.intake, self._broker.clock()
         with intake.changed:
-            late = [entry for entry in intake.held.values() if entry.until <= now]
+            late = [e for e in intake.held.values() if e.until <= now and not e.settled]
             for entry in late:
                 del intake.held[entry.token]  # type: ignore[arg-type]  # it is held by that
                 charged = entry.item.history.charged + entry.suspect
@@ -210,52 +216,93 @@ class OrderedLane:
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Any]:
         """As `Subscription.settle`. The server confirms notes and dead letters, and no
         acknowledgement: one that is lost on its way brings the message again.
+
+        What is done is acknowledged first: notes may wait for an alarm to end.
         """
-        intake = self.intake
-        refused: list[Any] = []
-        accepted: list[tuple[Settlement, Entry]] = []
-        with intake.changed:
-            for settlement in settlements:
-                entry = self._held(settlement.receipt)
-                if entry is None:
-                    refused.append(settlement.receipt)
-                else:
-                    # Still with its token: nothing of its key is handed out meanwhile.
-                    del intake.held[settlement.receipt.token]
-                    accepted.append((settlement, entry))
+        with self.intake.changed:
+            accepted, stood, refused = self._accept(settlements)
+        done = [(s, entry) for s, entry in accepted if isinstance(s, Done)]
+        others = [(s, entry) for s, entry in accepted if not isinstance(s, Done)]
         try:
-            intake.write(self._broker, self._notes(accepted))
+            lost = self._acknowledge(_entries(done))
+        except BaseException:
+            self._end(done, _entries(done))
+            self._keep(others)
+            raise
+        again = self._end(done, lost)
+        if not others:
+            self._stands -= stood
+            return [*refused, *again]
+        stood |= {s.receipt.token for s, _ in done} - {receipt.token for receipt in again}
+        # From now on: somebody may extend their leases while the others wait.
+        self._stands |= stood
+        try:
+            again = [*again, *self._settle_others(others)]
+        except BaseException as error:
+            if isinstance(error, BrokerError | ConfigurationError):
+                raise nothing_or_part(error, len(stood)) from error
+            raise
+        self._stands -= stood
+        return [*refused, *again]
+
+    def _accept(
+        self, settlements: Sequence[Settlement]
+    ) -> tuple[list[tuple[Settlement, Entry]], set[int], list[Any]]:
+        """What is to be settled now, the tokens of what stands already, and what is refused."""
+        accepted: list[tuple[Settlement, Entry]] = []
+        stood: set[int] = set()
+        refused: list[Any] = []
+        for settlement in settlements:
+            receipt = settlement.receipt
+            entry = self._held(receipt)
+            if entry is not None and not entry.settled:
+                # Still with its token: nothing of its key is handed out meanwhile.
+                entry.settled = True
+                accepted.append((settlement, entry))
+            elif isinstance(receipt, Receipt) and receipt.token in self._stands:
+                stood.add(receipt.token)
+            else:
+                refused.append(receipt)
+        return accepted, stood, refused
+
+    def _keep(self, accepted: Accepted) -> None:
+        """They are not settled, and whoever has them is told just now: their leases begin anew."""
+        until = self._broker.clock() + self._options.lease_s
+        with self.intake.changed:
+            for _, entry in accepted:
+                entry.settled, entry.until = False, max(entry.until, until)
+
+    def _settle_others(self, accepted: Accepted) -> Sequence[Any]:
+        """Note of these what there is to be known, or bury them; the receipts of the refused."""
+        try:
+            self.intake.write(self._broker, self._notes(accepted))
             self._broker.move(
                 [self._burial(entry, s.error) for s, entry in accepted if isinstance(s, Dead)]
             )
-        except BaseException as error:
-            with intake.changed:
-                for settlement, entry in accepted:
-                    if entry.is_here:
-                        intake.held[settlement.receipt.token] = entry
-            if isinstance(error, BrokerError | ConfigurationError):
-                raise BrokerUnavailable(f"nothing was settled: {error}") from error
+        except BaseException:
+            self._keep(accepted)
             raise
-        ended = [entry for s, entry in accepted if isinstance(s, Done | Dead)]
+        dead = [entry for s, entry in accepted if isinstance(s, Dead)]
         try:
-            lost = self._acknowledge(ended)
-        except CommitUnknown:
-            self._end(accepted, ended)
+            lost = self._acknowledge(dead)
+        except BaseException:
+            self._end(accepted, dead)
             raise
-        return [*refused, *self._end(accepted, lost)]
+        return self._end(accepted, lost)
 
-    def _end(
-        self, accepted: Sequence[tuple[Settlement, Entry]], lost: Sequence[Entry]
-    ) -> Sequence[Any]:
+    def _end(self, accepted: Accepted, lost: Sequence[Entry]) -> Sequence[Any]:
         """These are over, but for those of which the server knows nothing: where their channel is
         still there, nobody else can hand them out again. The receipts of what is not settled.
         """
-        refused = []
+        refused, held = [], self.intake.held
+        unknown = set(lost)
         with self.intake.changed:
             for settlement, entry in accepted:
-                if entry in lost:
+                held.pop(settlement.receipt.token, None)
+                entry.settled = False
+                if entry in unknown:
                     entry.item.history = History(entry.item.history.charged, repeated=True)
-                if entry in lost or not entry.is_here:
+                if entry in unknown or not entry.is_here:
                     refused.append(settlement.receipt)
                 else:
                     self._ended(settlement, entry)
@@ -267,9 +314,7 @@ class OrderedLane:
             return None
         return self.intake.held.get(receipt.token)
 
-    def _notes(
-        self, accepted: Sequence[tuple[Settlement, Entry]]
-    ) -> Sequence[tuple[Entry, Note | None]]:
+    def _notes(self, accepted: Accepted) -> Sequence[tuple[Entry, Note | None]]:
         """What is to be known of those that stay where they are."""
         notes: list[tuple[Entry, Note | None]] = []
         for settlement, entry in accepted:
@@ -321,10 +366,10 @@ class OrderedLane:
         with self.intake.changed:
             for receipt in receipts:
                 entry = self._held(receipt)
-                if entry is None:
-                    lost.append(receipt)
-                else:
+                if entry is not None:
                     entry.until = until
+                elif not isinstance(receipt, Receipt) or receipt.token not in self._stands:
+                    lost.append(receipt)
         return lost
 
     def close(self) -> None:
@@ -334,7 +379,7 @@ class OrderedLane:
             if self._closed:
                 return
             self._closed = True
-            mine = [entry for entry in intake.held.values() if entry.lane == self.number]
+            mine = [e for e in intake.held.values() if e.lane == self.number and not e.settled]
             for entry in mine:
                 del intake.held[entry.token]  # type: ignore[arg-type]  # it is held by that
                 # It may have run, though nobody settled it.
@@ -355,6 +400,10 @@ class OrderedLane:
         except BrokerError as error:
             # Then the server does it, when the connection is gone, and each comes alone.
             log.warning("subscription %r: not given back in order: %s", intake.subscription, error)
+
+
+def _entries(accepted: Accepted) -> Sequence[Entry]:
+    return [entry for _, entry in accepted]
 
 
 def _after(history: History, settlement: Retry | Release) -> History:

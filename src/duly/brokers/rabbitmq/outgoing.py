@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,10 +11,12 @@ from duly.brokers.rabbitmq.delays import Delays, way
 from duly.brokers.rabbitmq.frames import written
 from duly.brokers.rabbitmq.link import Link, content
 from duly.brokers.rabbitmq.publisher import Publisher, Sending, State
+from duly.brokers.rabbitmq.standing import Standing
 from duly.brokers.rabbitmq.topology import Names, recorded_topic
 from duly.brokers.rabbitmq.wire import properties_of
 from duly.errors import (
     BrokerError,
+    ConfigurationError,
     InvalidMessage,
     MessageTooLarge,
     PublishFailed,
@@ -31,19 +33,20 @@ Levels = Sequence[int]
 
 
 class Outgoing:
-    """``topics`` are those declared so far, ``link`` makes what is missing on the server."""
+    """``standing`` has the topics declared so far; ``link`` makes what is missing on the server."""
 
     def __init__(
         self,
         names: Names,
-        topics: MutableMapping[str, Topic[Any]],
+        standing: Standing,
         publisher: Publisher,
         delays: Delays,
         link: Link,
         wall_ms: Callable[[], int],
     ) -> None:
         self._names = names
-        self._topics = topics
+        self._standing = standing
+        self._topics = standing.topics
         self._publisher = publisher
         self._delays = delays
         self._link = link
@@ -74,6 +77,8 @@ class Outgoing:
             return PublishFailed(
                 f"{_named(message)}: nobody has declared its topic", message_id=message.id
             )
+        if (why_not := self._standing.why_not(topic, self._link)) is not None:
+            return PublishFailed(f"{_named(message)}: not sent, {why_not}", message_id=message.id)
         if message.size > MAX_MESSAGE_BYTES:
             return MessageTooLarge(
                 f"{_named(message)}: the body has {message.size:,} bytes, RabbitMQ carries at most "
@@ -103,17 +108,17 @@ class Outgoing:
         wait_ms = due_ms - self._wall_ms()
         return self._delays.levels_for(wait_ms / 1000, exactly=True) if wait_ms > 0 else ()
 
-    def _make_delays(self, waits: Sequence[Levels]) -> BrokerError | None:
+    def _make_delays(self, waits: Sequence[Levels]) -> BrokerError | ConfigurationError | None:
         """Make what messages with a due time need; why that cannot be done."""
         if levels := set[int]().union(*waits):
             try:
                 self._delays.make(levels, self._link)
-            except BrokerError as error:
+            except (BrokerError, ConfigurationError) as error:
                 return error
         return None
 
     def _ready(
-        self, message: Message[Any], levels: Levels, no_way: BrokerError | None
+        self, message: Message[Any], levels: Levels, no_way: Exception | None
     ) -> Sending | PublishFailed:
         topic = self._topics[message.topic]
         surely = topic.promise is not Guarantee.AT_MOST_ONCE

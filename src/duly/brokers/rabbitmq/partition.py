@@ -46,7 +46,8 @@ AHEAD = 250
 class Entry:
     """A message of a partition that is not settled, in its place.
 
-    ``token``: of the claim that holds it, made by ``lane``, and ``since`` and ``until`` when.
+    ``token``: of the claim that holds it, made by ``lane``, and ``since`` and ``until`` when;
+    ``settled`` while it is being settled, for which no lease ends.
     ``due``: when it may be handed out, by the clock that leases go by. ``suspect``: it has to be
     alone in its claim. ``wrong``: why it is none that duly would carry.
     """
@@ -58,6 +59,7 @@ class Entry:
         "key",
         "lane",
         "partition",
+        "settled",
         "since",
         "suspect",
         "token",
@@ -74,6 +76,7 @@ class Entry:
         self.token: int | None = None
         self.lane = 0
         self.since = self.until = 0.0
+        self.settled = False
         self.due = -math.inf
         self.suspect = False
 

@@ -23,10 +23,20 @@ class Presence:
     """
 
     def __init__(self, names: Names, topics: Sequence[Topic[Any]], subscription: str) -> None:
-        self._queues = [names.here(topic.name, subscription) for topic in topics]
+        self._queues = [names.present(topic.name, subscription) for topic in topics]
         self._those: set[object] = set()
         self._channel: Any = None
         self._rest = Rest()
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether the others see this process."""
+        return self._channel is not None and self._channel.connection is not None
+
+    @property
+    def is_to_enter(self) -> bool:
+        """Whether the others do not, and it is time to try."""
+        return not self.is_seen and self._rest.is_over
 
     def enter(self, connection: Connection, who: object) -> None:
         """This one works it, by this connection. Whatever is wrong with being seen, it works."""
@@ -39,10 +49,12 @@ class Presence:
         self._channel = channel
         try:
             for queue in self._queues:
-                # No quorum queue: a server that is killed soon may forget that it is there.
+                # No quorum queue: a server that is killed soon may forget that it is there. And a
+                # transient one: when its node goes down it is gone, and made anew on another; a
+                # durable one could not even be declared until then.
                 channel.queue_declare(
                     queue,
-                    durable=True,
+                    durable=False,
                     auto_delete=True,
                     arguments={"x-queue-type": "classic"},
                 )

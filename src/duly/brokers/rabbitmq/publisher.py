@@ -36,7 +36,7 @@ class State(Enum):
     UNROUTABLE = "no queue takes it"
     DOUBTFUL = "sent, and nobody can say"
     GIVEN_UP = "not sent in time"
-    UNWRITABLE = "not sent: AMQP has no room for a part of it"
+    UNWRITABLE = "not sent: AMQP has no room for a part of it, or a frame for its headers"
 
 
 class Sending:
@@ -145,7 +145,10 @@ class Publisher:
         """Why the server takes nothing just now."""
         if self.link.blocked is not None:
             return f"the server has blocked publishers ({self.link.blocked})"
-        return "it did not answer" if self.link.is_up else "there is no connection"
+        if self.link.is_up:
+            return "it did not answer"
+        why = self.link.why_lost
+        return "there is no connection" + (f" (the last one was lost: {why})" if why else "")
 
     def _give_up(self, sendings: Sequence[Sending]) -> None:
         with self._lock:

@@ -57,7 +57,9 @@ def survey_of(
     shown = f"RabbitMQ {'.'.join(map(str, version))}"
     said_s = address.consumer_timeout_s
     longest_s = said_s or CONSUMER_TIMEOUT_S
-    hold = Hold(longest_s, said_s is not None, _HOLD_LONGER, longest_s / 2)
+    # What is claimed may have waited here before, see `Address.keeps_s`.
+    half_s = longest_s / 2
+    hold = Hold(longest_s, said_s is not None, _HOLD_LONGER, in_order_s=half_s, claim_s=half_s)
     if address.management is None:
         unseen = (
             f"{shown}: policies were not looked at, and one can drop messages of these queues "

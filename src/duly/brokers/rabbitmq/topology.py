@@ -18,7 +18,7 @@
 ``.../<consumer>/<partition>``  in place of the subscription's one queue, where it works in order by
                                 key: one of several, each with a single active consumer
 ``.../<partition>/notes``       what is known of messages that stay in it
-``.../<consumer>/here``         who works it: each process consumes this one, and nobody publishes
+``.../<consumer>/present``      who works it: each process consumes this one, and nobody publishes
 ``duly/is/...``                 records
 ==============================  ================================================================
 
@@ -110,9 +110,9 @@ class Names:
         """What is known of messages that stay in that."""
         return self._fitting(f"/{number}/notes", topic, subscription)
 
-    def here(self, topic: str, subscription: str) -> str:
+    def present(self, topic: str, subscription: str) -> str:
         """Where the processes that share the partitions count each other."""
-        return self._fitting("/here", topic, subscription)
+        return self._fitting("/present", topic, subscription)
 
     def delay(self, delay_ms: int) -> str:
         """The exchange and the queue of one length of time."""
@@ -127,6 +127,11 @@ class Names:
     def unheard(self) -> str:
         """The exchange and the queue of what had waited, and nobody was there to take."""
         return f"{self.namespace}/_unheard"
+
+    @property
+    def nowhere(self) -> str:
+        """The queue that keeps nothing: for what of that may be lost."""
+        return f"{self.unheard}/nowhere"
 
     def record(self, kind: str, name: str) -> str:
         """The record of something."""
@@ -202,26 +207,26 @@ def declare_topic(connection: Connection, names: Names, topic: str, partitions: 
         by_key, astray = names.by_key(topic), names.astray(topic)
         declare_exchange(connection, astray, "fanout")
         declare_exchange(connection, by_key, "direct", astray)
-    channel = connection.channel()
-    channel.exchange_bind(exchange, names.onward, arguments={TO: exchange})
-    if partitions:
-        channel.exchange_bind(names.by_key(topic), exchange)
-    channel.close()
+    with connection.channel() as channel:
+        channel.exchange_bind(exchange, names.onward, arguments={TO: exchange})
+        if partitions:
+            channel.exchange_bind(names.by_key(topic), exchange)
 
 
 def _declare_onward(connection: Connection, names: Names) -> None:
     """Where messages go on to when they have waited. What does not get anywhere would hold up all
     behind it, so it is kept apart, or dropped where its topic may lose it.
     """
-    unheard, dropped = names.unheard, f"{names.unheard}/dropped"
+    unheard, nowhere = names.unheard, names.nowhere
     declare_exchange(connection, unheard, "headers")
     declare_exchange(connection, names.onward, "headers", unheard)
     declare_queue(connection, unheard, {"x-delivery-limit": _ALONE_LIMIT})
-    channel = connection.channel()
-    channel.queue_declare(dropped, durable=True, auto_delete=False, arguments={"x-max-length": 0})
-    channel.queue_bind(unheard, unheard, arguments={IF_UNHEARD: KEEP})
-    channel.queue_bind(dropped, unheard, arguments={IF_UNHEARD: DROP})
-    channel.close()
+    # Of quorum, too: one that is on a single node cannot be declared while that is down, and every
+    # process declares it.
+    declare_queue(connection, nowhere, {"x-max-length": 0})
+    with connection.channel() as channel:
+        channel.queue_bind(unheard, unheard, arguments={IF_UNHEARD: KEEP})
+        channel.queue_bind(nowhere, unheard, arguments={IF_UNHEARD: DROP})
 
 
 def declare_exchange(
@@ -266,11 +271,10 @@ def declare_subscription(
         queues.append(names.alone(topic, subscription))
         declare_queue(connection, queues[1], {"x-delivery-limit": _ALONE_LIMIT, **_to_queue(dead)})
         declare_queue(connection, main, {"x-delivery-limit": _DELIVERY_LIMIT, **_to_queue(dead)})
-    channel = connection.channel()
-    channel.queue_bind(main, names.topic(topic))
-    for queue in queues:
-        channel.queue_bind(queue, names.onward, arguments={TO: queue})
-    channel.close()
+    with connection.channel() as channel:
+        channel.queue_bind(main, names.topic(topic))
+        for queue in queues:
+            channel.queue_bind(queue, names.onward, arguments={TO: queue})
     _declare_gate(connection, names, topic, subscription, main)
 
 
@@ -285,27 +289,24 @@ def _declare_gate(
     """
     gate = names.gate(topic, subscription)
     declare_exchange(connection, gate, "headers", names.delay(LONGEST_MS), auto_delete=True)
-    channel = connection.channel()
-    channel.queue_bind(queue, gate, arguments={"duly-never": True})
-    channel.exchange_bind(gate, names.due(topic))
-    channel.close()
+    with connection.channel() as channel:
+        channel.queue_bind(queue, gate, arguments={"duly-never": True})
+        channel.exchange_bind(gate, names.due(topic))
 
 
 def _declare_partitions(
     connection: Connection, names: Names, topic: str, subscription: str, partitions: int
 ) -> None:
-    declare_queue(connection, names.here(topic, subscription), {})
     # Whoever works these counts by itself, and the server counts what nobody has looked at too.
     to_dead = _to_queue(names.dead(topic, subscription))
     one = {"x-single-active-consumer": True, "x-delivery-limit": _ALONE_LIMIT, **to_dead}
     queues = [names.partition(topic, subscription, number) for number in range(partitions)]
     for queue in queues:
         declare_queue(connection, queue, one)
-    channel = connection.channel()
-    for number, queue in enumerate(queues):
-        channel.queue_bind(queue, names.by_key(topic), str(number))
-    channel.queue_bind(queues[0], names.astray(topic))
-    channel.close()
+    with connection.channel() as channel:
+        for number, queue in enumerate(queues):
+            channel.queue_bind(queue, names.by_key(topic), str(number))
+        channel.queue_bind(queues[0], names.astray(topic))
 
 
 def declare_notes(connection: Connection, queue: str) -> None:

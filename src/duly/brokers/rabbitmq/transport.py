@@ -58,6 +58,9 @@ class _Buffered:
         self._unsent = bytearray()
         self._flushing = False
         self._sending = threading.Lock()
+        # Called between the pieces of what leaves, and of what is waited for.
+        self.on_moved: Callable[[], None] = lambda: None
+        self.on_come: Callable[[], None] = lambda: None
         super().__init__(*args, **kwargs)
 
     # --- reading
@@ -92,6 +95,7 @@ class _Buffered:
     def fill(self) -> None:
         """Take what has come, waiting for some of it; raises `OSError` where the peer is gone."""
         self._fill(0)
+        self.on_come()
 
     def fill_at_hand(self) -> None:
         """The same without waiting, where others read as well."""
@@ -141,7 +145,10 @@ class _Buffered:
             self.flush()
 
     def flush(self) -> None:
-        """Send what is left, waiting for the peer to take it. On the thread that reads."""
+        """Send what is left, waiting for the peer to take it. On the thread that reads.
+
+        In pieces: a line that is slow takes one after the other, and one that hangs takes none.
+        """
         while True:
             with self._sending:
                 # Taken first: what fails in the middle must not be sent twice.
@@ -149,7 +156,11 @@ class _Buffered:
                 self._flushing = bool(some)
             if not some:
                 return
-            super().write(some)  # type: ignore[misc]
+            for at in range(0, len(some), _AT_ONCE):
+                super().write(memoryview(some)[at : at + _AT_ONCE])  # type: ignore[misc]
+                # That a heartbeat leaves says nothing of the peer: the system takes it.
+                if len(some) > _AT_ONCE:
+                    self.on_moved()
 
     def offer(self, some: bytes) -> None:
         """Send whole frames as far as the network takes them at once, and leave the rest to
@@ -244,6 +255,22 @@ def _with_plain_key(payload: bytes) -> bytes:
     at += 1 + payload[at]  # and the exchange
     begin, end = at + 1, at + 1 + payload[at]
     return payload[:begin] + bytes(min(byte, 127) for byte in payload[begin:end]) + payload[end:]
+
+
+def fetch(channel: Any, queue: str, most: int, take: Callable[[Any], None]) -> None:
+    """Take up to so many messages off a queue for good; each is given to ``take`` as it comes."""
+    first = channel.basic_get(queue, no_ack=True)
+    if first is None:
+        return
+    take(first)
+    more = min(most - 1, first.delivery_info["message_count"])
+    with channel.connection.transport.corked():
+        for _ in range(more):
+            channel.send_method(spec.Basic.Get, "Bsb", (0, queue, True))
+    for _ in range(more):
+        told = channel.wait([spec.Basic.GetOk, spec.Basic.GetEmpty], returns_tuple=True)
+        if len(told) > 1:
+            take(told[-1])
 
 
 class ChannelLost(Exception):

@@ -26,7 +26,7 @@ from duly.brokers.rabbitmq.transport import UNREADABLE
 from duly.errors import InvalidMessage
 from duly.identity import ids
 from duly.message import Message, Topic, now_ms
-from duly.message.limits import check_headers, check_id, check_key, check_source
+from duly.message.limits import check_headers, check_id, check_key, check_source, is_time_ms
 
 # One of the two prefixes of the binding; the other is for clients that cannot write a colon.
 PREFIX, _OTHER_PREFIX = "cloudEvents:", "cloudEvents_"
@@ -38,7 +38,6 @@ ERROR, ATTEMPTS, DEAD_MS = "duly-error", "duly-attempts", "duly-dead-ms"
 REPLAYS = "duly-replays"
 TIME_MS, DUE_MS = "duly-time-ms", "duly-due-ms"
 _DELIVERIES = "x-delivery-count"
-_YEAR_10000 = 253_402_300_800  # seconds: from there on somebody counted in another unit
 # What the server writes there, or would send copies by.
 _OF_THE_SERVER = (_DELIVERIES, "x-death", "CC")
 # Properties that are about one sending: the server refuses another user's name, and lets what is
@@ -168,7 +167,7 @@ def _plain(
     effect as the long way, at a quarter of its cost.
     """
     time_ms, id = headers.get(TIME_MS), properties.get("message_id")
-    if not isinstance(time_ms, int) or not id:
+    if not isinstance(time_ms, int) or not is_time_ms(time_ms) or not id:
         return None
     check_id(topic, id)
     source = properties.get("app_id") or "amqp"
@@ -204,11 +203,13 @@ def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _time_ms(headers: Mapping[str, Any], said: Any, seconds: Any) -> int:
-    if isinstance(headers.get(TIME_MS), int):
-        return int(headers[TIME_MS])
-    if isinstance(said, str):
+    """When it was made: as it says, or else when it was published."""
+    found = headers.get(TIME_MS)
+    if not isinstance(found, int) and isinstance(said, str):
         try:
-            return int(datetime.fromisoformat(said).timestamp() * 1000)
-        except ValueError:
-            pass
-    return seconds * 1000 if isinstance(seconds, int) and seconds < _YEAR_10000 else now_ms()
+            found = int(datetime.fromisoformat(said).timestamp() * 1000)
+        except (ValueError, OverflowError):
+            found = None
+    if isinstance(found, int) and is_time_ms(found):
+        return found
+    return seconds * 1000 if isinstance(seconds, int) and is_time_ms(seconds * 1000) else now_ms()

@@ -106,6 +106,11 @@ class StatementRunner:
         """Run one statement and return the first column of its rows."""
         return [row[0] for row in self.ask(name, params)]
 
+    def change(self, name: str, params: Any) -> int:
+        """Run one statement and return how many rows changed."""
+        self._cursor.execute(self._sql[name], params)
+        return self._cursor.rowcount  # type: ignore[no-any-return]
+
     def say(self, text: str) -> str:
         """Run statements that have no name; returns what the last was answered with."""
         cursor = self._cursor
@@ -150,6 +155,11 @@ class AsyncStatementRunner:
     async def column(self, name: str, params: Any) -> list[Any]:
         """Run one statement and return the first column of its rows."""
         return [row[0] for row in await self.ask(name, params)]
+
+    async def change(self, name: str, params: Any) -> int:
+        """Run one statement and return how many rows changed."""
+        await self._cursor.execute(self._sql[name], params)
+        return self._cursor.rowcount  # type: ignore[no-any-return]
 
     async def say(self, text: str) -> str:
         """Run statements that have no name; returns what the last was answered with."""

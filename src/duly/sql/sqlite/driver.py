@@ -10,7 +10,7 @@ import functools
 import itertools
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,6 +122,11 @@ class StatementRunner:
     def column(self, name: str, params: Any) -> list[Any]:
         """Run one statement and return the first column of its rows."""
         return [row[0] for row in self._execute(self._sql[name], params)]
+
+    def change(self, name: str, params: Any) -> int:
+        """Run one statement and return how many rows changed."""
+        self._execute(self._sql[name], params)
+        return self._cursor.rowcount
 
     def many(self, name: str, rows: Sequence[Sequence[Any]], shared: Sequence[Any] = ()) -> int:
         """Run one statement for each row and return how many rows changed."""
@@ -289,15 +294,19 @@ _WHAT_TO_DO = {
 }
 
 
-def commit(connection: sqlite3.Connection, path: Path) -> None:
-    """Commit the open transaction.
+def commit(
+    connection: sqlite3.Connection, path: Path, send: Callable[[], object] | None = None
+) -> None:
+    """Commit the open transaction. ``send``: the COMMIT, if it is not to be the driver's own.
 
     Raises the driver's error, with the transaction rolled back, when it certainly did not
     commit, and `CommitUnknown` when nobody can say.
     """
     try:
-        # Prepared afresh by the driver each time: a cached COMMIT would pass any authorizer.
-        sqlite3.Connection.commit(connection)
+        if send is None:
+            sqlite3.Connection.commit(connection)
+        else:
+            send()
     except sqlite3.Error as error:
         roll_back(connection)
         if is_certain(error):

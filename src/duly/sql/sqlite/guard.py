@@ -121,13 +121,18 @@ class GuardedCursor(sqlite3.Cursor):
 class GuardedConnection(sqlite3.Connection):
     """The driver's own connection, inside a transaction that only duly ends."""
 
-    # Whether the statements are duly's own, as they are until a `Guard` has it; what the authorizer
-    # refused, whether a handler set something that interrupts, and whether every statement is to be
-    # checked from now on.
-    own = True
-    denied: str | None = None
-    interruptible = False
-    checks_all = False
+    # No dictionary: finding `execute` costs each statement less without.
+    __slots__ = ("checks_all", "denied", "interruptible", "own")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Whether the statements are duly's own, as they are until a `Guard` has it; what the
+        # authorizer refused, whether a handler set something that interrupts, and whether every
+        # statement is to be checked from now on.
+        self.own = True
+        self.denied: str | None = None
+        self.interruptible = False
+        self.checks_all = False
+        super().__init__(*args, **kwargs)
 
     def __call__(self, sql: str, /) -> Any:
         """Prepare a statement: the driver asks so for what is not in its cache, on any cursor. Also
@@ -217,6 +222,8 @@ class OpenConnection(GuardedConnection):
     all of them, from the moment on that one is prepared.
     """
 
+    __slots__ = ()
+
     execute = sqlite3.Connection.execute
 
     def __call__(self, sql: str, /) -> Any:
@@ -235,6 +242,7 @@ class Guard:
     """One guarded connection from duly's side; used by one thread at a time."""
 
     __slots__ = (
+        "_commit",
         "_mark",
         "_path",
         "_runner",
@@ -257,6 +265,7 @@ class Guard:
         # Not to be guessed: a handler's statement of the same text would come prepared from
         # the driver's cache, past the authorizer.
         self.savepoint = f"duly_{secrets.token_hex(8)}"
+        self._commit = f"commit /* {secrets.token_hex(8)} */"
         # In memory: what marks a transaction is to die with it and costs no page of the file.
         cursor = sqlite3.Cursor(connection)
         cursor.execute("pragma temp_store = memory")
@@ -331,7 +340,7 @@ class Guard:
                 found = self._runner.execute("delete from temp.duly_mark returning mark")
                 if found != [(self._mark,)]:
                     raise TransactionLost(_LOST)
-            driver.commit(self.connection, self._path)
+            driver.commit(self.connection, self._path, lambda: self._runner.execute(self._commit))
         finally:
             self._leave()
 

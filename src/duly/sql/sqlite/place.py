@@ -57,7 +57,8 @@ class Place:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = _file_at(path)
+        self._name = str(path)
+        self._file = _file_at(self._name)
 
     def check(self) -> None:
         """To be called before writing: SQLite goes on in a deleted file as if nothing were,
@@ -65,14 +66,14 @@ class Place:
 
         Raises `BrokerUnavailable` where the name stands for another file now, or for none.
         """
-        if _file_at(self._path) != self._file:
+        if _file_at(self._name) != self._file:
             raise BrokerUnavailable(
                 f"{self._path}: the file was deleted, moved or replaced while it is in use here; "
                 "nothing was changed. Put it back, or restart this process to use what is there."
             )
 
 
-def _file_at(path: Path) -> tuple[int, int] | None:
+def _file_at(path: str) -> tuple[int, int] | None:
     try:
         found = os.stat(path)  # noqa: PTH116 - the same a third faster, before every commit
     except FileNotFoundError:

@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 from duly.broker import Delivery, LogPosition
 from duly.errors import BrokerUnusable, ConfigurationError, Superseded
-from duly.guarantees import Dead, Done, Settlement
-from duly.store import Admitted, Scope
+from duly.guarantees import Dead, Done, Retry, Settlement
+from duly.store import Admitted, Scope, are_parked
+from duly.store.parking import ParkedReceipt
+from duly.stores.memory.parking import Rows, Settling
 
 
 class Remembered(NamedTuple):
@@ -48,8 +50,15 @@ class Memory:
 
     inbox: dict[str, dict[Event, Remembered]] = field(default_factory=dict)
     cursors: dict[tuple[str, str], Cursor] = field(default_factory=dict)
-    dead: set[tuple[str, str, int]] = field(default_factory=set)
-    """Consumer, log and offset of what a consumer gave up on."""
+    dead: dict[tuple[str, str, int], Event] = field(default_factory=dict)
+    """What a consumer gave up on, by consumer, log and offset."""
+    parked: Rows = field(default_factory=Rows)
+
+    def forget_dead(self, consumer: str, event: Event) -> None:
+        """A person brought it back: a delivery of the log below the cursor is a repeat again."""
+        for place, dead in [*self.dead.items()]:
+            if place[0] == consumer and dead == event:
+                del self.dead[place]
 
 
 class ByInbox:
@@ -124,22 +133,30 @@ class ByInbox:
 
 
 class ByCursor:
-    """Admission of deliveries from ordered logs: by the next offset of each."""
+    """Admission of deliveries from ordered logs: by the next offset of each. What is to be tried
+    again is parked, where the scope says so, and admitted by its token from then on.
+    """
 
-    def __init__(self, memory: Memory, scope: Scope) -> None:
+    def __init__(self, memory: Memory, scope: Scope, at_ms: int) -> None:
         self._memory = memory
         self._consumer = scope.consumer
+        self._parks = scope.parks
+        self._at_ms = at_ms
+        self._parked = Settling(memory.parked, scope.consumer)
         self._read: dict[str, Cursor | None] = {}
         self._moved: dict[str, Cursor] = {}
-        self._dead: set[tuple[str, str, int]] = set()
+        self._dead: dict[tuple[str, str, int], Event] = {}
         # What was admitted of each log and is not settled yet, in order.
         self._admitted: dict[str, deque[int]] = {}
 
     def admit(self, deliveries: Sequence[Delivery]) -> Admitted:
-        """Those below the cursor have taken effect; the others may run.
+        """Those below the cursor have taken effect; the others may run. So may what was parked.
 
-        Raises `BrokerUnusable` where the log is not the one that the cursor was kept for.
+        Raises `BrokerUnusable` where the log is not the one that the cursor was kept for, and
+        `Superseded`.
         """
+        if are_parked(deliveries):
+            return self._parked.admit(deliveries)
         fresh: list[Delivery] = []
         repeated: list[Delivery] = []
         dead: list[Delivery] = []
@@ -192,13 +209,19 @@ class ByCursor:
             )
 
     def settle(self, settlement: Settlement, delivery: Delivery) -> None:
-        """Move the cursor past what is done or dead; only a prefix of each log can be."""
+        """Move the cursor past what is done, dead or parked; only a prefix of each log can be."""
         position = _position(delivery)
+        if isinstance(settlement, Dead):
+            self._dead[self._consumer, position.log, position.offset] = _event(delivery)
+        if isinstance(delivery.receipt, ParkedReceipt):
+            self._parked.settle(settlement, delivery, self._at_ms)
+            return
         cursor = self._cursor(position.log)
         if cursor is not None and position.offset < cursor.next:
             return
         admitted = self._admitted.get(position.log, deque())
-        if not isinstance(settlement, Done | Dead):
+        parks = self._parks and isinstance(settlement, Retry)
+        if not (parks or isinstance(settlement, Done | Dead)):
             admitted.clear()  # nothing of this log may pass what is not done
             return
         if not admitted or admitted.popleft() != position.offset:
@@ -207,8 +230,8 @@ class ByCursor:
                 "it is not done: by cursor, settlements cover a prefix"
             )
         self._moved[position.log] = Cursor(position.offset + 1, position.epoch)
-        if isinstance(settlement, Dead):
-            self._dead.add((self._consumer, position.log, position.offset))
+        if isinstance(settlement, Retry):
+            self._parked.park(settlement, delivery, position, self._at_ms)
 
     def check(self) -> None:
         """Compare before set. Raises `Superseded` where another transaction moved the cursor."""
@@ -218,10 +241,12 @@ class ByCursor:
                     f"consumer {self._consumer!r}: the cursor of log {log!r} was moved by another "
                     "worker; nothing was committed"
                 )
+        self._parked.check()
 
     def apply(self) -> None:
-        """Set the cursors."""
-        self._memory.dead |= self._dead
+        """Set the cursors, park and end."""
+        self._parked.apply()
+        self._memory.dead.update(self._dead)
         for log, cursor in self._moved.items():
             self._memory.cursors[self._consumer, log] = cursor
 

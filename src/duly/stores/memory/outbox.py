@@ -86,6 +86,14 @@ class MemoryOutbox:
             elif line is not None:
                 held.add(line)
 
+    def left(self, positions: Sequence[int]) -> Sequence[Outgoing]:
+        """As `Outbox.left`."""
+        with self._changed:
+            found = [(position, self._waiting.get(position)) for position in positions]
+            return [
+                Outgoing(position, each.message, each.attempts) for position, each in found if each
+            ]
+
     def sent(self, positions: Sequence[int]) -> None:
         """As `Outbox.sent`."""
         with self._changed:

@@ -11,7 +11,7 @@ from duly.broker import Capabilities, Delivery, Outcome, Published, Receipt
 from duly.errors import CommitUnknown, DulyError, IdentityConflict, TransactionFailed
 from duly.guarantees import Dead, Settlement
 from duly.message import Message, Topic
-from duly.store import Admitted, paired
+from duly.store import Admitted, Scope, paired
 from duly.stores.memory.tables import MemoryTables
 
 Identity = tuple[str, str, str]
@@ -143,7 +143,7 @@ class Home(Protocol):
         """Where a test makes commits fail."""
         ...
 
-    def bury(self, consumer: str, settlement: Dead, delivery: Delivery) -> None:
+    def bury(self, scope: Scope, settlement: Dead, delivery: Delivery) -> None:
         """Keep a dead letter; called with the lock held."""
         ...
 
@@ -167,7 +167,7 @@ class MemorySession:
         claims: Claims | None,
         entrance: Entrance | None,
         *,
-        buries_for: str | None,
+        buries_for: Scope | None,
     ) -> None:
         self._home = home
         self._lock = lock
@@ -270,8 +270,9 @@ class MemorySession:
         self._tables.apply()
         if self._entrance is not None:
             self._entrance.apply()
-        for settlement, delivery in self._dead:
-            self._home.bury(self._buries_for or "", settlement, delivery)
+        if self._buries_for is not None:
+            for settlement, delivery in self._dead:
+                self._home.bury(self._buries_for, settlement, delivery)
 
     def _fault(self, moment: Moment) -> None:
         try:

@@ -7,16 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from duly.broker import Delivery, Outcome, Published
 from duly.errors import BrokerUnavailable, ConfigurationError, PublishFailed
 from duly.guarantees import Admission, Dead
+from duly.inspection import DeadLetter
 from duly.message import Message, Topic, now_ms
-from duly.store import Scope, StoreCapabilities
+from duly.store import ParkedReceipt, Scope, StoreCapabilities
 from duly.stores.memory.admission import ByCursor, ByInbox, Cursor, Memory
 from duly.stores.memory.graveyard import MemoryGraveyard
 from duly.stores.memory.outbox import MemoryOutbox
+from duly.stores.memory.parking import MemoryParked
 from duly.stores.memory.session import (
     ByClaim,
     Database,
@@ -59,6 +62,7 @@ class MemoryStore:
             one_writer=True,
             outbox=database is None,
             tx_s=tx_s,
+            parks=True,
         )
         self.on_commit: Callable[[Moment], None] | None = None
         self._database = database
@@ -71,6 +75,7 @@ class MemoryStore:
         )
         self._outbox = MemoryOutbox(changed, clock)
         self._graveyard = MemoryGraveyard(self._lock)
+        self._clock = clock
         self._open: MemorySession | None = None
         self._topics: set[str] = set()
         self._tables: Tables = {}
@@ -87,6 +92,12 @@ class MemoryStore:
     def outbox(self) -> MemoryOutbox:
         """What transactions published; empty for ever where the broker is the same database."""
         return self._outbox
+
+    @property
+    def parked(self) -> MemoryParked:
+        """What transactions by cursor have parked."""
+        rows, forget = self._memory.parked, self._memory.forget_dead
+        return MemoryParked(rows, forget, self._graveyard, self._lock, self._clock, self._wall_ms)
 
     @property
     def graveyard(self) -> MemoryGraveyard:
@@ -115,7 +126,7 @@ class MemoryStore:
             MemoryTables(self._tables),
             claims,
             entrance,
-            buries_for=scope.consumer if isinstance(entrance, ByCursor) and scope else None,
+            buries_for=scope if isinstance(entrance, ByCursor) else None,
         )
         return self._open
 
@@ -124,7 +135,7 @@ class MemoryStore:
             case Admission.BY_INBOX:
                 return ByInbox(self._memory, scope, self._wall_ms())
             case Admission.BY_CURSOR:
-                return ByCursor(self._memory, scope)
+                return ByCursor(self._memory, scope, self._wall_ms())
             case Admission.BY_CLAIM:
                 if self._database is None:
                     raise ConfigurationError(
@@ -199,17 +210,14 @@ class MemoryStore:
         if self.on_commit is not None:
             self.on_commit(moment)
 
-    def bury(self, consumer: str, settlement: Dead, delivery: Delivery) -> None:
+    def bury(self, scope: Scope, settlement: Dead, delivery: Delivery) -> None:
         """Keep a dead letter; called with the lock held."""
-        id = next(self._dead_ids)
-        self._dead[id] = StoreDead(
-            id,
-            consumer,
-            delivery.message,
-            settlement.error,
-            delivery.attempt,
-            self._wall_ms(),
-        )
+        id, at_ms = next(self._dead_ids), self._wall_ms()
+        consumer, message, attempts = scope.consumer, delivery.message, delivery.attempt
+        self._dead[id] = StoreDead(id, consumer, message, settlement.error, attempts, at_ms)
+        if scope.buries and isinstance(delivery.receipt, ParkedReceipt):
+            letter = DeadLetter(consumer, message, settlement.error, attempts, at_ms)
+            self._graveyard.bury([replace(letter, replays=delivery.replays)])
 
     def send(self, messages: Sequence[Message[Any]]) -> None:
         """Put messages into the outbox; called with the lock held."""

@@ -64,6 +64,10 @@ class PostgresOutbox:
                 return found
             self._filled.wait(min(left_s, _LOOK_S))
 
+    def left(self, positions: Sequence[int]) -> Sequence[Outgoing]:
+        """As `Outbox.left`."""
+        return self._database.read(lambda: outbox.left(positions))
+
     def sent(self, positions: Sequence[int]) -> None:
         """As `Outbox.sent`."""
         self._database.write(lambda: outbox.confirmed(positions))

@@ -192,9 +192,7 @@ class PostgresSession:
             case Admission.BY_CLAIM:
                 self._run(self._log().settle(settlements, now_ms, self._mark, self._turns))
             case Admission.BY_CURSOR:
-                self._run(
-                    cursor.settle(scope.consumer, self._logs, settlements, deliveries, now_ms)
-                )
+                self._run(cursor.settle(scope, self._logs, settlements, deliveries, now_ms))
             case Admission.BY_INBOX:
                 self._run(inbox.settle(scope, self._flows, settlements, deliveries, self._mark))
                 self._sweep_inbox(scope, len(deliveries))

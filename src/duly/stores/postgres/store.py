@@ -17,6 +17,7 @@ from duly.inspection.health import Finding
 from duly.message import Message, Topic, now_ms
 from duly.sql import inbox, outbox
 from duly.sql.graves import SQLGraveyard
+from duly.sql.parking import Moment, SQLParked
 from duly.sql.postgres import Database, LoopLine, OwnLine
 from duly.sql.postgres.connections import AsyncSource, async_source_of
 from duly.sql.postgres.errors import broker_error
@@ -40,6 +41,8 @@ ISOLATIONS: Mapping[str, Isolation] = {
 # Above this many a backend's snapshot does not hold its subtransactions any more, and everybody
 # else's statements look them up on disk.
 _SAVEPOINTS = 50
+# There is one: the database's.
+_CLOCK = ""
 # A handler may use all of max_run_s; what stands idle for longer has no worker any more.
 _GRACE_S = 5.0
 
@@ -82,6 +85,7 @@ class PostgresStore:
         self._isolation: Isolation = isolation
         self._lock_s = lock_s
         self._wall_ms = wall_ms
+        self._lease_ms: Callable[[], int] | None = None
         self._topics: set[str] = set()
         self._flows: dict[inbox.Flow, int] = {}
         self._sweepers: dict[str, inbox.Sweeper] = {}
@@ -95,6 +99,7 @@ class PostgresStore:
             savepoints=_SAVEPOINTS,
             async_connections=self._async_source is not None,
             pipelines=psycopg.Pipeline.is_supported(),
+            parks=True,
         )
         try:
             self._database.ensure("store", "postgres_store")
@@ -110,11 +115,30 @@ class PostgresStore:
     @property
     def outbox(self) -> PostgresOutbox:
         """What transactions published; empty for ever where the broker is the same database."""
-        return PostgresOutbox(self._database, self._filled, wall_ms=self._wall_ms)
+        return PostgresOutbox(
+            self._database, self._filled, wall_ms=self._wall_ms, lease_ms=self._lease_ms
+        )
 
     def outbox_by(self, clock_ms: Callable[[], int]) -> PostgresOutbox:
         """The same where the relay's lease goes by another clock than the database's."""
         return PostgresOutbox(self._database, self._filled, wall_ms=clock_ms, lease_ms=clock_ms)
+
+    @property
+    def parked(self) -> SQLParked:
+        """What transactions by cursor have parked; its leases go by the database's clock."""
+        return SQLParked(self._database, self._moment)
+
+    def parked_by(self, clock_ms: Callable[[], int]) -> SQLParked:
+        """The same where due times and leases go by another clock."""
+        return SQLParked(self._database, lambda: Moment(clock_ms(), clock_ms(), _CLOCK))
+
+    def _moment(self) -> Moment:
+        lease_now_ms = None if self._lease_ms is None else self._lease_ms()
+        return Moment(self._wall_ms(), lease_now_ms, _CLOCK)
+
+    def go_by(self, clock_ms: Callable[[], int]) -> None:
+        """Let ages, due times and leases go by another clock from here on; for tests."""
+        self._wall_ms = self._lease_ms = clock_ms
 
     @property
     def graveyard(self) -> SQLGraveyard:

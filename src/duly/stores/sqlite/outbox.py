@@ -74,6 +74,10 @@ class SQLiteOutbox:
                 time.sleep(min(self._pause_s, max(0.0, deadline - time.monotonic())))
             self._pause_s = min(max(self._pause_s * 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
 
+    def left(self, positions: Sequence[int]) -> Sequence[Outgoing]:
+        """As `Outbox.left`."""
+        return self._file.read(lambda: outbox.left(positions))
+
     def sent(self, positions: Sequence[int]) -> None:
         """As `Outbox.sent`."""
         self._file.write(lambda: outbox.confirmed(positions))

@@ -185,9 +185,7 @@ class SQLiteSession:
                 self._stamped = not settlements
             case Admission.BY_CURSOR:
                 self._run(
-                    cursor.settle(
-                        scope.consumer, self._logs, settlements, deliveries, self._home.now_ms()
-                    )
+                    cursor.settle(scope, self._logs, settlements, deliveries, self._home.now_ms())
                 )
             case Admission.BY_INBOX:
                 self._run(inbox.settle(scope, self._flows, settlements, deliveries, self._mark))

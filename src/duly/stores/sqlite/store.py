@@ -18,7 +18,8 @@ from duly.inspection.health import Finding
 from duly.message import Message, Topic, now_ms
 from duly.sql import inbox, log, outbox
 from duly.sql.graves import SQLGraveyard
-from duly.sql.sqlite import DatabaseFile, boot_ms
+from duly.sql.parking import Moment, SQLParked
+from duly.sql.sqlite import DatabaseFile, boot_id, boot_ms
 from duly.sql.sqlite.driver import broker_error
 from duly.sql.sqlite.guard import Guard, GuardedConnection
 from duly.sql.sqlite.health import examine
@@ -81,6 +82,7 @@ class SQLiteStore:
             one_writer=True,
             outbox=True,
             tx_s=tx_s,
+            parks=True,
         )
 
     @property
@@ -104,9 +106,22 @@ class SQLiteStore:
         return SQLiteOutbox(self._file, wall_ms=self._wall_ms, boot_time_ms=self._boot_ms)
 
     @property
+    def parked(self) -> SQLParked:
+        """What transactions by cursor have parked."""
+        return self.parked_by(self._wall_ms, self._boot_ms)
+
+    def parked_by(self, wall_ms: Callable[[], int], boot_ms: Callable[[], int]) -> SQLParked:
+        """The same under other clocks."""
+        return SQLParked(self._file, lambda: Moment(wall_ms(), boot_ms(), boot_id()))
+
+    @property
     def graveyard(self) -> SQLGraveyard:
         """Dead letters of a broker that keeps none."""
         return SQLGraveyard(self._file)
+
+    def go_by(self, clock_ms: Callable[[], int]) -> None:
+        """Let ages, due times and leases go by another clock from here on; for tests."""
+        self._wall_ms = self._boot_ms = clock_ms
 
     def declare(self, topics: Sequence[Topic[Any]]) -> None:
         """Make known the topics that transactions publish to, creating what they need."""

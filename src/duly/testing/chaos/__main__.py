@@ -4,8 +4,8 @@ verdict.
 Messages are in a SQLite file, or by ``--broker postgres`` on a PostgreSQL server; some effects
 are beside them, others where ``--store`` says, with an outbox. The server is a private one that is
 killed as well, started from what is installed, or the one that a URL or ``DULY_TEST_POSTGRES``
-names, which is not. By ``--broker rabbitmq`` messages are on a private RabbitMQ node, and all
-effects where ``--store`` says.
+names, which is not. By ``--broker rabbitmq`` or ``kafka`` messages are on a private node, and all
+effects where ``--store`` says, but those that Kafka's own transactions publish.
 
 Ends with 1 where a promise was broken, and with 2 where the run does not show whether it was: a
 fault never hit, or something never succeeded. A round that broke something is kept, histories,
@@ -19,10 +19,12 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from rich.console import Console
 
 from duly.connect import redacted
 from duly.errors import BrokerError, ConfigurationError
+from duly.testing.chaos.kafka import KafkaNode
 from duly.testing.chaos.node import Node
 from duly.testing.chaos.processes import Nursery
 from duly.testing.chaos.report import report, shown, verdict_of
@@ -59,15 +62,18 @@ from duly.testing.wrong_use import (
 PROGRAM = "duly.testing.chaos.program:run"
 EXIT = {"valid": 0, "invalid": 1, "unknown": 2}
 FAULTS_S = 12.0
-# A node that is taken down is away for seconds.
-FAULTS_ON_A_NODE_S = 25.0
+# A node that is taken down is away for seconds; on Kafka all groups come together again then.
+FAULTS_ON_A_NODE_S: Mapping[str, float] = {"rabbitmq": 25.0, "kafka": 120.0}
 OF_ONE_ROUND = (
     *("only", "seed", "faults_s", "folder", "without", "before", "no_mount", "keep"),
     *("broker", "store", "save"),
 )
 # What every process needs of a server, imported once for all.
 MODULES = ("duly.brokers.postgres", "duly.stores.postgres", "duly.testing.chaos.schema")
-NODE_MODULES = ("duly.brokers.rabbitmq", "duly.testing.chaos.queues")
+NODE_MODULES: Mapping[str, Sequence[str]] = {
+    "rabbitmq": ("duly.brokers.rabbitmq", "duly.testing.chaos.queues"),
+    "kafka": ("duly.brokers.kafka", "duly.testing.chaos.groups"),
+}
 POSTGRES = ("postgresql://", "postgres://")
 
 
@@ -76,13 +82,13 @@ POSTGRES = ("postgresql://", "postgres://")
     "--broker",
     default="sqlite",
     show_default=True,
-    metavar="sqlite|postgres|rabbitmq|URL",
+    metavar="sqlite|postgres|rabbitmq|kafka|URL",
     help="Where messages are.",
 )
 @click.option(
     "--store",
     metavar="sqlite|postgres|URL",
-    help="Where effects apart from them are; left out, likewise (beside rabbitmq: sqlite).",
+    help="Where effects apart from them are; left out, likewise (beside a node: sqlite).",
 )
 @click.option("--minutes", type=Seconds(), default=1.0, show_default=True)
 @click.option("--seed", type=int, default=None, help="Of all that is random; left out, any.")
@@ -96,7 +102,9 @@ POSTGRES = ("postgresql://", "postgres://")
 @click.option(
     "--faults-s",
     type=Seconds(),
-    help=f"Seconds of each round; left out, {FAULTS_S:g}, with rabbitmq {FAULTS_ON_A_NODE_S:g}.",
+    help=f"Seconds of each round; left out, {FAULTS_S:g}, "
+    + ", ".join(f"with {broker} {seconds:g}" for broker, seconds in FAULTS_ON_A_NODE_S.items())
+    + ".",
 )
 @click.option("--folder", type=click.Path(path_type=Path), help="Where rounds are played.")
 @click.option(
@@ -136,7 +144,7 @@ def main(
     console = Console(soft_wrap=True)
     began = time.monotonic()
     broker: str = more["broker"]
-    store: str = more["store"] or ("sqlite" if broker == "rabbitmq" else broker)
+    store: str = more["store"] or ("sqlite" if broker in NODE_MODULES else broker)
     save: Path | None = more["save"]
     if kept is not None:
         check_together(ctx, ["kept"], "where a round that was kept is judged")
@@ -144,7 +152,7 @@ def main(
         report(console, tally, (), time.monotonic() - began)
         sys.exit(EXIT[verdict_of(tally, ())])
     if faults_s is None:
-        faults_s = FAULTS_ON_A_NODE_S if broker == "rabbitmq" else FAULTS_S
+        faults_s = FAULTS_ON_A_NODE_S.get(broker, FAULTS_S)
     seed = int(time.time()) % 1_000_000 if seed is None else seed
     if only is not None:
         check_together(ctx, OF_ONE_ROUND, "where one round is played")
@@ -154,13 +162,24 @@ def main(
         writable_file(save)
     place = _of_its_own(folder) if folder else Path(tempfile.mkdtemp(prefix="duly-chaos-"))
     # As Ctrl-C does, so that no process, no server and no mounted disk is left behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    over = threading.Event()
+
+    def end(*_: object) -> None:
+        # Raised within a callback of the interpreter's own, it is ignored.
+        over.set()
+        sys.exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
     kept_too = keep
     with _setup(broker, store, keep=lambda: kept_too) as setup:
         profile = setup.profile(without)
         console.print(f"{setup}; seed {seed}, rounds in {place}", highlight=False)
-        campaign = Campaign(console, place, seed, setup, faults_s, without, before, not no_mount)
+        campaign = Campaign(
+            console, place, seed, setup, faults_s, without, before, not no_mount, over
+        )
         whole = campaign.run(minutes * 60, only)
+        if over.is_set():
+            sys.exit(128 + signal.SIGTERM)
         report(console, whole, profile, time.monotonic() - began)
         if save is not None:
             save.write_bytes(shown(whole, str(setup), profile, time.monotonic() - began))
@@ -193,17 +212,22 @@ def _setup(broker: str, store: str, keep: Callable[[], bool]) -> Iterator[Setup]
                 server = Server(*urls)
                 server.check()
                 running.callback(lambda: server.close(keep=keep()))
-            if there == "rabbitmq":
-                node = Node()
-                running.callback(lambda: node.close(keep=keep()))
+            if there in NODE_MODULES:
+                node = Node() if there == "rabbitmq" else KafkaNode()
+                running.callback(partial(_close, node, keep))
         except (ConfigurationError, BrokerError) as error:
             raise WrongUse(str(error)) from None
         yield Setup(there, apart, server, node)
 
 
+def _close(node: Node | KafkaNode, keep: Callable[[], bool]) -> None:
+    node.close(keep=keep())
+
+
 def _broker_kind(named: str) -> BrokerKind:
-    if named.startswith("amqp"):
-        raise WrongUse("--broker: a node is struck by a run: a private one, --broker rabbitmq")
+    for scheme, kind in (("amqp", "rabbitmq"), ("kafka://", "kafka")):
+        if named.startswith(scheme):
+            raise WrongUse(f"--broker: a node is struck by a run: a private one, --broker {kind}")
     if named.startswith(POSTGRES):
         return "postgres"
     for kind in BROKERS:
@@ -258,17 +282,18 @@ class Campaign:
     without: tuple[str, ...]
     before: str | None
     mount: bool
+    over: threading.Event
 
     def run(self, seconds: float, only: int | None) -> Tally:
         """Play rounds until the time is over, or only one."""
         whole, until = Tally(), time.monotonic() + seconds
-        needed = ((self.setup.server, MODULES), (self.setup.node, NODE_MODULES))
-        modules = [name for there, names in needed if there is not None for name in names]
+        modules = [*MODULES] if self.setup.server is not None else []
+        modules += NODE_MODULES.get(self.setup.broker, ())
         nursery = Nursery(PROGRAM, modules=modules)
         try:
             for number in itertools.count() if only is None else [only]:
                 whole.add(self._play(nursery, number))
-                if time.monotonic() >= until:
+                if time.monotonic() >= until or self.over.is_set():
                     break
         finally:
             nursery.close()

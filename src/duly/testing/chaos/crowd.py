@@ -111,7 +111,11 @@ class Crowd:
 
     def any_running(self, random: Random, role: str) -> Member | None:
         """Somebody of a role who runs and is not stopped."""
-        found = [m for m in self.members if m.role == role and m.is_running and not m.stopped]
+        return self.anyone(random, lambda member: member.role == role)
+
+    def anyone(self, random: Random, like: Callable[[Member], bool]) -> Member | None:
+        """Somebody like this who runs and is not stopped."""
+        found = [m for m in self.members if m.is_running and not m.stopped and like(m)]
         return random.choice(found) if found else None
 
     def pids(self) -> Sequence[int]:

@@ -7,12 +7,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import struct
 import threading
 from collections.abc import Callable, Collection
 from random import Random
 from typing import Literal, Protocol
 
-Cut = Literal["before COMMIT", "after COMMIT", "before publish", "after publish", "before ack"]
+Cut = Literal[
+    "before COMMIT",
+    "after COMMIT",
+    "before publish",
+    "after publish",
+    "before ack",
+    "after ack",
+    "before transaction",
+    "after transaction",
+]
 
 # As duly sends it behind its check, and as a driver does alone: the end of a simple query.
 _COMMIT = re.compile(rb"(?i)\bcommit;?\s*\0")
@@ -22,14 +32,21 @@ _ALONE = re.compile(rb"P.{4}(\w*)\0[^\0]*/\* and commits \*/", re.DOTALL)
 # A frame of AMQP with a method of class 60 in it: 40 publishes, 80 acknowledges.
 _PUBLISH = re.compile(rb"\x01.{6}\x00\x3c\x00\x28", re.DOTALL)
 _ACK = re.compile(rb"\x01.{6}\x00\x3c\x00\x50", re.DOTALL)
+# Requests of Kafka's protocol, by the number that each begins with, behind its length.
+_REQUESTS = {0: "publish", 8: "ack", 26: "transaction"}
 _PIECE = 1 << 18
+
+
+def _what(cut: Cut) -> str:
+    """What a cut waits for."""
+    return cut.partition(" ")[2]
 
 
 class Listens(Protocol):
     """Makes out on one connection what its client asks for."""
 
     def to(self, piece: bytes) -> Collection[str]:
-        """What is in this piece: COMMIT, publish, ack."""
+        """What is in this piece: COMMIT, publish, ack, transaction."""
         ...
 
 
@@ -59,6 +76,35 @@ class Frames:
         return [kind for kind, frame in kinds.items() if frame.search(piece) is not None]
 
 
+class Requests:
+    """What a client of Kafka asks for: Produce, OffsetCommit, EndTxn. A request may come in pieces,
+    and a piece may have many.
+    """
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._skip = 0
+
+    def to(self, piece: bytes) -> Collection[str]:
+        """See `Listens`. A request is seen where it begins."""
+        found: list[str] = []
+        at = 0
+        while at < len(piece):
+            if self._skip:
+                passed = min(self._skip, len(piece) - at)
+                self._skip -= passed
+                at += passed
+                continue
+            more = piece[at : at + 6 - len(self._head)]
+            self._head += more
+            at += len(more)
+            if len(self._head) == 6:
+                length, number = struct.unpack(">ih", self._head)
+                self._head, self._skip = b"", length - 2
+                found += [_REQUESTS[number]] if number in _REQUESTS else []
+        return found
+
+
 class Link:
     """Passes on what comes to a port of the loopback interface, on a thread of its own.
 
@@ -78,7 +124,7 @@ class Link:
         self._server = host, port
         self._tell = tell
         self._listens = listens
-        self._cut: Cut | None = None
+        self._cuts: list[Cut] = []
         self._open: list[_Connection] = []
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -91,7 +137,7 @@ class Link:
 
     def cut(self, when: Cut) -> None:
         """Cut the next connection that asks for this, once."""
-        self._cut = when
+        self._cuts.append(when)
 
     def silence(self, random: Random) -> bool:
         """Pass nothing on any more, in either direction, on one of the connections, which does not
@@ -104,7 +150,7 @@ class Link:
 
     def heal(self) -> None:
         """Cut none after all."""
-        self._cut = None
+        self._cuts = []
 
     def close(self) -> None:
         """End every connection."""
@@ -163,11 +209,13 @@ class Link:
     ) -> None:
         with contextlib.suppress(OSError):
             while piece := await reader.read(_PIECE):
-                when, asked = self._cut, connection.listens.to(piece)
+                asked = connection.listens.to(piece)
                 if connection.silent:
                     continue
-                if when is not None and when.partition(" ")[2] in asked:
-                    self._cut = None
+                waiting: list[Cut] = [cut for cut in self._cuts if _what(cut) in asked]
+                when = waiting[0] if waiting else None
+                if when is not None:
+                    self._cuts.remove(when)
                     if when.startswith("before"):
                         self._tell(when)
                         return

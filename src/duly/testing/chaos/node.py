@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from duly.errors import ConfigurationError
+from duly.testing.chaos.errand import Errand
 from duly.testing.chaos.link import Cut, Frames, Link
 from duly.testing.chaos.server import Tell, nothing
 
@@ -50,6 +51,17 @@ class Node:
     ``tell`` is whoever is to hear of faults. Raises `ConfigurationError` where none is installed.
     """
 
+    strikes = frozenset(
+        {
+            *("kill node", "stop node", *ALARMS, "silence"),
+            *("cut before publish", "cut after publish", "cut before ack"),
+        }
+    )
+    silent_s = SILENT_S
+    pace_s = (0.05, 0.45)
+    takes_aim = False
+    more_rest_s = 0.0
+
     def __init__(self) -> None:
         try:
             from duly.testing.rabbitmq import PrivateNode
@@ -61,8 +73,7 @@ class Node:
         self._told = 0
         self._over: list[str] = []
         self._up_s = 0.0
-        self._busy: threading.Thread | None = None
-        self._failed: BaseException | None = None
+        self._errand = Errand()
         counts = f"-rabbit quorum_tick_interval {_COUNTS_MS}"
         self._node: PrivateNode = PrivateNode("disk_free_limit.absolute = 1MB", arguments=counts)
         self._node.start()
@@ -128,7 +139,7 @@ class Node:
                 return self._take_down(kind, random.uniform(*_DOWN_S))
             case "memory alarm" | "disk alarm":
                 pause_s = random.uniform(*_ALARM_S)
-                return self._be_busy(lambda: self._raise_alarm(kind, pause_s))
+                return self._errand.run(lambda: self._raise_alarm(kind, pause_s))
             case "silence":
                 if not self._link.silence(random):
                     return False
@@ -146,24 +157,11 @@ class Node:
     def _cut(self, when: Cut) -> None:
         self.tell(f"cut {when}", "link")
 
-    def _be_busy(self, act: Callable[[], None]) -> bool:
-        if self._busy is not None and self._busy.is_alive():
-            return False
-        self._busy = threading.Thread(target=self._do, args=(act,))
-        self._busy.start()
-        return True
-
-    def _do(self, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except BaseException as error:  # noqa: BLE001 - raised where somebody waits for it
-            self._failed = error
-
     def _take_down(self, kind: str, pause_s: float) -> bool:
         """False as well where nobody has had the time to do anything since it was."""
         if time.monotonic() < self._up_s + _UP_S or not self._node.is_settled():
             return False
-        return self._be_busy(lambda: self._down_and_up(kind, pause_s))
+        return self._errand.run(lambda: self._down_and_up(kind, pause_s))
 
     def _down_and_up(self, kind: str, pause_s: float) -> None:
         self.tell("node down", kind)
@@ -188,11 +186,7 @@ class Node:
     def heal(self) -> None:
         """Wait until it is up, and cut nothing any more. Who is silent stays so."""
         self._link.heal()
-        if self._busy is not None:
-            self._busy.join()
-        failed, self._failed = self._failed, None
-        if failed is not None:
-            raise failed
+        self._errand.wait()
 
     def said(self) -> str:
         """What it has written to its log since it was asked last."""

@@ -27,6 +27,7 @@ from duly.testing.chaos.reading import read
 from duly.testing.chaos.recorded import Recorded, Run
 from duly.testing.chaos.site import (
     Database,
+    PublishesAlone,
     bury_in,
     database_of,
     open_broker,
@@ -35,6 +36,7 @@ from duly.testing.chaos.site import (
 )
 from duly.testing.chaos.workload import (
     KILLED_BY_MESSAGES,
+    OUTPUT,
     STOPPED_BY_MESSAGES,
     Item,
     Spec,
@@ -47,6 +49,7 @@ from duly.worker import Worker
 
 SOURCE = "chaos"
 PATIENCE_S = 0.05
+SLOW_S = 0.05
 # Repeated after a publisher's death: what was in doubt, and some that was not.
 STEPS_BACK = 3
 
@@ -82,7 +85,7 @@ class Place:
     @contextmanager
     def app(self, recorded: Recorded, apart: bool = False) -> Iterator[duly.App]:
         """The app, on a broker and a store that are recorded; without one where the broker is no
-        database, and it needs none apart.
+        database and has no transactions, and it needs none apart.
         """
         with ExitStack() as open_:
             broker = open_.enter_context(closing(open_broker(self.home)))
@@ -91,6 +94,9 @@ class Place:
                 inner = open_.enter_context(closing(open_store(self.effects(apart), broker)))
                 bury_in(inner, broker)
                 store = SeenStore(inner, recorded, f"{recorded.who}/tx")
+            elif isinstance(self.home, PublishesAlone):
+                alone = self.home.store_without_rows(broker)
+                store = SeenStore(alone, recorded, f"{recorded.who}/tx")
             app = duly.App(SOURCE, SeenBroker(broker, recorded), store)
             yield open_.enter_context(closing(app))
 
@@ -116,7 +122,9 @@ def work(place: Place) -> int:
 def consume(app: duly.App, spec: Spec, recorded: Recorded, place: Place) -> None:
     """Declare a consumer with the handler that goes with it."""
     declare: Any = app.batch_consumer if spec.batch_handler else app.consumer
-    if spec.exactly:
+    if spec.copies:
+        handler: Callable[..., Any] = _copying(spec, recorded)
+    elif spec.exactly:
         handler = _handler(spec, recorded, place.effects(spec.apart))
     else:
         handler = _plain(spec, recorded)
@@ -146,7 +154,7 @@ def _handler(spec: Spec, recorded: Recorded, site: Database) -> Callable[..., An
     def one(run: Run, item: Item, tx: Transaction[Any]) -> None:
         site.insert(tx.connection, first, _row(run))
         _behave(spec, recorded, run, item)
-        tx.publish(spec.outputs, item.n, id=f"out-{run.name}")
+        tx.publish(spec.outputs, item.n, id=f"{OUTPUT}{run.name}")
         for table in others:
             site.insert(tx.connection, table, _row(run))
 
@@ -155,7 +163,7 @@ def _handler(spec: Spec, recorded: Recorded, site: Database) -> Callable[..., An
             await site.ainsert(tx.connection, first, _row(run))
             await asyncio.sleep(0)
             _behave(spec, recorded, run, item)
-            tx.publish(spec.outputs, item.n, id=f"out-{run.name}")
+            tx.publish(spec.outputs, item.n, id=f"{OUTPUT}{run.name}")
             for table in others:
                 await site.ainsert(tx.connection, table, _row(run))
 
@@ -167,6 +175,18 @@ def _handler(spec: Spec, recorded: Recorded, site: Database) -> Callable[..., An
     if spec.batch_handler:
         return batch_effects
     return async_effects if spec.concurrency else effects
+
+
+def _copying(spec: Spec, recorded: Recorded) -> Callable[..., Any]:
+    one, two = spec.kinds_of_output
+
+    def copied(item: Item, tx: Transaction[None]) -> None:
+        with recorded.run(tx) as [run]:
+            tx.publish(spec.outputs, run.about, id=f"{one}{run.name}", key=run.about.key)
+            _behave(spec, recorded, run, item)
+            tx.publish(spec.outputs, run.about, id=f"{two}{run.name}", key=f"{two}{run.about.key}")
+
+    return copied
 
 
 def _row(run: Run) -> tuple[Any, ...]:
@@ -185,7 +205,7 @@ def _behave(spec: Spec, recorded: Recorded, run: Run, item: Item) -> None:
         case "reject":
             raise duly.Reject("never")
         case "slow" if item.n % 4 == 0 or spec.guarantee != "exactly-once":
-            time.sleep(0.02)
+            time.sleep(SLOW_S)
         case "kill" if spec.name in KILLED_BY_MESSAGES:
             recorded.put(Fault, "crash", "killed by a message")
             os.kill(os.getpid(), signal.SIGKILL)

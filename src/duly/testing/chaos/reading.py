@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from duly.broker import Broker, Prepares, SubscribeOptions
 from duly.errors import BrokerError
 from duly.guarantees import Done, Guarantee
-from duly.inspection import DeadLetter, Selection
+from duly.inspection import DeadLetter, Selection, SubscriptionState
 from duly.inspection.graves import Buries, graveyard_of
-from duly.message import Topic
-from duly.store import Backlog, Store, outbox_of
+from duly.message import Message, Topic
+from duly.store import Backlog, Store, outbox_of, parked_of, with_parked
 from duly.testing.chaos.fitting import workload_on
-from duly.testing.chaos.site import Database, Site, looked_into, open_broker, open_store
-from duly.testing.chaos.workload import Spec, Workload
+from duly.testing.chaos.site import (
+    Database,
+    PublishesAlone,
+    Site,
+    looked_into,
+    open_broker,
+    open_store,
+)
+from duly.testing.chaos.workload import OUTPUT, Spec, Workload
 from duly.testing.history import About, Dead, Final, Output, Read, Recorder, Row, Waiting, about
 
 OBSERVER = "observer"
@@ -30,16 +39,20 @@ def prepare(home: Site, apart: Database, folder: Path) -> Workload:
     with closing(open_broker(home)) as broker:
         there = [site for site in (home, apart) if isinstance(site, Database)]
         stores = [open_store(site, broker) for site in there]
-        workload = workload_on(broker, stores[0], stores[-1])
+        workload = workload_on(broker, stores[0], stores[-1], lambda: _alone(home, broker))
         for store in stores:
             store.close()
         workload.keep_in(folder)
         _observe(broker, workload).close()
         _prepare(broker, workload)
     for spec in workload.specs:
-        if spec.exactly:
+        if spec.exactly and not spec.copies:
             _effects(spec, home, apart).create(spec.tables)
     return workload
+
+
+def _alone(home: Site, broker: Broker) -> Store | None:
+    return home.store_without_rows(broker) if isinstance(home, PublishesAlone) else None
 
 
 def _prepare(broker: Broker, workload: Workload) -> None:
@@ -74,13 +87,22 @@ def is_drained(home: Site, apart: Database, folder: Path) -> bool:
 def _is_drained(home: Site, apart: Database, folder: Path) -> bool:
     with closing(open_broker(home)) as broker:
         found = looked_into(home, broker, folder).subscriptions()
-        states = [state for state in found if state.name != OBSERVER]
-        names = {state.name for state in states}
-        wanted = {spec.name for spec in Workload.kept_in(folder).specs}
-        if names < wanted or not all(state.is_drained for state in states):
-            return False
         with closing(open_store(apart, broker)) as store:
+            states = _without_observer(found, store)
+            names = {state.name for state in states}
+            wanted = {spec.name for spec in Workload.kept_in(folder).specs}
+            if names < wanted or not all(state.is_drained for state in states):
+                return False
             return not _backlog(store).unsent
+
+
+def _without_observer(
+    states: Sequence[SubscriptionState], store: Store
+) -> Sequence[SubscriptionState]:
+    """Those of consumers, with what waits for them in the store."""
+    parked = parked_of(store)
+    waiting = () if parked is None else parked.waiting()
+    return [each for each in with_parked(states, waiting) if each.name != OBSERVER]
 
 
 def _backlog(store: Store) -> Backlog:
@@ -93,10 +115,11 @@ def read(folder: Path, home: Site, apart: Database) -> int:
     """Read everything, and write it into the histories: one file for each consumer."""
     workload = Workload.kept_in(folder)
     with closing(open_broker(home)) as broker:
-        log = _log_of(broker, workload)
+        log, copied = _log_of(broker, workload)
+        one_order = broker.capabilities.is_log or broker.capabilities.database is not None
         found = looked_into(home, broker, folder).subscriptions()
-        states = [state for state in found if state.name != OBSERVER]
         with closing(open_store(apart, broker)) as store:
+            states = _without_observer(found, store)
             dead = _dead(broker, store, workload)
             left = _backlog(store)
     leaks = [*home.leaks(), *apart.leaks()]
@@ -106,11 +129,11 @@ def read(folder: Path, home: Site, apart: Database) -> int:
     for spec in workload.specs:
         final = Final(
             log=tuple(m for m in log if m.topic in (spec.topic.name, spec.outputs.name)),
-            rows=tuple(_rows(spec, home, apart)),
+            rows=tuple(copied[spec.name] if spec.copies else _rows(spec, home, apart)),
             outputs=tuple(
-                Output(each, each.id.removeprefix("out-"))
+                Output(each, each.id.removeprefix(OUTPUT))
                 for each in log
-                if spec.exactly and each.topic == spec.outputs.name
+                if spec.exactly and each.topic == spec.outputs.name and each.id.startswith(OUTPUT)
             ),
             dead=tuple(
                 Dead(letter.subscription, about(letter.message), letter.attempts, letter.error)
@@ -120,6 +143,7 @@ def read(folder: Path, home: Site, apart: Database) -> int:
                 Waiting(s.name, s.topic, s.backlog, s.in_flight, s.parked) for s in states
             ),
             leaks=tuple(leaks),
+            one_order=one_order,
         )
         with Recorder(folder / "read" / spec.name, "read") as recorder:
             recorder.record(Read(recorder.clock(), "reader", final))
@@ -138,13 +162,30 @@ def _dead(broker: Any, store: Store, workload: Workload) -> Sequence[DeadLetter]
     return [*broker.graveyard.select(Selection(), _ALL), *graveyard.select(Selection(), _ALL)]
 
 
-def _log_of(broker: Broker, workload: Workload) -> Sequence[About]:
+def _log_of(
+    broker: Broker, workload: Workload
+) -> tuple[Sequence[About], Mapping[str, Sequence[Row]]]:
+    """Every message; and what consumers that copy have published, as rows."""
     observer = _observe(broker, workload)
     log: list[About] = []
+    copying = {spec.outputs.name: spec for spec in workload.specs if spec.copies}
+    copied: dict[str, list[Row]] = {spec.name: [] for spec in copying.values()}
     while deliveries := observer.claim(1000, _A_LOT, 0.0):
-        log += [about(delivery.message) for delivery in deliveries]
+        for delivery in deliveries:
+            log.append(about(delivery.message))
+            spec = copying.get(delivery.message.topic)
+            if spec is not None:
+                copied[spec.name].append(_as_row(spec, delivery.message))
         observer.settle([Done(delivery.receipt) for delivery in deliveries])
-    return log
+    return log, copied
+
+
+def _as_row(spec: Spec, output: Message[Any]) -> Row:
+    for kind, table in zip(spec.kinds_of_output, spec.tables, strict=True):
+        if output.id.startswith(kind):
+            of = msgspec.json.decode(output.body, type=About)
+            return Row(table, of, output.id.removeprefix(kind))
+    raise AssertionError(f"nobody publishes {output.id!r}")
 
 
 def _rows(spec: Spec, home: Site, apart: Database) -> Sequence[Row]:

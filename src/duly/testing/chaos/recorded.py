@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ class Recorded:
         self._transactions: dict[int, str] = {}
         # By claim. Whoever runs a handler need not be able to ask the broker again.
         self._messages: dict[str, About] = {}
+        self._busy = Busy(folder.parent, who)
 
     def put(self, make: Callable[..., Event], *args: Any, **more: Any) -> None:
         """Record an event of this process, now."""
@@ -81,6 +83,7 @@ class Recorded:
                 transaction,
             )
         how: How = "raised"
+        self._busy.begin()
         try:
             yield runs
             how = "returned"
@@ -88,6 +91,7 @@ class Recorded:
             how = how_cancelled()
             raise
         finally:
+            self._busy.end()
             for each in runs:
                 self.put(End, each.name, how)
 
@@ -107,6 +111,38 @@ class Recorded:
 
     def _claim_of(self, delivery: Delivery) -> str:
         return claimed(delivery.receipt, self.who)
+
+
+class Busy:
+    """Whether a process is in the middle of a handler, for others to see."""
+
+    def __init__(self, folder: Path, who: str) -> None:
+        self._fd = os.open(_busy(folder, who), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._mutex = threading.Lock()
+        self._count = 0
+
+    def begin(self) -> None:
+        """A handler begins."""
+        self._add(1)
+
+    def end(self) -> None:
+        """It ends."""
+        self._add(-1)
+
+    def _add(self, count: int) -> None:
+        with self._mutex:
+            self._count += count
+            os.pwrite(self._fd, b"1" if self._count else b"0", 0)
+
+
+def is_busy(folder: Path, who: str) -> bool:
+    """Whether that process is."""
+    path = _busy(folder, who)
+    return path.exists() and path.read_bytes() == b"1"
+
+
+def _busy(folder: Path, who: str) -> Path:
+    return folder / f"busy-{who}"
 
 
 class _File:

@@ -20,9 +20,16 @@ from duly.testing.chaos.crowd import Crowd, Member
 from duly.testing.chaos.disk import Disk, disk_at
 from duly.testing.chaos.processes import Child, Nursery
 from duly.testing.chaos.reading import is_drained, prepare
+from duly.testing.chaos.recorded import is_busy
 from duly.testing.chaos.setup import LASTING, NODE_LOG, ON_A_NODE, SERVER_LOG, STRIKES, Setup
 from duly.testing.chaos.site import Database, Site, database_of, site_of
-from duly.testing.chaos.workload import ATTEMPTS, LEASE_S, LONGEST_BACKOFF_S, SPECS
+from duly.testing.chaos.workload import (
+    ATTEMPTS,
+    LEASE_S,
+    LONGEST_BACKOFF_S,
+    OF_A_LOG,
+    SPECS,
+)
 from duly.testing.history import Heal, Recorder
 
 LET_GO = 0.8
@@ -82,6 +89,7 @@ class Round:
         self._random = Random(seed)
         self._later: list[tuple[float, int, Act]] = []
         self._owed: list[str] = []
+        self._aiming: list[str] = []
         self._numbers = itertools.count()
         self._disk: Disk | None = None
         self._full = False
@@ -94,7 +102,7 @@ class Round:
     def play(self) -> Played:
         """Play it to its end; what is left in the folder is to be judged."""
         began = time.monotonic()
-        for name in ("histories", "logs", *(f"read/{spec.name}" for spec in SPECS)):
+        for name in ("histories", "logs", *(f"read/{spec.name}" for spec in (*SPECS, *OF_A_LOG))):
             (self._folder / name).mkdir(parents=True)
         with ExitStack() as stack:
             if self._on_disk != "real":
@@ -168,10 +176,33 @@ class Round:
             crowd.tend()
             self._look_after_the_stopped(crowd)
             self._do_what_is_due()
+            self._shoot(crowd)
             if time.monotonic() >= next_at:
                 self.strike_in_turn(crowd, kinds)
-                next_at = time.monotonic() + self._random.uniform(0.05, 0.45)
+                next_at = time.monotonic() + self._random.uniform(*self._setup.pace_s)
             self._pause.wait(LOOK_S)
+
+    def _shoot(self, crowd: Crowd) -> None:
+        """Strike those who are in the middle of something, where that is waited for."""
+        aiming, self._aiming = self._aiming, []
+        for kind in aiming:
+            # Stopped in a transaction, it would keep others from its rows until it goes on.
+            like = self._is_amidst if kind == "kill worker" else self._is_amidst_without_rows
+            member = crowd.anyone(self._random, like)
+            if member is None:
+                self._aiming.append(kind)
+            elif kind == "kill worker":
+                crowd.kill(member)
+            else:
+                crowd.stop(member)
+                crowd.fault("stop", "SIGSTOP", member.who)
+                self._go_on_later(crowd, member)
+
+    def _is_amidst(self, member: Member) -> bool:
+        return member.role == "worker" and is_busy(self._folder, member.who)
+
+    def _is_amidst_without_rows(self, member: Member) -> bool:
+        return self._is_amidst(member) and not member.orders["apart"]
 
     def _wait_for_work(self, crowd: Crowd) -> None:
         """Until every publisher has published something, however long that takes here: before that
@@ -207,6 +238,8 @@ class Round:
         """False: not now, but soon."""
         random = self._random
         match kind:
+            case "kill worker" | "pause" if self._setup.takes_aim:
+                self._aiming.append(kind)
             case "kill worker" | "kill publisher":
                 member = crowd.any_running(random, kind.removeprefix("kill "))
                 if member is None:
@@ -336,7 +369,7 @@ class Round:
         crowd.recorder.record(Heal(crowd.recorder.clock(), "world"))
 
     def _rest(self, crowd: Crowd) -> None:
-        until = time.monotonic() + REST_S
+        until = time.monotonic() + REST_S + self._setup.more_rest_s
         look: Future[bool] | None = None
         # On a thread: whoever stands still may hold the file, and has to be let go on.
         with ThreadPoolExecutor(1) as thread:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from duly.testing.chaos.node import ALARMS, SILENT_S, Node
+from duly.testing.chaos.kafka import KafkaNode
+from duly.testing.chaos.node import ALARMS, Node
 from duly.testing.chaos.server import Server
 from duly.testing.chaos.workload import LEASE_S
 
 StoreKind = Literal["sqlite", "postgres"]
-BrokerKind = Literal["sqlite", "postgres", "rabbitmq"]
+BrokerKind = Literal["sqlite", "postgres", "rabbitmq", "kafka"]
 STORES: tuple[StoreKind, ...] = get_args(StoreKind)
 BROKERS: tuple[BrokerKind, ...] = get_args(BrokerKind)
 
@@ -37,18 +38,19 @@ STRIKES: Mapping[str, float] = {
     "cut before publish": 1.5,
     "cut after publish": 1.5,
     "cut before ack": 2.0,
+    "cut after ack": 1.5,
+    "cut before transaction": 1.5,
+    "cut after transaction": 1.5,
     "silence": 1.0,
+    "freeze node": 0.4,
 }
 """What befalls a crowd, and how often in proportion."""
 
 _ON_FILES = ("full disk",)
 _ON_A_SERVER = ("end session", "cut before COMMIT", "cut after COMMIT")
 _ON_A_PRIVATE_SERVER = ("kill server", "immediate shutdown")
-ON_A_NODE = (
-    *("kill node", "stop node", *ALARMS),
-    *("cut before publish", "cut after publish", "cut before ack", "silence"),
-)
-LASTING = ("kill node", "stop node", *ALARMS)
+ON_A_NODE = tuple(kind for kind in STRIKES if kind in Node.strikes | KafkaNode.strikes)
+LASTING = ("kill node", "stop node", "freeze node", *ALARMS)
 """What goes on for a while."""
 
 # What the log of a server tells, that nobody strikes but a stranger's lock.
@@ -79,6 +81,7 @@ NODE_LOG = "node.log"
 # Who waits for longer gives up, in milliseconds. Who only looks goes by the second of the two: in
 # transactions of duly's own the statement's deadline is another, and the lock's comes first.
 _PATIENCE = {"lock_timeout": "300", "statement_timeout": "150"}
+_PACE_S = (0.05, 0.45)
 # Of a stranger's locks so many are where effects are apart; more where the only server is there.
 _APART, _APART_ON_THE_SERVER = 0.3, 0.7
 
@@ -86,14 +89,14 @@ _APART, _APART_ON_THE_SERVER = 0.3, 0.7
 @dataclass(frozen=True, slots=True)
 class Setup:
     """``broker``: where the messages are and, by claim, some effects, unless it is a node of
-    RabbitMQ. ``store``: where others are, by inbox, with the outbox. ``server`` is there where
-    either is on PostgreSQL, ``node`` where there is RabbitMQ.
+    RabbitMQ or Kafka. ``store``: where others are, by inbox or cursor, with the outbox. ``server``
+    is there where either is on PostgreSQL, ``node`` where there is RabbitMQ or Kafka.
     """
 
     broker: BrokerKind = "sqlite"
     store: StoreKind = "sqlite"
     server: Server | None = None
-    node: Node | None = None
+    node: Node | KafkaNode | None = None
 
     def __str__(self) -> str:
         there = "" if self.node else "there and "
@@ -116,7 +119,7 @@ class Setup:
     def _site(self, kind: BrokerKind, path: Path, schema: str, number: int | None) -> str:
         if kind == "sqlite":
             return f"sqlite:///{path}"
-        if self.node is not None and kind == "rabbitmq":
+        if self.node is not None and kind not in STORES:
             return self.node.url(schema, at_rest=number is None)
         from duly.testing.chaos.schema import url_of
 
@@ -136,7 +139,22 @@ class Setup:
     @property
     def pause_s(self) -> float:
         """How long who is stopped stands still, for others to be given what it holds."""
-        return SILENT_S if self.node is not None else 2 * LEASE_S
+        return self.node.silent_s if self.node is not None else 2 * LEASE_S
+
+    @property
+    def pace_s(self) -> tuple[float, float]:
+        """The least and the most that is left between one strike and the next."""
+        return self.node.pace_s if self.node is not None else _PACE_S
+
+    @property
+    def takes_aim(self) -> bool:
+        """Whether workers are struck in the middle of a handler, and not at any time."""
+        return self.node is not None and self.node.takes_aim
+
+    @property
+    def more_rest_s(self) -> float:
+        """How much longer than elsewhere it may take until nothing is left to do."""
+        return self.node.more_rest_s if self.node is not None else 0.0
 
     def profile(self, without: Collection[str] = ()) -> list[str]:
         """The faults that have to hit for a run to mean something."""
@@ -151,7 +169,7 @@ class Setup:
         if kind in _ON_FILES:
             return "sqlite" in (self.broker, self.store)
         if kind in ON_A_NODE:
-            return self.node is not None
+            return self.node is not None and kind in self.node.strikes
         if kind in _ON_A_SERVER:
             return self.server is not None
         if kind in _ON_A_PRIVATE_SERVER or kind in _TOLD:

@@ -1,5 +1,5 @@
 """Where messages and effects of a run are: a SQLite file, a schema on a PostgreSQL server; messages
-alone also on a RabbitMQ node.
+alone also on a RabbitMQ or a Kafka node.
 """
 
 from __future__ import annotations
@@ -106,6 +106,15 @@ class LooksInto(Protocol):
         ...
 
 
+@runtime_checkable
+class PublishesAlone(Protocol):
+    """One whose broker has transactions, of what is published and no rows."""
+
+    def store_without_rows(self, broker: Broker) -> Store:
+        """They as a store, of this broker there."""
+        ...
+
+
 def site_of(url: str) -> Site:
     """The site that a URL names."""
     if url.startswith(_SQLITE):
@@ -114,6 +123,10 @@ def site_of(url: str) -> Site:
         from duly.testing.chaos.queues import QueueSite
 
         return QueueSite(url)
+    if url.startswith("kafka://"):
+        from duly.testing.chaos.groups import LogSite
+
+        return LogSite(url)
     from duly.testing.chaos.schema import PostgresSite
 
     return PostgresSite(url)

@@ -32,7 +32,8 @@ from duly.testing.history import (
 _TOLD = ("lock timeout", "statement timeout")
 _AT_ONCE = (
     *("drain", "clock", "lock", "cut before COMMIT", "cut after COMMIT"),
-    *("cut before publish", "cut after publish", "cut before ack", "silence"),
+    *("cut before publish", "cut after publish", "cut before ack", "cut after ack", "silence"),
+    *("cut before transaction", "cut after transaction"),
 )
 # Who waited for so long when an alarm was over waited because of it.
 _HELD_UP_S = 0.2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 from duly.guarantees import Guarantee
 from duly.testing.checker.case import Case, Run
@@ -80,10 +80,11 @@ def redelivery_after_settle(case: Case) -> Iterator[str]:
         if at is not None and claim.message is not None:
             identity = claim.message.identity
             gone[identity] = min(at, gone.get(identity, at))
-    for at, claim in case.claims:
+    for _, claim in case.claims:
         if claim.message is None or copies[claim.message.identity] > 1:
             continue
-        if at > gone.get(claim.message.identity, at):
+        made = case.made[claim.token]
+        if made > gone.get(claim.message.identity, made):
             message = claim.message
             yield f"{message.topic}/{message.id} was delivered again after it was settled"
 
@@ -125,11 +126,23 @@ def _has_cause(case: Case, first: Run, again: Run) -> bool:
     settled = case.settled(first.start.token, "done")
     before = [fault for at, fault in case.faults if at < again.at]
     lost = any(fault.kind == "lose" for fault in before) or not case.terms.confirms_settlement
-    return bool(before) and (settled is None or settled > again.at or lost)
+    # Who had it before that, and stood still, starts late.
+    told = case.claim_of.get(again.start.token, (again.at,))[0]
+    made = case.made.get(again.start.token, told)
+    late = settled is not None and made < settled < told
+    return bool(before) and (settled is None or settled > again.at or late or lost)
 
 
-def _claimed(case: Case) -> Callable[[Run], int]:
-    return lambda run: case.claim_of.get(run.start.token, (run.at,))[0]
+def _fell(case: Case, runs: Sequence[Run]) -> bool:
+    """Whether one was claimed with a count, and later with a smaller one: a zombie starts late, and
+    with the count it was given.
+    """
+    return any(
+        later.start.attempt < first.start.attempt
+        and case.made.get(later.start.token, later.at)
+        > case.claim_of.get(first.start.token, (first.at,))[0]
+        for first, later in itertools.permutations(runs, 2)
+    )
 
 
 @forbids("poison loop", AT_LEAST_ONCE, EXACTLY_ONCE)
@@ -138,13 +151,12 @@ def poison_loop(case: Case) -> Iterator[str]:
     copies, most = case.copies(), case.terms.attempts
     for identity, runs in case.runs_by_identity().items():
         name = f"{identity[0]}/{identity[2]}"
-        # In the order claimed: a zombie starts late, and with the count it was given.
-        attempts = [run.start.attempt for run in sorted(runs, key=_claimed(case))]
+        attempts = [run.start.attempt for run in runs]
         if max(attempts) > most:
             yield f"{name} was started as attempt {max(attempts)}, the policy allows {most}"
         if copies[identity] > 1:
             continue
-        if case.terms.keeps_attempts and sorted(attempts) != attempts:
+        if case.terms.keeps_attempts and _fell(case, runs):
             yield f"the count of {name} fell: its starts were attempts {attempts}"
         # A death charges nobody that was not alone, so each fault may cost one more start.
         each = 2 if case.terms.batch_handler else 1

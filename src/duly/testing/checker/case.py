@@ -31,6 +31,7 @@ from duly.testing.history import (
 )
 
 DEATHS = frozenset({"crash", "vanish", "hang"})
+STOPS = frozenset({"stop", "pause"})
 """Kinds of faults after which a process goes on with nothing: its death is known to the others
 at once, or not; or it hangs.
 """
@@ -42,6 +43,8 @@ class Terms:
 
     - ``topics``: those the subscription reads; messages of others are its outputs.
     - ``drops_repeats``: a repeated publish is dropped by the broker.
+    - ``repeats_count``: a publish that is repeated is another message, with an effect of its own.
+    - ``relays_once``: what transactions publish is stored once, whatever befalls who relays it.
     - ``confirms_publishing``: a publish that ended ok is stored, and not only sent.
     - ``keeps_send_order``: messages of one publisher and key are read in the order published.
     - ``confirms_settlement``: a message that was settled is not delivered again.
@@ -67,6 +70,8 @@ class Terms:
     attempts: int = 10
     inbox_retention_s: float | None = None
     drops_repeats: bool = False
+    repeats_count: bool = False
+    relays_once: bool = False
     confirms_publishing: bool = True
     keeps_send_order: bool = True
     confirms_settlement: bool = True
@@ -126,6 +131,8 @@ class Case:
     publishes: dict[Identity, list[Published]] = field(default_factory=dict)
     claims: list[tuple[int, Claim]] = field(default_factory=list)
     claim_of: dict[str, tuple[int, Claim]] = field(default_factory=dict)
+    # When each was made, by token, as far as anybody can know.
+    made: dict[str, int] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
     run_of: dict[str, Run] = field(default_factory=dict)
     settles: dict[str, list[tuple[int, Settle]]] = field(default_factory=dict)
@@ -137,6 +144,7 @@ class Case:
     dropped: set[Identity] = field(default_factory=set)
     was_read: bool = False
     others_claims: list[tuple[int, Claim]] = field(default_factory=list)
+    asked: dict[tuple[str, int], int] = field(default_factory=dict)
 
     # --- what the properties ask
 
@@ -234,6 +242,17 @@ class Case:
                     return later
         return None
 
+    def made_at(self, at: int, claim: Claim) -> int:
+        """When a claim was made that came back there: a process that stood still between asking and
+        telling of it may have had it all the while.
+        """
+        asked = self.asked.get((claim.who, claim.asking), at)
+        stood = any(
+            asked < place < at and fault.who == claim.who and fault.kind in STOPS
+            for place, fault in self.faults
+        )
+        return asked if stood else at
+
     def died(self, who: str, after: int) -> int | None:
         """Where a process died, behind a place."""
         for at, fault in self.faults:
@@ -274,7 +293,10 @@ def _note(case: Case, tries: _Tries, at: int, event: Event) -> None:  # noqa: C9
         case Publish():
             tries.note(at, event)
         case Claim():
-            if event.phase == "ok" and event.subscription == mine:
+            if event.phase == "invoke":
+                case.asked[event.who, event.asking] = at
+            elif event.phase == "ok" and event.subscription == mine:
+                case.made[event.token] = case.made_at(at, event)
                 case.claims.append((at, event))
                 case.claim_of[event.token] = (at, event)
             elif event.phase == "ok":

@@ -22,10 +22,15 @@ def _name(identity: Identity) -> str:
 @forbids("duplicate effect", EXACTLY_ONCE)
 def duplicate_effect(case: Case) -> Iterator[str]:
     """The effect of one message is there twice, however often it was published."""
-    counts = Counter((row.table, row.message.identity) for row in case.final.rows)
-    for (table, identity), count in counts.items():
-        if count > 1 and not _beyond_horizon(case, identity):
+    copies = case.copies() if case.terms.repeats_count else Counter[Identity]()
+    for (table, identity), count in _counts(case).items():
+        if count > max(1, copies[identity]) and not _beyond_horizon(case, identity):
             yield f"{_name(identity)} has {count} rows in {table}"
+
+
+def _counts(case: Case) -> Counter[tuple[str, Identity]]:
+    """How many rows each table has of each message."""
+    return Counter((row.table, row.message.identity) for row in case.final.rows)
 
 
 def _beyond_horizon(case: Case, identity: Identity) -> bool:
@@ -56,6 +61,16 @@ def lost_effect(case: Case) -> Iterator[str]:
     for identity in case.must():
         if identity not in ended:
             yield f"{_name(identity)} has no effect and is not dead-lettered"
+    yield from _lost_of_a_copy(case)
+
+
+def _lost_of_a_copy(case: Case) -> Iterator[str]:
+    if not case.terms.repeats_count:
+        return
+    copies, dead = case.copies(), case.dead()
+    for (table, identity), count in _counts(case).items():
+        if count < copies[identity] and identity not in dead:
+            yield f"{_name(identity)} stands {copies[identity]} times, {table} has {count} rows"
 
 
 @forbids("effect of a dead letter", EXACTLY_ONCE)

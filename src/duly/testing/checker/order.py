@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from duly.guarantees import Guarantee
-from duly.testing.checker.case import Case, Run
+from duly.testing.checker.case import Case, Published, Run
 from duly.testing.checker.properties import forbids
 from duly.testing.history import About, Identity
 
@@ -122,11 +122,38 @@ def inversion(case: Case) -> Iterator[str]:
     """First successes of a key came in another order than its messages were published."""
     for line in _lines(case):
         done = [m for m in line.messages if m.identity in line.done]
-        for earlier, later in itertools.pairwise(done):
+        one_order = case.final.one_order
+        for earlier, later in _pairs(done, one_order=one_order):
+            if not one_order and _side_by_side(case, earlier, later):
+                continue
             if _given_up(line, earlier, before=later):
                 continue  # what succeeded later is another copy of it, or a replay
             if line.done[earlier.identity] > line.surely[later.identity]:
                 yield f"key {later.key}: {later.id} succeeded before {earlier.id}"
+
+
+def _pairs(done: Sequence[About], *, one_order: bool) -> Iterator[tuple[About, About]]:
+    """Neighbours are enough where each pair of them tells."""
+    return itertools.pairwise(done) if one_order else itertools.combinations(done, 2)
+
+
+def _side_by_side(case: Case, one: About, other: About) -> bool:
+    """Whether they were published at the same time by two, so that neither is the earlier."""
+    return any(
+        a.who != b.who and a.invoked < _end_of(case, b) and b.invoked < _end_of(case, a)
+        for a in _tries(case, one)
+        for b in _tries(case, other)
+    )
+
+
+def _tries(case: Case, message: About) -> Sequence[Published]:
+    """Where what a transaction published is brought by somebody else, that is when it comes."""
+    tries = case.publishes.get(message.identity, ())
+    return [each for each in tries if not each.tx] or tries
+
+
+def _end_of(case: Case, publish: Published) -> int:
+    return len(case.events) if publish.ended is None else publish.ended
 
 
 def _given_up(line: _Line, message: About, *, before: About) -> bool:
@@ -145,6 +172,8 @@ def skip(case: Case) -> Iterator[str]:
             for earlier in line.messages[:number]:
                 if earlier.identity in line.done:
                     continue  # in the wrong order, that is an inversion
+                if not case.final.one_order and _side_by_side(case, earlier, later):
+                    continue
                 dead = line.dead.get(earlier.identity)
                 if dead is None or dead[0] > at[0]:
                     yield f"key {later.key}: {later.id} succeeded, {earlier.id} was skipped"

@@ -105,7 +105,8 @@ def duplicate(case: Case) -> Iterator[str]:
     for identity, count in case.copies().items():
         tries = case.publishes.get(identity, ())
         stored = sum(case.outcome(each) != "fail" for each in tries)
-        idempotent = case.terms.drops_repeats and identity[0] in case.terms.topics
+        is_input = identity[0] in case.terms.topics
+        idempotent = case.terms.drops_repeats if is_input else case.terms.relays_once
         if count > 1 and (idempotent or (count > stored and not made)):
             yield f"{identity[0]}/{identity[2]} stands {count} times in the log"
 

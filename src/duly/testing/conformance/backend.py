@@ -21,7 +21,7 @@ from duly.broker import (
 from duly.guarantees import Admission, Done, Guarantee, Settlement
 from duly.inspection import Inspection, Mending, Observing
 from duly.message import Message, Topic
-from duly.store import Outbox, Scope, Session, Store
+from duly.store import Outbox, Parked, Scope, Session, Store
 from duly.testing.conformance.page import DEVIATIONS, Expected
 from duly.testing.conformance.subject import (
     BrokerSubject,
@@ -32,6 +32,7 @@ from duly.testing.conformance.subject import (
     Site,
     StoreSubject,
     opened_outbox,
+    opened_parked,
 )
 
 LEASE_S = 30.0
@@ -229,6 +230,32 @@ def drain(lane: Subscription, limit: int = 100, most: int = 10_000) -> list[str]
     return handled
 
 
+def claim_all(lane: Subscription, count: int) -> list[Delivery]:
+    """As `claim`, until so many are held: of several partitions one may come before the others."""
+    held: list[Delivery] = []
+
+    def all_of_them() -> bool:
+        held.extend(claim(lane))
+        return len(held) >= count
+
+    eventually(all_of_them, f"{count} messages are claimed")
+    return held
+
+
+def arriving(lane: Subscription, count: int) -> list[str]:
+    """As `drain`, once ``count`` have been handled. A broker may answer a transaction's commit a
+    moment before readers are shown what it published.
+    """
+    handled: list[str] = []
+
+    def all_of_them() -> bool:
+        handled.extend(drain(lane))
+        return len(handled) >= count
+
+    eventually(all_of_them, f"{count} messages arrive")
+    return handled + drain(lane)
+
+
 def kinds(outcomes: Sequence[object]) -> list[str]:
     """What kinds of outcome these are, by name."""
     return [type(outcome).__name__ for outcome in outcomes]
@@ -278,6 +305,7 @@ class Place:
     store: Store = field(init=False)
     effects: Effects = field(init=False)
     outbox: Outbox | None = None
+    parked: Parked | None = None
     _abandoned: list[Store] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -290,6 +318,8 @@ class Place:
         site = self.backend.site
         self.store = self.subject.open(site, self.backend.broker)
         self.effects = self.subject.effects(site, self.store)
+        if self.admission is Admission.BY_CURSOR:
+            self.parked = opened_parked(self.subject, site, self.store)
         if self.admission is not Admission.BY_CLAIM and self.store.capabilities.outbox:
             self.outbox = opened_outbox(self.subject, site, self.store)
 

@@ -89,7 +89,7 @@ def told_of(can: Capabilities | StoreCapabilities, **more: Any) -> dict[str, Any
     if isinstance(can, Capabilities):
         told["database"] = can.database is not None
     else:
-        del told["database"]
+        del told["database"], told["limits"]  # the one differs, the other is for people
     return {name: NO_BOUND if value is None else value for name, value in told.items()} | more
 
 

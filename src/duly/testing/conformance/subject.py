@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from duly.broker import Broker, Subscription
 from duly.guarantees import Admission
 from duly.message import now_ms
-from duly.store import Outbox, Store, outbox_of
+from duly.store import Outbox, Parked, Store, outbox_of, parked_of
 
 
 class Clock:
@@ -124,6 +124,7 @@ class StoreSubject:
     - ``broker``: the broker in the same database, on the same site: then admission by claim is
       tested. By cursor and by inbox are tested beside the brokers in memory.
     - ``outbox``: the store's outbox under the site's clock, where `outbox_of` gives another.
+    - ``parked``: likewise what the store has parked, where `parked_of` gives another.
     - ``operations``: which more protocols of `duly.inspection` the store has: `Remembering`,
       `Forgetting`, and `Graveyard` (its ``graveyard``). Each adds an area.
     """
@@ -134,6 +135,7 @@ class StoreSubject:
     own: Callable[[Site, Store], AbstractContextManager[OwnTransaction]]
     broker: BrokerSubject | None = None
     outbox: Callable[[Site, Store], Outbox] | None = None
+    parked: Callable[[Site, Store], Parked] | None = None
     operations: tuple[Any, ...] = ()
 
 
@@ -158,3 +160,10 @@ def opened_outbox(subject: StoreSubject, site: Site, store: Store) -> Outbox:
     outbox = outbox_of(store)
     assert outbox is not None, "the page says that this store has an outbox"
     return outbox
+
+
+def opened_parked(subject: StoreSubject, site: Site, store: Store) -> Parked | None:
+    """What an open store has parked, of one that can."""
+    if subject.parked is not None and store.capabilities.parks:
+        return subject.parked(site, store)
+    return parked_of(store)

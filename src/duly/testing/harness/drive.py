@@ -11,7 +11,7 @@ from typing import Any
 from duly.app import App
 from duly.broker import Broker
 from duly.inspection import SubscriptionState
-from duly.store import Outbox
+from duly.store import Outbox, Parked, with_parked
 from duly.testing.faulty import Died, Faults
 from duly.testing.harness.clock import Clock
 from duly.testing.harness.failures import Failures, NotDrained
@@ -197,6 +197,9 @@ class Drive:
     retries: Sequence[float] = ()
     """The times at which failed messages are to be tried again."""
 
+    parked: Parked | None = None
+    """What waits in the store, where a log goes on behind it."""
+
     def _may_be_held_for_ever(self) -> bool:
         holding = {
             lane_of(driven).consumer.name
@@ -213,7 +216,8 @@ class Drive:
         """How far the consumers that are worked here have come."""
         look: Callable[[], Sequence[SubscriptionState]] = self._broker.subscriptions
         names = {c.name for c in self._worker.consumers} if self._worker is not None else set()
-        return [state for state in look() if state.name in names]
+        waiting = () if self.parked is None else self.parked.waiting()
+        return [state for state in with_parked(look(), waiting) if state.name in names]
 
     def _check_time(self) -> None:
         if time.monotonic() < self._deadline:

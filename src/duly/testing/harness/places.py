@@ -20,7 +20,7 @@ from duly.brokers.sqlite import Clock as SQLiteClock
 from duly.brokers.sqlite import SQLiteBroker
 from duly.errors import ConfigurationError
 from duly.publishing import Publisher
-from duly.store import Store
+from duly.store import Store, parked_of
 from duly.stores.memory import MemoryStore
 from duly.testing.harness.clock import Clock, MachineClock
 
@@ -89,6 +89,11 @@ def _open_store(store: Any, broker: Broker, clock: Clock, exits: ExitStack) -> S
         same = opened.capabilities.database == broker.capabilities.database
         database = broker if same and isinstance(broker, MemoryDatabase) else None
         opened = MemoryStore(database, clock=clock, wall_ms=clock.wall_ms)
+    elif clock.stands_still and parked_of(opened) is not None:
+        # What is parked in it is due when the test says so.
+        go_by: Callable[[Callable[[], int]], None] | None = getattr(opened, "go_by", None)
+        if go_by is not None:
+            go_by(clock.wall_ms)
     exits.callback(opened.close)
     return opened
 

@@ -18,7 +18,7 @@ from duly.inspection import DeadLetter, Incident, SubscriptionState
 from duly.message import Message, Topic, due_ms
 from duly.publishing.direct import all_accepted
 from duly.schedules import Scheduler, ticking
-from duly.store import Store, outbox_of
+from duly.store import Store, outbox_of, parked_beside
 from duly.testing.faulty import Faults
 from duly.testing.harness.clock import Clock, told_by
 from duly.testing.harness.declared import (
@@ -203,6 +203,7 @@ class Running:
             self._seed,
         )
         self._drive.retries = self._retries
+        self._drive.parked = parked_beside(self.broker, self.store)
         self._begin_schedules()
 
     def _begin_schedules(self) -> None:

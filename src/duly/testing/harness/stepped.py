@@ -12,12 +12,13 @@ from duly.broker import Broker
 from duly.contract import contract_on
 from duly.events import Watcher
 from duly.relay import Relay
-from duly.store import outbox_of
+from duly.store import Store, outbox_of
 from duly.testing.harness.clock import Clock
 from duly.worker import Worker
 from duly.worker.concurrent import ConcurrentLane
 from duly.worker.keeper import Keeper
 from duly.worker.lane import Lane
+from duly.worker.parking import Parking
 from duly.worker.permits import Permits
 from duly.worker.steps import Counts
 
@@ -100,7 +101,7 @@ class SteppedWorker(Worker):
         outbox = None if store is None else outbox_of(store)
         if outbox is not None and store is not None:
             apart = store.capabilities.database != broker.capabilities.database
-            self.relay = self._relay(outbox, broker) if apart else None
+            self.relay = self._relay(store, outbox, broker) if apart else None
         if not self._clock.stands_still:
             self._keeper = Keeper(self._clock, self._overrun, None)
             self._keeper.start()
@@ -119,6 +120,8 @@ class SteppedWorker(Worker):
             lane = lane_of(dead)
             if crash is not None:
                 subscription: Any = lane.subscription
+                if isinstance(subscription, Parking):
+                    subscription = subscription.inner
                 crash(subscription.inner)
             _add(self._of_the_dead.setdefault(lane.consumer.name, Counts()), lane.counts)
             self._lanes.remove(dead)
@@ -176,10 +179,15 @@ class SteppedWorker(Worker):
         if rate and around.permits is not None and around.permits._clock is not self._clock:
             around.permits = Permits(rate, self._clock)
 
-    def _relay(self, outbox: Any, broker: Broker) -> Relay:
-        watchers = [*self.app.watchers, self._watch]
+    def _relay(self, store: Store, outbox: Any, broker: Broker) -> Relay:
         return Relay(
-            outbox, broker, clock=self._clock, roll=self._roll, watchers=watchers, wait_s=0.0
+            outbox,
+            broker,
+            clock=self._clock,
+            roll=self._roll,
+            watchers=[*self.app.watchers, self._watch],
+            wait_s=0.0,
+            outbox_name=store.capabilities.database,
         )
 
     def _own_loop(self) -> Any:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from duly import errors
-from duly.broker import Receipt, SubscribeOptions
+from duly.broker import Receipt, SubscribeOptions, Subscription
 from duly.consumer import Consumer, Handler, Options
 from duly.guarantees import Admission, Guarantee, RetryPolicy
+from duly.inspection.graves import keeper_of
 from duly.message import Message, Topic
 from duly.relay import Relay, RelayOptions
 from duly.testing.history import about
-from duly.testing.seam import WrappedBroker, WrappedOutbox, WrappedStore
+from duly.testing.seam import WrappedBroker, WrappedOutbox, WrappedParked, WrappedStore
 from duly.testing.simulation.handling import AsyncHandlerOf, HandlerOf
 from duly.testing.simulation.kinds import (
     ATTEMPTS,
@@ -30,6 +31,7 @@ from duly.testing.simulation.world import Process, World
 from duly.worker.concurrent import ConcurrentLane
 from duly.worker.keeper import Keeper
 from duly.worker.lane import Lane
+from duly.worker.parking import Parking
 from duly.worker.steps import Surroundings
 
 POLICY = RetryPolicy(attempts=ATTEMPTS, first_s=1.0, longest_s=LONGEST_BACKOFF_S)
@@ -144,7 +146,7 @@ class Worker:
         recording = process.recording
         return Lane(
             consumer,
-            self._subscription,
+            self._with_parked(consumer),
             recording.handler(HandlerOf(setting, process, self.hang))
             if self._loop is None
             else recording.async_handler(AsyncHandlerOf(setting, process)),
@@ -162,6 +164,14 @@ class Worker:
             admission=place.admission if exactly else None,
             retries_in_place=place.broker.capabilities.holds_partition(consumer.guarantee),
         )
+
+    def _with_parked(self, consumer: Consumer) -> Subscription:
+        """The log's subscription, and what the store has parked, where it does."""
+        setting, place = self._setting, self._setting.place
+        if place.parked is None or not place.parks(setting.scenario):
+            return self._subscription
+        parked = WrappedParked(place.parked, self._process.seam)
+        return Parking(self._subscription, parked, consumer, keeps=keeper_of(place.broker))
 
     def step(self) -> float:
         """One step of the lane, or what follows the last."""
@@ -392,6 +402,7 @@ class RelayActor:
             clock=world.clock,
             roll=world.order.random,
             wait_s=0.0,
+            outbox_name=place.store.capabilities.database,
         )
 
     def step(self) -> float:

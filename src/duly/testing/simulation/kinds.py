@@ -15,7 +15,7 @@ from duly.brokers.memory import MemoryDatabase, MemoryLog, MemoryQueue
 from duly.errors import BrokerUnavailable
 from duly.guarantees import Admission, Guarantee
 from duly.inspection import DeadLetter, SubscriptionState
-from duly.store import Backlog, Outbox, Store, outbox_of
+from duly.store import Backlog, Outbox, Parked, Store, outbox_of, with_parked
 from duly.stores.memory import MemoryStore
 from duly.testing.checker import Terms
 from duly.testing.history import About, Dead, Row, about
@@ -66,9 +66,10 @@ class Place:
 
     ``lose`` lets the database roll a transaction back by itself. ``bury`` tells the broker at
     once that a lane's process died, where it can know. ``locks``: an open transaction keeps
-    everybody else out of the file. ``outbox`` is there where the broker is another database.
-    ``at``: where the place itself says that it is in the middle of a call. ``idle_s``: how long
-    whoever has found nothing waits before looking again, where a look is dear.
+    everybody else out of the file. ``outbox`` is there where the broker is another database,
+    ``parked`` where it is a log. ``at``: where the place itself says that it is in the middle of
+    a call. ``idle_s``: how long whoever has found nothing waits before looking again, where a look
+    is dear.
     """
 
     broker: Broker
@@ -82,8 +83,25 @@ class Place:
     bury: Callable[[Subscription], None]
     locks: bool = False
     outbox: Outbox | None = None
+    parked: Parked | None = None
     at: At = field(default_factory=At)
     idle_s: float = 0.0
+
+    def parks(self, scenario: Scenario) -> bool:
+        """Whether what a consumer has to try again waits in the store."""
+        return (
+            self.parked is not None
+            and scenario.guarantee == "exactly-once"
+            and not scenario.ordered
+        )
+
+    def all_states(self) -> Sequence[SubscriptionState]:
+        """What is left to do, at the broker and in the store."""
+        return (
+            self.states()
+            if self.parked is None
+            else with_parked(self.states(), self.parked.waiting())
+        )
 
     def leaks(self) -> list[str]:
         """What is left open."""
@@ -154,6 +172,7 @@ def _in_memory(
         dead=lambda: [*dead_of(broker), *_dead_in(store)],
         bury=broker.crash,
         outbox=outbox_of(store),
+        parked=store.parked if admission is Admission.BY_CURSOR else None,
     )
 
 
@@ -203,12 +222,13 @@ def terms_of(scenario: Scenario, place: Place) -> Terms:
         attempts=ATTEMPTS,
         inbox_retention_s=HORIZON_S if scenario.horizon else 7 * 86400.0,
         drops_repeats=can.identity_retention and exactly,
+        relays_once=can.relays_once and exactly,
         keeps_send_order=can.confirms_settlement,
         # A log commits a prefix: what is done behind a gap comes again with a new owner, and
         # the log itself counts no starts.
         confirms_settlement=can.confirms_settlement and not can.is_log,
         keeps_attempts=not can.is_log,
-        holds_partition=can.retries_in_place,
+        holds_partition=can.retries_in_place and not place.parks(scenario),
         may_duplicate=not can.confirms_settlement,
         tables=TABLES if exactly else (),
         has_output=exactly,

@@ -46,7 +46,16 @@ _COLUMNS = "topic text, source text, id text, key text, content text, run text"
 # What the simulated application writes; publishers that do so within a transaction have a third.
 _OWN = (*TABLES, "business")
 _DULYS = (
-    *("inbox", "log_cursors", "log_dead", "outbox", "outbox_refused", "outbox_relay"),
+    *(
+        "inbox",
+        "log_cursors",
+        "log_dead",
+        "log_parked",
+        "letters",
+        "outbox",
+        "outbox_refused",
+        "outbox_relay",
+    ),
     *("messages", "arrivals", "runs", "identities", "cursors", "claims", "parked", "dead"),
     *("incidents", "subscriptions", "streams", "topics"),
 )
@@ -122,6 +131,7 @@ def postgres_place(clock: Clock, kind: Kind) -> Iterator[Place]:
             dead=lambda: [*dead_of(broker), *_dead_in(reader, schema)],
             bury=bury,
             outbox=None if kind == "postgres" else store.outbox_by(clock.wall_ms),
+            parked=store.parked_by(clock.wall_ms) if kind == "postgres-cursor" else None,
             at=at,
             idle_s=_IDLE_S,
         )

@@ -234,7 +234,7 @@ def _is_done(setting: Setting, *, but_held: bool = False) -> bool:
     if outbox is not None and outbox.backlog().unsent:
         return False
     held = but_held and setting.scenario.hold and bool(setting.place.dead())
-    for state in setting.place.states():
+    for state in setting.place.all_states():
         if state.name == "c" and (state.in_flight or (not state.is_drained and not held)):
             return False
     return True
@@ -253,7 +253,7 @@ def _read(where: Place, observer: Subscription) -> Final:
         outputs=tuple(Output(each, each.id.removeprefix("out-")) for each in outputs),
         dead=tuple(where.dead()),
         waiting=tuple(
-            Waiting(s.name, s.topic, s.backlog, s.in_flight, s.parked) for s in where.states()
+            Waiting(s.name, s.topic, s.backlog, s.in_flight, s.parked) for s in where.all_states()
         ),
         leaks=tuple(where.leaks()),
     )

@@ -56,6 +56,7 @@ def sqlite_place(folder: Path, clock: Clock, kind: Kind) -> Iterator[Place]:
             bury=broker.crash if isinstance(broker, MemoryLog) else _nobody_notices,
             locks=True,
             outbox=None if kind == "sqlite" else store.outbox,
+            parked=store.parked if kind == "sqlite-cursor" else None,
             at=at,
         )
 

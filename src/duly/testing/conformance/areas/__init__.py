@@ -32,6 +32,7 @@ from duly.testing.conformance.areas.cursor import ByCursor
 from duly.testing.conformance.areas.delays import Delays, NoDelays
 from duly.testing.conformance.areas.described import Page, StorePage, StorePageByClaim
 from duly.testing.conformance.areas.durability import Durable, DurableInside, Forgetful, Restart
+from duly.testing.conformance.areas.entrances import Entrances
 from duly.testing.conformance.areas.erased import Erased
 from duly.testing.conformance.areas.faults import Confirmed, Faults, Unconfirmed
 from duly.testing.conformance.areas.graves import Graves, GravesDurably
@@ -60,6 +61,7 @@ from duly.testing.conformance.areas.order import (
     OrderWithDelays,
 )
 from duly.testing.conformance.areas.outbox import Outboxes
+from duly.testing.conformance.areas.parked import Parking, ParkingDurably
 from duly.testing.conformance.areas.positions import NoPositions, Positions
 from duly.testing.conformance.areas.publishing import Publishing
 from duly.testing.conformance.areas.relay import Relaying
@@ -123,6 +125,7 @@ BY_CAPABILITY: dict[str, tuple[tuple[Area, ...], tuple[Area, ...]]] = {
     "durable": ((Durable,), (Forgetful,)),
     "confirms_settlement": ((Confirmed,), (Unconfirmed, DoubtInTransactions)),
     "hands_out_once": ((HandedOutOnce,), ()),
+    "relays_once": ((Entrances,), ()),
     "is_log": ((Positions,), (NoPositions,)),
     "inspection": ((Inside, States), (NoInside,)),
     "mending": ((Mending,), (NoMending,)),
@@ -181,6 +184,8 @@ OF_SOME_STORES: tuple[Area, ...] = (
     IntoTheLog,
     Outboxes,
     Relaying,
+    Parking,
+    ParkingDurably,
     OneWriter,
     ManyWriters,
 )
@@ -236,6 +241,10 @@ def stores(subject: StoreSubject, expected: Expected) -> Iterator[Area]:
     if expected.can.get("outbox") or subject.broker is not None:
         yield Publications
         yield Within
+    if expected.can.get("parks"):
+        yield Parking
+        if expected.can.get("durable"):
+            yield ParkingDurably
     yield OneWriter if expected.can.get("one_writer") else ManyWriters
     for operation in subject.operations:
         if operation in BY_OPERATION_OF_A_STORE:

@@ -73,6 +73,21 @@ class Outboxes:
         assert len(unsent(outboxed, max_bytes=20)) == 2
         assert len(unsent(outboxed, max_bytes=5)) == 1
 
+    def test_what_is_left_is_told_by_positions(self, outboxed: Outboxed, topic: Topic[Any]) -> None:
+        outboxed.put(topic, "a", "b", "c", "d")
+        found = unsent(outboxed)
+        outboxed.outbox.sent([found[1].position])
+        refuse(outboxed, found[2].position, None)
+        refuse(outboxed, found[3].position, 1000.0)
+        asked = [each.position for each in found]
+        still = outboxed.outbox.left([*asked, 10**6])
+        assert [(each.position, each.message.id, each.attempts) for each in still] == [
+            (found[0].position, found[0].message.id, 0),
+            (found[2].position, found[2].message.id, 1),
+            (found[3].position, found[3].message.id, 1),
+        ]
+        assert list(outboxed.outbox.left([])) == []
+
     def test_what_is_sent_is_gone(self, outboxed: Outboxed, topic: Topic[Any]) -> None:
         outboxed.put(topic, "a", "b", "c")
         found = unsent(outboxed)

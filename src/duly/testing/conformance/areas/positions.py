@@ -12,7 +12,7 @@ from duly.errors import ConfigurationError
 from duly.guarantees import Admission
 from duly.store import Scope
 from duly.stores.memory import MemoryStore
-from duly.testing.conformance.backend import Backend, claim, settle_done
+from duly.testing.conformance.backend import Backend, claim, claim_all, settle_done
 
 
 def positions(deliveries: Iterable[Delivery]) -> dict[str, tuple[str, int]]:
@@ -28,7 +28,7 @@ class Positions:
         for number in range(40):
             backend.publish(topic, str(number), key=str(number))
         offsets: dict[str, list[int]] = defaultdict(list)
-        for delivery in claim(backend.lane(topic)):
+        for delivery in claim_all(backend.lane(topic), 40):
             assert delivery.position is not None
             offsets[delivery.position.log].append(delivery.position.offset)
         assert len(offsets) > 1
@@ -63,7 +63,8 @@ class Positions:
         topics = [backend.topic(name) for name in ("one", "two")]
         for topic in topics:
             backend.publish(topic, "a")
-        logs = [d.position.log for d in claim(backend.lane(*topics)) if d.position]
+        deliveries = claim_all(backend.lane(*topics), len(topics))
+        logs = [d.position.log for d in deliveries if d.position]
         assert len(set(logs)) == 2
 
 

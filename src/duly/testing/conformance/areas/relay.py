@@ -10,18 +10,22 @@ from typing import Any
 import pytest
 
 from duly import events
-from duly.broker import Outcome, Published, RepeatDropped, SubscribeOptions
+from duly.broker import Capabilities, Outcome, Published, RepeatDropped, SubscribeOptions
 from duly.brokers.memory import MemoryDatabase
 from duly.errors import (
     BrokerUnavailable,
     CommitUnknown,
     IdentityConflict,
+    MessageTooLarge,
     PublishFailed,
     PublishUnknown,
+    Superseded,
+    TransactionFailed,
 )
 from duly.guarantees import Guarantee
 from duly.message import Message, Topic
 from duly.relay import Relay, RelayOptions
+from duly.store import Outgoing
 from duly.testing.conformance.backend import A_LOT, Outboxed, drain, eventually
 
 OPTIONS = RelayOptions(batch=3, lease_s=10.0, attempts=3, first_s=1.0, longest_s=8.0)
@@ -32,6 +36,8 @@ Answer = Callable[[Message[Any]], Outcome | None]
 
 class Scripted:
     """A broker that answers as told; what it stores it stores in order."""
+
+    capabilities = Capabilities("scripted")
 
     def __init__(self) -> None:
         self.stored: list[str] = []
@@ -54,16 +60,84 @@ class Scripted:
         return outcome or Published(message.id)
 
 
+class Noted(Scripted):
+    """A broker that is `PublishesOnce`, and its entrance: whose it is, and the last note."""
+
+    capabilities = Capabilities("scripted", relays_once=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.note: bytes | None = None
+        self.holder = 0
+        # What ends the next publish, and whether all was stored all the same.
+        self.ends: list[tuple[Exception, bool]] = []
+
+    def entrance(self, outbox: str) -> NotedEntrance:
+        """All of them are of the same outbox."""
+        assert outbox == "here"
+        return NotedEntrance(self)
+
+
+class NotedEntrance:
+    """See `duly.broker.Entrance`."""
+
+    def __init__(self, broker: Noted) -> None:
+        self._broker = broker
+        self._mine = 0
+
+    def resume(self) -> bytes | None:
+        """It ends what others have begun."""
+        self._broker.holder += 1
+        self._mine = self._broker.holder
+        return self._broker.note
+
+    def publish(
+        self, messages: Sequence[Message[Any]], note_of: Callable[[Sequence[int]], bytes]
+    ) -> Sequence[Outcome]:
+        """All that is not refused, with its note, or nothing."""
+        broker = self._broker
+        broker.calls += 1
+        if self._mine != broker.holder:
+            raise Superseded("somebody else has resumed")
+        outcomes = [broker.answer(message) or Published(message.id) for message in messages]
+        at = [place for place, each in enumerate(outcomes) if isinstance(each, Published)]
+        error, stores = broker.ends.pop(0) if broker.ends else (None, True)
+        if len(at) < len(messages) and len(messages) > 1:
+            raise TransactionFailed("rolled back: one of them was refused")
+        if at and stores:
+            broker.stored += [messages[place].body.decode() for place in at]
+            broker.note = note_of(at)
+        if error is not None:
+            self._mine = 0
+            raise error
+        return outcomes
+
+    def close(self) -> None:
+        """Nothing is under way between two calls."""
+        self._mine = 0
+
+
 def relay_of(outboxed: Outboxed, broker: Any, **more: Any) -> Relay:
     """A relay from this outbox to this broker, in the test\'s time."""
     return Relay(
-        outboxed.outbox,
+        more.pop("outbox", outboxed.outbox),
         broker,
         OPTIONS,
         clock=outboxed.clock,
         roll=lambda: 0.0,
         **{"wait_s": 0.0, **more},
     )
+
+
+class With:
+    """An outbox with some calls of its own."""
+
+    def __init__(self, inner: Any, **calls: Any) -> None:
+        self._inner = inner
+        self.__dict__.update(calls)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
 
 def steps(outboxed: Outboxed, relay: Relay, count: int = 50) -> None:
@@ -272,6 +346,114 @@ class Relaying:
         outboxed.clock.advance(OPTIONS.lease_s / 3 + 1)
         one.step()
         assert broker.stored == ["a", "b", "c"]
+
+    # --- with a broker that stores a batch and its note together
+
+    @pytest.mark.parametrize("stores", [True, False], ids=["stored", "not stored"])
+    @pytest.mark.parametrize(
+        "error", [CommitUnknown("no answer"), BrokerUnavailable("away"), Superseded("fenced off")]
+    )
+    def test_by_an_entrance_nothing_is_stored_twice_whatever_is_unknown(
+        self, outboxed: Outboxed, topic: Topic[Any], stores: bool, error: Exception
+    ) -> None:
+        broker = Noted()
+        outboxed.put(topic, *(str(number) for number in range(10)))
+        broker.ends = [(error, stores)] * 3
+        relay = relay_of(outboxed, broker, outbox_name="here")
+        steps(outboxed, relay)
+        assert broker.stored == [str(number) for number in range(10)]
+        assert left(outboxed) == 0
+        assert (relay.counts.published, relay.counts.unknown) == (10, 0)
+
+    @pytest.mark.parametrize("stores", [True, False], ids=["stored", "not stored"])
+    def test_by_an_entrance_a_successor_repeats_nothing(
+        self, outboxed: Outboxed, topic: Topic[Any], stores: bool
+    ) -> None:
+        """Its predecessor died between the broker's transaction and the outbox's."""
+        broker = Noted()
+        outboxed.put(topic, *(str(number) for number in range(10)))
+        first = relay_of(outboxed, broker, outbox_name="here")
+        first.step()  # it resumes
+        broker.ends = [(RuntimeError("the end of the process"), stores)]
+        with pytest.raises(RuntimeError):
+            first.step()
+        assert left(outboxed) == 10
+        outboxed.clock.advance(OPTIONS.lease_s + 1)
+        steps(outboxed, relay_of(outboxed, broker, outbox_name="here"))
+        assert broker.stored == [str(number) for number in range(10)]
+        assert left(outboxed) == 0
+
+    def test_by_an_entrance_one_that_was_fenced_off_repeats_nothing(
+        self, outboxed: Outboxed, topic: Topic[Any]
+    ) -> None:
+        """It was stopped for longer than its lease, with a batch in its hands."""
+        broker = Noted()
+        outboxed.put(topic, "a", "b")
+        stops = [False, True]
+
+        def unsent(*given: Any) -> Any:
+            found = outboxed.outbox.unsent(*given)
+            if stops and stops.pop(0):
+                outboxed.clock.advance(OPTIONS.lease_s + 1)
+                second = relay_of(outboxed, broker, outbox_name="here")
+                steps(outboxed, second, 10)
+                second.close()
+            return found
+
+        outbox = With(outboxed.outbox, unsent=unsent)
+        first = relay_of(outboxed, broker, outbox_name="here", outbox=outbox)
+        first.step()
+        assert first.step() > 0, "it is told that another has resumed"
+        assert left(outboxed) == 0
+        outboxed.put(topic, "c")
+        steps(outboxed, first)
+        assert broker.stored == ["a", "b", "c"]
+
+    def test_by_an_entrance_a_position_that_is_given_out_again_is_another_message(
+        self, outboxed: Outboxed, topic: Topic[Any]
+    ) -> None:
+        """As those of a store are that was restored."""
+        broker = Noted()
+        outboxed.put(topic, "old")
+        first = relay_of(outboxed, broker, outbox_name="here")
+        steps(outboxed, first, 5)
+        first.close()
+        [new] = outboxed.put(topic, "new")
+        dropped: list[int] = []
+        restored = With(
+            outboxed.outbox,
+            left=lambda positions: [Outgoing(each, new) for each in positions],
+            sent=dropped.extend,
+        )
+        relay_of(outboxed, broker, outbox_name="here", outbox=restored).step()
+        assert dropped == []
+
+    def test_by_an_entrance_one_that_is_refused_is_found_among_the_others(
+        self, outboxed: Outboxed, topic: Topic[Any]
+    ) -> None:
+        broker = Noted()
+
+        def answer(message: Message[Any]) -> Outcome | None:
+            large = message.body == b"large"
+            return MessageTooLarge("too large", message_id=message.id) if large else None
+
+        broker.answer = answer
+        outboxed.put(topic, "a", "large", "b", "c", "d")
+        steps(outboxed, relay_of(outboxed, broker, outbox_name="here"))
+        assert broker.stored == ["a", "b", "c", "d"]
+        [given_up] = outboxed.outbox.given_up()
+        assert given_up.message.body == b"large"
+
+    def test_by_an_entrance_a_note_of_a_newer_relay_stops_this_one(
+        self, outboxed: Outboxed, topic: Topic[Any]
+    ) -> None:
+        broker = Noted()
+        for note in (b"\x92\x02\x80", b"nonsense"):
+            broker.note = note
+            outboxed.put(topic, "a")
+            assert relay_of(outboxed, broker, outbox_name="here").step() > 0
+            outboxed.clock.advance(OPTIONS.lease_s + 1)
+        assert broker.stored == []
 
     def test_it_runs_on_a_thread_until_told_to_stop(
         self, outboxed: Outboxed, topic: Topic[Any], broker: Scripted
