@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,6 +17,7 @@ from rows import Row
 from workload import START_MARK, STOP_MARK, Sample
 
 RUN = Path(__file__).with_name("run.py")
+SOURCE = RUN.parent.parent / "src"
 TIMEOUT_S = 300
 BACKLOG_TIMEOUT_S = 3600
 
@@ -72,7 +73,7 @@ def in_a_fresh_process(
 ) -> Sample:
     """Run the row elsewhere. With ``count`` it is not timed but counted, into its figures."""
     with tempfile.TemporaryDirectory() as name, places.fresh() as place:
-        command = [sys.executable, str(RUN), "--on", on, "--one", row.name]
+        command = [row.python, str(RUN), "--on", on, "--one", row.name]
         command += ["--messages", str(messages), "--place", place]
         log = Path(name) / "strace.log"
         if count:
@@ -82,7 +83,12 @@ def in_a_fresh_process(
         limit_s = BACKLOG_TIMEOUT_S if row.backlog else TIMEOUT_S
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=limit_s, check=False
+                command,
+                capture_output=True,
+                text=True,
+                timeout=limit_s,
+                check=False,
+                env={**os.environ, "PYTHONPATH": str(SOURCE)} if row.apart else None,
             )
         except subprocess.TimeoutExpired:
             raise RowFailed(f"{row.name}: not done after {limit_s} s") from None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import backlog
@@ -48,7 +50,8 @@ class Row:
     """One line of the results.
 
     ``run`` is given its place (a directory, or a database's URL) and how many messages.
-    ``needs``: a module without which it is left out. ``paced``: its figures count, not its
+    ``needs``: a module without which it is left out; ``apart``: it is in an environment of its own,
+    since it wants other drivers than duly. ``paced``: its figures count, not its
     speed, which is that of a clock. ``rounds``: fewer than the others where it takes long.
     ``backlog``: ``--backlog`` says how many messages.
     """
@@ -65,10 +68,23 @@ class Row:
     count: bool = True
     full_only: bool = False
     backlog: bool = False
+    apart: bool = False
+
+    @property
+    def python(self) -> str:
+        """What runs it."""
+        return sys.executable if not self.apart or self.needs is None else python_with(self.needs)
 
     @property
     def there(self) -> bool:
+        if self.apart and self.needs is not None:
+            return Path(python_with(self.needs)).exists()
         return self.needs is None or find_spec(self.needs) is not None
+
+
+def python_with(package: str) -> str:
+    """The interpreter of the environment that a peer has to itself (see `apart.py`)."""
+    return str(Path(sys.prefix) / "peers" / package / "bin" / "python")
 
 
 PUBLISH = "publish"

@@ -5,6 +5,7 @@
     python benchmarks/run.py                          everything on SQLite, about ten minutes
     python benchmarks/run.py --on postgres            everything on a private PostgreSQL server
     python benchmarks/run.py --on rabbitmq            everything on a private RabbitMQ node
+    python benchmarks/run.py --on kafka               everything on a private Kafka node
     python benchmarks/run.py --on postgres --only backlog --backlog 10000000
     python benchmarks/run.py --quick --only publish   some rows, fewer messages, printed only
 """
@@ -31,6 +32,7 @@ RESULTS = {
     "sqlite": Path(__file__).with_name("RESULTS.md"),
     "postgres": Path(__file__).with_name("RESULTS_POSTGRES.md"),
     "rabbitmq": Path(__file__).with_name("RESULTS_RABBITMQ.md"),
+    "kafka": Path(__file__).with_name("RESULTS_KAFKA.md"),
 }
 ROUNDS = 5
 QUICK_ROUNDS = 3
@@ -69,6 +71,10 @@ def rows_on(database: str) -> list[Row]:
         import rabbitmq_rows
 
         return rabbitmq_rows.ROWS
+    if database == "kafka":
+        import kafka_rows
+
+        return kafka_rows.ROWS
     import postgres_rows
 
     return postgres_rows.ROWS
@@ -85,6 +91,12 @@ def places_on(options: argparse.Namespace) -> Iterator[Places]:
 
         with VirtualHosts(options.dir) as hosts:
             yield hosts
+        return
+    if options.on == "kafka":
+        from kafka_place import Namespaces
+
+        with Namespaces(options.dir) as namespaces:
+            yield namespaces
         return
     from postgres_place import Databases
 
@@ -103,6 +115,10 @@ def one(options: argparse.Namespace) -> None:
         from postgres_place import counted
 
         place = counted(options.place)
+    elif options.on == "kafka" and options.count:
+        from kafka_place import count_requests
+
+        count_requests()
     here(next(r for r in rows_on(options.on) if r.name == options.one), place, options.messages)
 
 
