@@ -15,9 +15,11 @@ unexport PYTHONPATH
 
 VENV := .venv
 TEST := .venv-test
-# Tests mostly wait, for disks and processes. A file is one worker's, in the order of files: the two
+# Tests mostly wait, for disks, servers and processes: with one more at once than there are cores they
+# took 15 minutes, with as many as cores 23. A file is one worker's, in the order of files: the two
 # long ones come first. ARGS="-n 0" runs all in one process.
-AT_ONCE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+WORKERS := $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
+AT_ONCE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 CODE := $(wildcard src tests examples benchmarks docs/outside.py)
 # Directories too: their times change when a file is deleted.
 SHIPPED := $(shell find src -name __pycache__ -prune -o -print) pyproject.toml README.md LICENSE
@@ -26,7 +28,7 @@ SHIPPED := $(shell find src -name __pycache__ -prune -o -print) pyproject.toml R
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev servers wheel test long check docs fix bench chaos cluster power-loss guarantees clean
+.PHONY: help demo dev servers wheel test long check docs fix bench chaos cluster versions power-loss guarantees clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -46,8 +48,8 @@ wheel: dist/.built ## build the wheel
 test: $(TEST)/.wheel ## test the built wheel (ARGS="-k outbox")
 	@DULY_TEST_INSTALLED=1 $(TEST)/bin/python -m pytest $(AT_ONCE) $(ARGS)
 
-long: $(VENV)/.dev ## the tests that make test leaves out: RabbitMQ nodes killed, restarted, full, by TLS; most of Kafka (twenty minutes)
-	@DULY_TEST_LONG=1 $(VENV)/bin/python -m pytest -m long $(ARGS) tests/rabbitmq tests/kafka
+long: $(VENV)/.dev ## the tests that make test leaves out: RabbitMQ nodes killed, restarted, full, by TLS; most of Kafka (half an hour)
+	@DULY_TEST_LONG=1 $(VENV)/bin/python -m pytest -m long $(ARGS) tests/rabbitmq tests/kafka tests/chaos
 
 check: $(VENV)/.dev ## lint, format, types (mypy, pyright), the direction of imports, the site
 	$(VENV)/bin/ruff check $(CODE)
@@ -66,15 +68,27 @@ fix: $(VENV)/.dev ## fix what ruff can fix, and format
 	$(VENV)/bin/ruff format $(CODE)
 
 bench: $(VENV)/.dev ## measure the speed, into benchmarks/RESULTS.md (ARGS="--on postgres": RESULTS_POSTGRES.md)
+	$(if $(findstring kafka,$(ARGS)),@$(VENV)/bin/python benchmarks/apart.py quixstreams)
 	@$(VENV)/bin/python benchmarks/run.py $(ARGS)
 
 # A driver is needed for a server only; the development environment has it.
-chaos: $(VENV)/$(if $(filter postgres% rabbitmq,$(broker) $(store)),.dev,.runtime) ## kill, stop and starve real processes and judge what they did (minutes=10 seed=3 broker=postgres store=sqlite)
+chaos: $(VENV)/$(if $(filter postgres% rabbitmq kafka,$(broker) $(store)),.dev,.runtime) ## kill, stop and starve real processes and judge what they did (minutes=10 seed=3 broker=postgres store=sqlite)
 	@$(VENV)/bin/python -m duly.testing.chaos --minutes $(or $(minutes),1) $(if $(seed),--seed $(seed)) \
 		$(if $(broker),--broker $(broker)) $(if $(store),--store $(store)) $(ARGS)
 
-cluster: $(VENV)/.dev ## three RabbitMQ nodes that lose one, and another
-	@DULY_TEST_CLUSTER=1 $(VENV)/bin/python -m pytest -rP -q tests/rabbitmq/test_cluster.py $(ARGS)
+# Of each series one that its builders have, in which duly is seen to work.
+VERSIONS := 14.18.0 16.10.0 17.6.0 18.1.0
+
+versions: $(VENV)/.dev ## what concerns PostgreSQL, on other versions of it (VERSIONS=14.18.0)
+	@for version in $(VERSIONS); do \
+		programs=$$(tests/servers/postgres-version $$version) && echo "PostgreSQL $$version" && \
+		export DULY_TEST_POSTGRES_PROGRAMS=$$programs && \
+		$(VENV)/bin/python -m pytest $(AT_ONCE) $(ARGS) tests/postgres && \
+		$(VENV)/bin/python -m pytest $(AT_ONCE) $(ARGS) tests/contract -k postgres || exit 1; done
+
+cluster: $(VENV)/.dev ## three nodes of RabbitMQ, and three of Kafka, that lose one, and another (ten minutes)
+	@DULY_TEST_CLUSTER=1 $(VENV)/bin/python -m pytest -rP -q tests/rabbitmq/test_cluster.py \
+		tests/kafka/test_cluster.py $(ARGS)
 
 power-loss: $(VENV)/.dev ## open many images of a lost disk with duly (images=2100 seed=1)
 	@DULY_POWER_LOSS_IMAGES=$(or $(images),2100) DULY_POWER_LOSS_SEED=$(or $(seed),1) \

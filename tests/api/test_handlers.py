@@ -451,3 +451,17 @@ def test_an_option_that_would_not_be_honoured_is_refused(wrong: dict[str, Any]) 
 def test_a_topic_that_would_not_be_honoured_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(duly.ConfigurationError, match="topic 'numbers'"):
         duly.Topic("numbers", int, guarantee="exactly-once", **wrong)
+
+
+def test_the_connection_that_a_handler_wants_is_known():
+    def rows(order: Checkout, tx: duly.Transaction[Db]) -> None: ...
+    def none(order: Checkout, tx: duly.Transaction[None]) -> None: ...
+    def anything(order: Checkout, tx: duly.Transaction[Any]) -> None: ...
+    def unsaid(order: Checkout, tx) -> None: ...
+    def other(order: Checkout, tx: typing.Annotated[duly.Transaction[Db], "a note"]) -> None: ...
+
+    found = [
+        declare(each, checkouts, guarantee="exactly-once").connection
+        for each in (rows, none, anything, unsaid, other)
+    ]
+    assert found == [Db, None, None, None, Db]

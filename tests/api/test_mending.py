@@ -115,18 +115,44 @@ def test_the_oldest_are_replayed_first(monkeypatch: pytest.MonkeyPatch):
 def test_a_replay_that_can_have_no_effect_is_refused():
     broker = MemoryLog()
     app = duly.App("shop", broker=broker, store=MemoryStore())
-    plain = duly.Topic("plain", dict, guarantee="at-least-once")
+    lines = duly.Topic("lines", dict, guarantee="at-least-once", partitions=1)
 
-    @app.consumer(plain, name="c", guarantee="exactly-once")
+    @app.consumer(lines, name="c", guarantee="exactly-once", order_by_key=True)
     def fail(payload: dict[str, Any], tx: duly.Transaction[Any]) -> None:
         raise duly.Reject("never")
 
-    app.publish(plain, {})
+    app.publish(lines, {}, key="k")
     with working(app):
         eventually(lambda: len(app.dead_letters()) == 1, "a dead letter")
         with pytest.raises(duly.ConfigurationError, match="cursor has passed it"):
             app.replay(app.dead_letters())
         assert app.discard(app.dead_letters()) == 1
+
+
+def test_by_cursor_a_replay_comes_out_of_the_store():
+    store = MemoryStore()
+    app = duly.App("shop", broker=MemoryLog(), store=store)
+    plain = duly.Topic("plain", dict, guarantee="at-least-once")
+    broken = [True]
+
+    @app.consumer(plain, name="c", guarantee="exactly-once")
+    def fail(payload: dict[str, Any], tx: duly.Transaction[Any]) -> None:
+        tx.connection.insert("effects", payload["n"], True)
+        if broken[0]:
+            raise duly.Reject("never")
+
+    app.publish_many(plain, [{"n": 1}, {"n": 2}])
+    with working(app):
+        eventually(lambda: len(app.dead_letters()) == 2, "two dead letters")
+        letters = app.dead_letters()
+        assert app.replay(letters) == 2
+        assert app.replay(letters) == 0, "they are no dead letters any more"
+        eventually(lambda: len(app.dead_letters()) == 2, "they died again, out of the store")
+        assert {letter.replays for letter in app.dead_letters()} == {1}
+        broken[0] = False
+        assert app.replay(app.dead_letters()) == 2
+        eventually(lambda: len(store.rows("effects")) == 2, "they took effect")
+        assert (app.dead_letters(), store.parked.waiting()) == ([], [])
 
 
 def test_a_broker_that_keeps_none_says_so():

@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+from duly.brokers.kafka.store import KafkaSession
 from duly.brokers.rabbitmq.publisher import Publisher, Sending
 from duly.guarantees import Guarantee
 from duly.store import Admitted, Transaction, flush
@@ -58,6 +59,25 @@ def what_a_queue_leaves_open_is_taken_for_done() -> None:
         _send(self, sendings, deadline_s)
 
     Publisher.send = send  # type: ignore[method-assign]
+    lane.ROUNDS[Guarantee.AT_LEAST_ONCE] = rounds.at_most_once
+    setattr(rounds, "admit", _everything)  # noqa: B010 - it is no name of that module's own
+
+
+def what_a_log_leaves_open_is_taken_for_done() -> None:
+    """Acknowledged before the handler where it is after it; a cursor and an inbox that nobody asks;
+    of what a transaction copies the first record twice, in one that is committed by itself, and the
+    last never.
+    """
+    _commit = KafkaSession.commit
+
+    def commit(self: KafkaSession) -> None:
+        messages = self._messages
+        if messages:
+            self._publish([self._home.sending(messages[0])])
+            del messages[1:]
+        _commit(self)
+
+    KafkaSession.commit = commit  # type: ignore[method-assign]
     lane.ROUNDS[Guarantee.AT_LEAST_ONCE] = rounds.at_most_once
     setattr(rounds, "admit", _everything)  # noqa: B010 - it is no name of that module's own
 

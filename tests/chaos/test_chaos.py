@@ -12,21 +12,27 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from duly.testing import postgres, rabbitmq
+from duly.testing import kafka, postgres, rabbitmq
 from duly.testing.chaos.__main__ import main
 from duly.testing.chaos.setup import STRIKES
 from duly.testing.postgres import OTHER, binaries, children_of
+from tests.servers.kafka import missing as missing_kafka
 from tests.servers.postgres import missing
 from tests.servers.rabbitmq import missing as missing_node
 from tests.waiting import alive, eventually
 
 ROOT = Path(__file__).parent.parent.parent
 # A round comes to rest by itself, however slow the machine is; this ends one that does not.
-HANGS_S = 400
+HANGS_S = 600
 # What takes a node seconds, in which nothing else befalls anybody. Killing it comes first.
 SPARED = [
     option
     for kind in ("kill node", "stop node", "memory alarm", "disk alarm")
+    for option in ("--without", kind)
+]
+SPARED_ON_KAFKA = [
+    option
+    for kind in ("kill node", "stop node", "freeze node", "pause", "silence")
     for option in ("--without", kind)
 ]
 
@@ -72,6 +78,7 @@ def test_a_short_run_on_a_server_breaks_nothing(tmp_path: Path, broker: str, sto
     assert "0 anomalies: " in said
 
 
+@pytest.mark.timeout(HANGS_S)
 def test_a_short_run_on_a_node_breaks_nothing(tmp_path: Path):
     """A private one, which is struck as well. What takes the node seconds is left to longer runs,
     and so is a server beside it.
@@ -90,15 +97,35 @@ def test_a_short_run_on_a_node_breaks_nothing(tmp_path: Path):
     assert "0 anomalies: " in said
 
 
+@pytest.mark.long
+@pytest.mark.timeout(HANGS_S)
+def test_a_short_run_on_kafka_breaks_nothing(tmp_path: Path):
+    """A private node, by whose link messages go; what takes it seconds is left to longer runs."""
+    if not kafka.is_installed():
+        missing_kafka("no Kafka is installed")
+    ended = chaos(
+        *("--folder", str(tmp_path / "chaos"), "--round", "1", "--faults-s", "10"),
+        *("--broker", "kafka"),
+        *SPARED_ON_KAFKA,
+    )
+    said = ended.stdout + ended.stderr
+    assert ended.returncode in (0, 2), said
+    assert "messages in kafka, effects in sqlite" in said
+    assert "copied-ordered" in said
+    assert "0 anomalies: " in said
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--broker", "postgres"], "no PostgreSQL server is installed"),
         (["--store", "postgres"], "no PostgreSQL server is installed"),
         (["--broker", "rabbitmq"], "no RabbitMQ server is installed"),
-        (["--broker", "mysql"], "'mysql' is none of sqlite, postgres, rabbitmq, postgresql://"),
+        (["--broker", "kafka"], "no Kafka is installed"),
+        (["--broker", "mysql"], "'mysql' is none of sqlite, postgres, rabbitmq, kafka, postgresql"),
         (["--store", "rabbitmq"], "'rabbitmq' is none of sqlite, postgres, postgresql://"),
         (["--broker", "amqp://a:secret@127.0.0.1:1/x"], "a private one, --broker rabbitmq"),
+        (["--broker", "kafka://a:secret@127.0.0.1:1"], "a private one, --broker kafka"),
         (
             ["--broker", "postgresql://a/x", "--store", "postgresql://b/x"],
             "name two servers: a run has one",
@@ -112,6 +139,7 @@ def test_a_server_that_is_not_there_is_told_in_a_sentence(
     monkeypatch.delenv(OTHER, raising=False)
     monkeypatch.setattr(postgres, "binaries", lambda: None)
     monkeypatch.setattr(rabbitmq, "is_installed", lambda: False)
+    monkeypatch.setattr(kafka, "jars", lambda: None)
     ended = CliRunner().invoke(main, [*options, "--round", "0", "--faults-s", "1"])
     assert ended.exit_code == 2, ended.output
     assert said in ended.output
@@ -220,6 +248,24 @@ def test_what_a_queue_leaves_open_is_named_where_it_is_taken_for_done(tmp_path: 
     )
     said = ended.stdout + ended.stderr
     assert ended.returncode == 1, said
-    for name in ("premature settle", "duplicate effect", "lost write"):
+    for name in ("premature settle", "duplicate effect", "lost"):
         assert name in " ".join(said.split()), said
     assert "--broker rabbitmq" in said
+
+
+@pytest.mark.long
+@pytest.mark.timeout(HANGS_S)
+def test_what_a_log_leaves_open_is_named_where_it_is_taken_for_done(tmp_path: Path):
+    if not kafka.is_installed():
+        missing_kafka("no Kafka is installed")
+    ended = chaos(
+        *("--folder", str(tmp_path / "chaos"), "--broker", "kafka"),
+        *("--round", "1", "--faults-s", "15", "--seed", "4"),
+        *SPARED_ON_KAFKA,
+        *("--before", "tests.chaos.planted:what_a_log_leaves_open_is_taken_for_done"),
+    )
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == 1, said
+    for name in ("premature settle", "duplicate effect", "torn effect"):
+        assert name in " ".join(said.split()), said
+    assert "--broker kafka" in said

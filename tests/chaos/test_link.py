@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import socket
+import struct
 import threading
 from contextlib import closing
 from random import Random
@@ -18,7 +19,7 @@ from duly.broker import Published
 from duly.brokers.postgres import PostgresBroker
 from duly.errors import PublishUnknown
 from duly.guarantees import Done
-from duly.testing.chaos.link import Cut, Frames, Link
+from duly.testing.chaos.link import Cut, Frames, Link, Requests
 from tests.rabbitmq.work import awaited, bodies, broker_at, lane_of, message, publish, work_off
 from tests.servers.postgres import Schema
 from tests.servers.rabbitmq import in_namespace
@@ -80,6 +81,43 @@ def test_a_statement_that_commits_by_itself_is_a_commit(
             assert direct.execute(count.encode()).fetchall() == [(before + stands,)]
     finally:
         broker.close()
+        link.close()
+
+
+def kafka_request(number: int, size: int = 40) -> bytes:
+    return struct.pack(">ih", size, number) + bytes(size - 2)
+
+
+def test_a_request_of_kafka_is_made_out_wherever_it_is_cut_into_pieces():
+    """Produce, a fetch, the commit of a position, the end of a transaction."""
+    whole = b"".join(kafka_request(number, 40 + number) for number in (0, 1, 8, 1, 26))
+    for size in (1, 3, 5, 6, 7, 44, 46, 100, len(whole)):
+        listens = Requests()
+        pieces = [whole[at : at + size] for at in range(0, len(whole), size)]
+        found = [kind for piece in pieces for kind in listens.to(piece)]
+        assert found == ["publish", "ack", "transaction"], size
+
+
+def test_each_cut_has_its_turn(pg_schema: Schema):
+    """One that waits for what nobody asks for does not keep another from its own."""
+    told: list[Cut] = []
+    parts = urlsplit(pg_schema.url)
+    link = Link(parts.hostname or "127.0.0.1", parts.port or 5432, told.append)
+    login, at, _ = parts.netloc.rpartition("@")
+    url = parts._replace(netloc=f"{login}{at}127.0.0.1:{link.port}").geturl()
+    cuts: tuple[Cut, ...] = ("before ack", "before COMMIT", "after COMMIT")
+    for cut in cuts:
+        link.cut(cut)
+    try:
+        for _ in range(2):
+            connection = psycopg.connect(url)
+            connection.execute("select 1")
+            with pytest.raises(psycopg.OperationalError):
+                connection.commit()
+            connection.close()
+        assert told == ["before COMMIT", "after COMMIT"]
+        psycopg.connect(url).close()
+    finally:
         link.close()
 
 

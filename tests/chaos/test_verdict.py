@@ -147,7 +147,10 @@ def test_a_setup_has_the_faults_that_its_places_can_have():
 
 def test_a_setup_with_a_node_has_its_faults_and_no_others():
     node = Setup("rabbitmq", "sqlite", node=_Nowhere())
-    assert {*ON_A_NODE, "full disk", "kill worker"} <= {*node.profile()}
+    of_others = {*ON_A_NODE} - Node.strikes
+    assert {*Node.strikes, "full disk", "kill worker"} <= {*node.profile()}
+    assert of_others
+    assert not of_others & {*node.profile()}
     assert "cut after COMMIT" not in node.profile()
     assert not {*ON_A_NODE} & {*Setup().profile()}
     assert str(node) == "messages in rabbitmq, effects in sqlite"

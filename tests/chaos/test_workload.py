@@ -12,8 +12,9 @@ import pytest
 
 from duly import connect
 from duly.broker import Capabilities
+from duly.guarantees import Admission
 from duly.testing.chaos.fitting import workload_on
-from duly.testing.chaos.workload import SPECS, WAYS, Workload
+from duly.testing.chaos.workload import KILLED_BY_MESSAGES, OF_A_LOG, SPECS, WAYS, Workload
 
 # A queue that keeps no identities and no order, whose settlements are not confirmed.
 QUEUE = Capabilities(
@@ -108,3 +109,40 @@ def test_every_process_of_a_round_finds_the_same(tmp_path: Path):
     assert Workload.kept_in(tmp_path) == Workload()
     Workload(QUEUE, REFUSED).keep_in(tmp_path)
     assert Workload.kept_in(tmp_path) == Workload(QUEUE, REFUSED)
+
+
+LOG = Capabilities("a log", is_log=True, identity_retention=False, delays=False, relays_once=True)
+
+
+def test_a_log_has_consumers_by_its_positions_and_into_itself():
+    there = Workload(LOG)
+    by_name = {spec.name: spec for spec in there.specs}
+    assert by_name.keys() == {spec.name for spec in (*SPECS, *OF_A_LOG)}
+    terms = {name: there.terms(spec) for name, spec in by_name.items()}
+    assert terms["exactly"].admission is Admission.BY_INBOX
+    assert terms["cursor"].admission is Admission.BY_CURSOR
+    assert terms["copied"].admission is Admission.BY_CLAIM
+    assert [name for name, each in terms.items() if each.repeats_count] == [
+        spec.name for spec in OF_A_LOG
+    ]
+    assert not by_name["copied"].apart
+    assert by_name["copied"].tables == ("one_copied", "two_copied")
+    assert all(spec.topic.partitions for spec in there.specs), "several work on each"
+    assert not terms["most"].keeps_send_order, "what has no key goes to any partition"
+    assert terms["least-ordered"].keeps_send_order
+    assert not terms["most-lossy"].confirms_publishing
+
+
+@pytest.mark.parametrize("can", [None, QUEUE, LOG])
+def test_soon_each_topic_has_what_kills_its_worker(can: Capabilities | None):
+    """A run that is too short for chance has it too; on a log, where a death takes long, once."""
+    there = Workload() if can is None else Workload(can)
+    deadly = {spec.topic.name for spec in there.specs if spec.name in KILLED_BY_MESSAGES}
+    steps = list(itertools.islice(there.steps(1, 0), 60))
+    found = [s.topic.name for s in steps for item in s.items if item.manner == "kill"]
+    assert deadly <= {*found}
+    if can is LOG:
+        assert sorted(found) == sorted(deadly)
+        assert all(
+            i.manner != "kill" for s in itertools.islice(there.steps(1, 1), 600) for i in s.items
+        )

@@ -18,6 +18,7 @@ from duly.inspection.steering import Forgetting, Steering
 from duly.inspection.tracing import Remembering, Tracing
 from duly.message import now_ms
 from duly.schedules import Ticking
+from duly.sql.parking import SQLParked
 from duly.store import Store
 from duly.stores.postgres import PostgresStore
 from duly.stores.postgres.outbox import PostgresOutbox
@@ -90,6 +91,12 @@ def outbox(site: Site, store: Store) -> PostgresOutbox:
     return store.outbox_by(site.clock.wall_ms)
 
 
+def parked(site: Site, store: Store) -> SQLParked:
+    assert isinstance(store, PostgresStore)
+    assert site.clock is not None
+    return store.parked_by(site.clock.wall_ms)
+
+
 POSTGRES = BrokerSubject(
     name="postgres",
     open=open_broker,
@@ -102,5 +109,6 @@ POSTGRES_STORE = StoreSubject(
     own=own,
     broker=POSTGRES,
     outbox=outbox,
+    parked=parked,
     operations=(Remembering, Forgetting, Graveyard),
 )

@@ -19,6 +19,7 @@ from duly.inspection.graves import Graveyard
 from duly.inspection.steering import Forgetting, Steering
 from duly.inspection.tracing import Remembering, Tracing
 from duly.schedules import Ticking
+from duly.sql.parking import SQLParked
 from duly.store import Store
 from duly.stores.sqlite import SQLiteStore
 from duly.stores.sqlite.outbox import SQLiteOutbox
@@ -95,6 +96,12 @@ def outbox(site: Site, store: Store) -> SQLiteOutbox:
     return SQLiteOutbox(store.file, wall_ms=site.clock.wall_ms, boot_time_ms=site.clock.boot_ms)
 
 
+def parked(site: Site, store: Store) -> SQLParked:
+    assert isinstance(store, SQLiteStore)
+    assert site.clock is not None
+    return store.parked_by(site.clock.wall_ms, site.clock.boot_ms)
+
+
 SQLITE = BrokerSubject(
     name="sqlite",
     open=open_broker,
@@ -107,6 +114,7 @@ SQLITE_STORE = StoreSubject(
     own=own,
     broker=SQLITE,
     outbox=outbox,
+    parked=parked,
     operations=(Remembering, Forgetting, Graveyard),
 )
 

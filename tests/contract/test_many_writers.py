@@ -17,6 +17,8 @@ tx_s = 1.0
 savepoints = "unbounded"
 async_connections = false
 pipelines = false
+parks = false
+effects = true
 ```
 """
 AREAS = ("ManyWriters", "NoOutbox", "StorePage", "ExactlyOnce", "Savepoints", "Transactions")

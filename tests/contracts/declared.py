@@ -18,6 +18,10 @@ IN_MEMORY = Capabilities("memory", database="memory:1", durable=False)
 
 SAME_FILE = StoreCapabilities("SQL", database="file:1", one_writer=True)
 OTHER_FILE = StoreCapabilities("other SQL", database="file:2", one_writer=True, outbox=True)
+NO_ROWS = StoreCapabilities(
+    "Its own transactions", database="log:1", effects=False, limits=("seen when they commit",)
+)
+TRANSACTING = Capabilities("a log", database="log:1", is_log=True, identity_retention=False)
 NO_OUTBOX = StoreCapabilities("plain SQL", database="file:3")
 
 
@@ -31,6 +35,7 @@ def consumer(
     name: str = "billing",
     is_async: bool = False,
     is_batch: bool = False,
+    connection: Any = None,
     **options: Any,
 ) -> Consumer:
     promise = Guarantee(guarantee)
@@ -41,6 +46,7 @@ def consumer(
         wants_message=False,
         wants_tx=promise is Guarantee.EXACTLY_ONCE,
         uses={},
+        connection=connection,
     )
     return Consumer(name, topics or (topic(),), promise, handler, Options(**options))
 

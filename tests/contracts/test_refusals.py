@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 from collections.abc import Callable
 
 import pytest
@@ -12,9 +13,11 @@ from duly.errors import ContractRefused
 from tests.contracts.declared import (
     IN_MEMORY,
     LOG,
+    NO_ROWS,
     OTHER_FILE,
     QUEUE,
     SQL,
+    TRANSACTING,
     consumer,
     contract,
     topic,
@@ -94,6 +97,15 @@ CASES: dict[str, tuple[Callable[[], Contract], str, str]] = {
         lambda: contract(consumer(), broker=dataclasses.replace(SQL, identity_retention=False)),
         "admits by claim, which lets them pass",
         "a store in another database",
+    ),
+    "rows where there are none": (
+        lambda: contract(
+            consumer("exactly-once", AT_LEAST, connection=sqlite3.Connection),
+            broker=TRANSACTING,
+            store=NO_ROWS,
+        ),
+        "writes through a Connection (tx: duly.Transaction[Connection])",
+        "a database as store",
     ),
     "an inbox that forgets before the broker": (
         lambda: contract(consumer(), broker=HORIZON, store=OTHER_FILE),
@@ -185,6 +197,7 @@ def test_everything_is_refused_at_once():
         lambda: contract(consumer("at-most-once"), broker=SQL, store=None),
         lambda: contract(consumer(inbox_retention_s=14 * 86400), broker=HORIZON, store=OTHER_FILE),
         lambda: contract(consumer(), broker=IN_MEMORY, store=OTHER_FILE),
+        lambda: contract(consumer("exactly-once", AT_LEAST), broker=TRANSACTING, store=NO_ROWS),
         lambda: contract(topics=(topic(),), broker=LOG, store=None),
     ],
 )

@@ -16,16 +16,22 @@ from tests.contracts.declared import (
     IN_MEMORY,
     LOG,
     NO_OUTBOX,
+    NO_ROWS,
     OTHER_FILE,
     QUEUE,
     SAME_FILE,
     SQL,
+    TRANSACTING,
     consumer,
     contract,
     topic,
 )
 
 AT_LEAST = topic("at-least-once")
+
+
+PARKING = dataclasses.replace(OTHER_FILE, parks=True)
+HELD = "a retry holds up everything behind it in its partition"
 
 
 @pytest.mark.parametrize(
@@ -164,6 +170,23 @@ def test_the_inbox_says_what_it_does_with_what_is_older():
     assert "dead-lettered, not run" not in limits(made)
 
 
+@pytest.mark.parametrize(
+    ("store", "wanted", "ordered", "said"),
+    [
+        (PARKING, AT_LEAST, False, "a retry waits in other SQL, parked there"),
+        (PARKING, topic("at-least-once", partitions=2), True, HELD),
+        (PARKING, topic(partitions=2), False, HELD),
+        (OTHER_FILE, AT_LEAST, False, HELD),
+    ],
+    ids=["by cursor", "in order by key", "by inbox", "in a store that does not park"],
+)
+def test_where_a_retry_on_a_log_waits_is_said(store: Any, wanted: Any, ordered: bool, said: str):
+    made = contract(consumer("exactly-once", wanted, order_by_key=ordered), broker=LOG, store=store)
+    told = limits(made)
+    assert said in told
+    assert ("parked" in told) == (said is not HELD)
+
+
 def test_one_writer_a_file_is_said():
     assert "more processes do not speed" in "".join(contract(consumer()).notes)
     notes = contract(consumer(), broker=QUEUE, store=OTHER_FILE).notes
@@ -180,8 +203,25 @@ def test_what_becomes_of_what_a_transaction_publishes():
     made = contract(consumer("exactly-once", AT_LEAST), broker=QUEUE, store=NO_OUTBOX)
     assert "tx.publish is refused" in limits(made)
     made = contract(consumer("exactly-once", AT_LEAST), broker=QUEUE, store=OTHER_FILE)
-    assert "tx.publish goes through other SQL's outbox" in limits(made)
+    assert "tx.publish goes through other SQL's outbox: sent after the commit, and again" in limits(
+        made
+    )
     assert "tx.publish" not in limits(contract(consumer()))
+
+
+@pytest.mark.parametrize("guarantee", ["exactly-once", "at-least-once"])
+def test_what_comes_through_an_outbox_alone_may_be_stored_once(guarantee: str):
+    once = dataclasses.replace(LOG, relays_once=True)
+    made = contract(consumer("exactly-once", topic(guarantee)), broker=once, store=OTHER_FILE)
+    assert "sent after the commit, and stored once, for readers of what is committed" in limits(
+        made
+    )
+    # Only of what promises that a repeat has no effect: who drops it otherwise is said there.
+    said = "other SQL's outbox alone (tx.publish, within=) is stored once, for readers of"
+    assert (said in render(made).replace("\n             ", " ")) == (guarantee == "exactly-once")
+    for broker, store in ((LOG, OTHER_FILE), (once, NO_OUTBOX)):
+        told = render(contract(consumer("exactly-once", topic()), broker=broker, store=store))
+        assert "stored once" not in told.replace("\n             ", " ")
 
 
 @pytest.mark.parametrize(
@@ -226,6 +266,17 @@ def test_topics_that_are_only_published_to_are_in_it():
     assert [terms.name for terms in made.topics] == ["receipts", "orders"]
 
 
+def test_a_store_says_what_else_holds_for_its_transactions():
+    found = contract(
+        consumer("exactly-once", topic("at-least-once")), broker=TRANSACTING, store=NO_ROWS
+    )
+    [terms] = found.consumers
+    assert terms.admission is Admission.BY_CLAIM
+    assert "the positions of the messages" in terms.provided_by
+    assert "seen when they commit" in terms.limits
+    assert not any("outbox" in limit for limit in terms.limits)
+
+
 def test_the_text_names_everything_once_and_fits_a_screen():
     read = topic("at-most-once", "clicks", partitions=4, retention_s=3600)
     made = contract(
@@ -242,3 +293,16 @@ def test_the_text_names_everything_once_and_fits_a_screen():
 
 def test_a_flow_is_a_value():
     assert Flow("a", "b", None, "c") == Flow("a", "b", None, "c")
+
+
+@pytest.mark.parametrize(
+    ("broker", "said"),
+    [(QUEUE, True), (LOG, True), (SQL, False), (dataclasses.replace(QUEUE, durable=False), False)],
+)
+def test_where_others_have_no_part_in_the_stores_file_it_says_so(broker: Capabilities, said: bool):
+    """Who works the same messages on another machine has another memory of what took effect."""
+    server = dataclasses.replace(OTHER_FILE, one_writer=False)
+    text = "only among workers on this other SQL file"
+    for store, tells in ((OTHER_FILE, said), (server, False)):
+        made = contract(consumer("exactly-once", AT_LEAST), broker=broker, store=store)
+        assert (text in " ".join(made.consumers[0].limits)) == tells

@@ -16,7 +16,7 @@ from duly import Topic
 from duly.brokers.sqlite import SQLiteBroker
 from duly.errors import ConfigurationError, ContractRefused
 from duly.guarantees import Admission
-from duly.testing import Running, running
+from duly.testing import Faults, Running, running
 from tests.harness import shop
 from tests.harness.shop import charged
 
@@ -299,3 +299,30 @@ def test_async_handlers_run_on_the_tests_own_loop():
             assert loops == [asyncio.get_running_loop()]
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize("faults", [None, "dies"])
+def test_on_a_log_a_retry_by_cursor_waits_in_the_store(tmp_path: Path, faults: str | None):
+    """Also in a store that goes by the machine's clock where nothing else tells it."""
+    app = duly.App("shop", broker="memory://?kind=log", store=f"sqlite:///{tmp_path}/effects.db")
+    orders = duly.Topic("orders", str, guarantee="at-least-once")
+    failed: list[str] = []
+
+    @app.consumer(orders, name="billing", guarantee="exactly-once")
+    def charge(order: str, tx: duly.Transaction[Any]) -> None:
+        tx.connection.execute("create table if not exists charges (at integer primary key, id)")
+        tx.connection.execute("insert into charges (id) values (?)", (order,))
+        if order == "bad" and len(failed) < 2:
+            failed.append(order)
+            raise duly.Retry(in_s=60.0)
+
+    more: Any = {} if faults is None else {"faults": Faults(at={("commit", 2): "die before"})}
+    with running(app, **more) as t:
+        app.publish_many(orders, ["a", "bad", "c"])
+        t.drain(failures="expected")
+        assert t.waiting("billing").parked == 1
+        t.drain(advance=True, failures="expected")
+        with t.connection() as connection:
+            rows = connection.execute("select id from charges order by at").fetchall()
+        assert [id for (id,) in rows] == ["a", "c", "bad"]
+        assert t.waiting("billing").is_drained

@@ -295,6 +295,21 @@ bool(claimed.parts) or claimed.again or claimed.accused
 
 # What the simulation has found in duly itself, as it was before, and what else has to be seen.
 OTHERS: Mapping[str, Mutation] = {
+    "a relay that goes by no note": one(
+        "duplicate",
+        Scenario(kind="log", guarantee=EXACT),
+        "relay.py",
+        "        if note is not None:\n",
+        "        if note is None:\n            note = _note([])\n        if not note:\n",
+    ),
+    # Another may have published it since, and something else after it.
+    "a relay that looks before it resumes": one(
+        "duplicate",
+        Scenario(kind="log", guarantee=EXACT),
+        "relay.py",
+        "                self._make_sure(self._entrance)\n                return 0.0\n",
+        "                self._make_sure(self._entrance)\n",
+    ),
     "at-most-once that runs after a settle of unknown outcome": one(
         "start before settle",
         Scenario(guarantee=AMO),
@@ -376,8 +391,55 @@ OTHERS: Mapping[str, Mutation] = {
             kind="queue", guarantee=EXACT, workers=3, batch=1, manners=("lose once",), preempt=0.2
         ),
         "worker/admission.py",
-        "if lane.admission is Admission.BY_CLAIM or not isinstance(ended, Dead):",
+        "if lane.admission is Admission.BY_CLAIM or not of_the_store:",
         "if ended:",
+    ),
+    # What is parked behind a cursor.
+    "retry that the cursor passes and nobody keeps": one(
+        "lost effect",
+        Scenario(kind="sqlite-cursor", guarantee=EXACT, manners=("fail once", "ok")),
+        "sql/cursor.py",
+        "    if parked:\n        yield from parking.park",
+        "    if dead:\n        yield from parking.park",
+    ),
+    "retry of a lost transaction that the log is told is done": one(
+        "lost effect",
+        Scenario(kind="log", guarantee=EXACT, batch=1, manners=("lose once", "ok")),
+        "worker/admission.py",
+        "isinstance(ended, Dead) or (parks and isinstance(ended, Retry))",
+        "isinstance(ended, Dead)",
+    ),
+    "parked message settled without its token": Mutation(
+        "duplicate effect",
+        Scenario(
+            kind="log", guarantee=EXACT, workers=3, manners=("fail once", "slow"), preempt=0.3
+        ),
+        (
+            Edit(
+                "stores/memory/parking.py",
+                "if lost := [each for each in self._fenced if self._rows.held(each) is None]:",
+                "if lost := [each for each in self._fenced if each.number < 0]:",
+            ),
+            Edit(
+                "stores/memory/parking.py",
+                "del self._rows.rows[receipt.number]",
+                "self._rows.rows.pop(receipt.number, None)",
+            ),
+        ),
+    ),
+    "parked message that need not be there to end": one(
+        "duplicate effect",
+        Scenario(
+            kind="sqlite-cursor",
+            guarantee=EXACT,
+            workers=3,
+            batch=1,
+            manners=("fail once", "slow"),
+            preempt=0.3,
+        ),
+        "sql/parking.py",
+        "if changed < len(rows):",
+        "if changed < 0:",
     ),
     "key that goes on behind what admission knows to be dead": one(
         "head of line",

@@ -56,6 +56,8 @@ class Story:
         self._rows: list[Row] = []
         self._outputs: list[Output] = []
         self._dead: list[Dead] = []
+        # Whether every subscription has the messages in the log's order.
+        self.one_order = True
 
     def add(self, kind: Any, who: str, *args: Any, **more: Any) -> None:
         self.events.append(kind(float(len(self.events)), who, *args, **more))
@@ -74,6 +76,10 @@ class Story:
                 self.add(Publish, who, end, each, tx)
             if stored if stored is not None else end == "ok":
                 self._log.append(each)
+
+    def ask(self, who: str = "w") -> None:
+        """A claim is made, and what comes of it is told later."""
+        self.add(Claim, who, "invoke", "c")
 
     def claim(self, message: About, token: str, who: str = "w", **more: Any) -> None:
         self.add(Claim, who, "ok", "c", token, message, **more)
@@ -198,6 +204,7 @@ class Story:
             tuple(self._dead),
             tuple(waiting),
             tuple(leaks),
+            one_order=self.one_order,
         )
         self.add(Read, "reader", final)
 

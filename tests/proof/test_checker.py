@@ -9,8 +9,8 @@ import pytest
 
 from duly.guarantees import Admission, Guarantee
 from duly.testing.checker import PROPERTIES, Terms, different_rows
-from duly.testing.history import Admit, Claim, Dropped, Planned, Row, Waiting
-from tests.proof.story import ALO, AMO, EXACT, Story, message
+from duly.testing.history import Admit, Claim, Dropped, Fault, Planned, Row, Waiting
+from tests.proof.story import ALO, AMO, EXACT, Story, message, output_of
 
 A, B, C = message("a"), message("b"), message("c")
 KA, KB = message("a", key="k"), message("b", key="k")
@@ -187,6 +187,26 @@ def published_once_and_stored_twice() -> Story:
     story = plain_at_least_once()
     story.in_log(B)
     return story
+
+
+def relayed_again(*, relays_once: bool) -> Story:
+    """A relay is not answered, and another brings the output of a run once more."""
+    story = Story(replace(EXACT, relays_once=relays_once))
+    story.publish(A)
+    output = output_of(story.handled(A, "1"))
+    story.publish(output, who="relay 1", end="info", stored=False)
+    story.publish(output, who="relay 2")
+    return story
+
+
+@breaks("duplicate")
+def an_output_that_is_relayed_twice() -> Story:
+    return relayed_again(relays_once=True)
+
+
+@keeps
+def an_output_may_stand_twice_where_relays_repeat() -> Story:
+    return relayed_again(relays_once=False)
 
 
 @breaks("inconsistent positions")
@@ -416,6 +436,47 @@ def delivered_again_after_it_was_settled() -> Story:
     return story
 
 
+@breaks("redelivery after a confirmed settle")
+def delivered_to_a_claim_that_was_made_after_the_settlement() -> Story:
+    story = plain_at_least_once()
+    story.ask("v")
+    story.claim(A, "3", who="v")
+    return story
+
+
+def stood_still(attempt: int = 1) -> Story:
+    """Its claim was made before another had the message, and it tells of it afterwards."""
+    story = Story(ALO)
+    story.publish(A)
+    story.ask("v")
+    story.fault("pause", who="v")
+    story.claim(A, "1")
+    story.run(A, "1", attempt=attempt)
+    story.settle("1")
+    story.claim(A, "2", who="v")
+    story.run(A, "2", who="v")
+    story.settle("2", end="fail", who="v", refused=True)
+    return story
+
+
+@keeps
+def who_stood_still_within_its_claim_tells_of_it_late() -> Story:
+    return stood_still()
+
+
+@keeps
+def it_has_the_count_that_it_was_given() -> Story:
+    return stood_still(attempt=2)
+
+
+def waited(attempt: int = 1) -> Story:
+    """The same where nobody stood still, and a process was killed long before."""
+    story = stood_still(attempt)
+    story.events = [each for each in story.events if not isinstance(each, Fault)]
+    story.events.insert(0, Fault(0.0, "u", "crash"))
+    return story
+
+
 @keeps
 def some_brokers_may_deliver_again() -> Story:
     story = delivered_again_after_it_was_settled()
@@ -495,6 +556,33 @@ def no_effect_and_not_dead() -> Story:
     story = plain_exactly_once()
     story.publish(C)
     return story
+
+
+def published_twice_by_position(*effects: str) -> Story:
+    """As a log has it that is admitted by its positions: a repeated publish is another message."""
+    story = Story(
+        replace(EXACT, admission=Admission.BY_CURSOR, drops_repeats=False, repeats_count=True)
+    )
+    story.publish(A, end="info", stored=True)
+    story.publish(A)
+    for token in effects:
+        story.handled(A, token)
+    return story
+
+
+@keeps
+def each_copy_has_its_effect() -> Story:
+    return published_twice_by_position("1", "2")
+
+
+@breaks("lost effect")
+def a_copy_without_its_effect() -> Story:
+    return published_twice_by_position("1")
+
+
+@breaks("duplicate effect")
+def an_effect_more_than_there_are_copies() -> Story:
+    return published_twice_by_position("1", "2", "3")
 
 
 @breaks("effect of a dead letter")
@@ -796,6 +884,13 @@ def test_it_is_caught_by_its_name_and_no_other(name: str, tell: Tell) -> None:
 def test_it_is_valid(tell: Tell) -> None:
     judged = tell().judged()
     assert judged.verdict == "valid", (judged.anomalies, judged.unknown)
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_who_only_waited_is_to_be_given_nothing_that_was_settled(attempt: int) -> None:
+    names = waited(attempt).judged().names()
+    fell = {"poison loop"} if attempt > 1 else set[str]()
+    assert names == {"redelivery after a confirmed settle", "unexplained duplicate"} | fell
 
 
 def test_every_property_is_tried() -> None:

@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import amqp
+
 from duly.broker import Delivery, Published, SubscribeOptions
 from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.brokers.rabbitmq.ordered_lane import OrderedLane
@@ -160,9 +162,14 @@ class Crowd:
 
     def are_in_line(self) -> bool:
         """Whether the server sees all of them."""
-        here = Names(self.url.partition("namespace=")[2].partition("&")[0]).here("rides", "board")
+        here = Names(self.url.partition("namespace=")[2].partition("&")[0]).present(
+            "rides", "board"
+        )
         with channel(self.url) as operator:
-            seen = operator.queue_declare(here, passive=True).consumer_count
+            try:
+                seen = operator.queue_declare(here, passive=True).consumer_count
+            except amqp.exceptions.NotFound:
+                return False  # the first of them makes it
         return bool(seen == len(self.workers))
 
     def done(self) -> int:

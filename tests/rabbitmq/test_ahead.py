@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Container
+import time
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
+from amqp import spec
 
-from duly.brokers.rabbitmq import RabbitMQBroker
+from duly.brokers.rabbitmq import RabbitMQBroker, ready
+from duly.brokers.rabbitmq.intake import Intake
 from duly.brokers.rabbitmq.lane import Lane
 from duly.guarantees import Done
-from tests.rabbitmq.work import bodies, broker_at, lane_of, message
+from duly.message import Topic
+from tests.rabbitmq.work import OPTIONS, ORDERS, bodies, broker_at, lane_of, message
 from tests.waiting import eventually
 
 MIB = 1024 * 1024
@@ -102,6 +108,64 @@ def test_a_backlog_that_turns_large_is_taken_up_to_what_was_asked_for_already(ra
         seen, most = work_off(lane, 550, may_come_again=LARGE)
         assert len(seen) == len(set(seen)) == 550
         assert most <= AT_HAND + 100 * MIB, f"{most / MIB:.0f} MiB"
+
+
+def test_what_one_topic_fills_the_others_do_not_go_on_to_fill(
+    rabbit_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The first is consumed, and brings more than there is room for, before the second is."""
+    monkeypatch.setattr(ready, "BYTES_AHEAD", 5_000)
+    monkeypatch.setattr(ready, "_UNSEEN_BYTES", 1)
+    more: Topic[str] = Topic("parcels", str, guarantee="at-least-once")
+    with broker_at(rabbit_url) as broker:
+        broker.declare([more])
+        lane = broker.subscribe([ORDERS, more], "both", OPTIONS)
+        assert isinstance(lane, Lane)
+        intake = lane.intake
+        publish(broker, "first", 20, 1_000)
+        texts = [f"second-{n}" for n in range(40)]
+        broker.publish([more.message(each, source="tests", id=each) for each in texts])
+        with filled_by_the_first(intake) as (consumed, cancelled):
+            seen = {each.message.id for each in lane.claim(10, 5_000, 5.0)}
+        assert len(consumed) == 2
+        assert cancelled == consumed, "none of them goes on"
+
+        def all_come() -> bool:
+            held = lane.claim(10, 5_000, 0.2)
+            seen.update(each.message.id for each in held)
+            assert list(lane.settle([Done(each.receipt) for each in held])) == []
+            return seen == {*texts, *(f"first-{n:06}" for n in range(20))}
+
+        eventually(all_come, "all come", lambda: str(len(seen)))
+
+
+@contextmanager
+def filled_by_the_first(intake: Intake) -> Iterator[tuple[list[str], list[str]]]:
+    """Let the second consumer of an intake begin when the first has brought too much; gets the
+    tags of both, and of those that the server was told to end.
+    """
+    channel = intake._channel
+    consume, send = channel.basic_consume, channel.send_method
+    consumed, cancelled = list[str](), list[str]()
+
+    def later(queue: str, **more: Any) -> str:
+        until = time.monotonic() + 10.0
+        while consumed and not intake.ready.is_full and time.monotonic() < until:
+            channel.queue_declare(queue, passive=True)
+        tag: str = consume(queue, **more)
+        consumed.append(tag)
+        return tag
+
+    def seen(method: Any, *args: Any, **more: Any) -> Any:
+        if method == spec.Basic.Cancel:
+            cancelled.append(args[1][0])
+        return send(method, *args, **more)
+
+    channel.basic_consume, channel.send_method = later, seen
+    try:
+        yield consumed, cancelled
+    finally:
+        del channel.basic_consume, channel.send_method
 
 
 def test_small_ones_are_as_many_as_two_claims_again(rabbit_url: str):

@@ -13,7 +13,7 @@ from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.brokers.rabbitmq.lane import Lane
 from duly.brokers.rabbitmq.link import content
 from duly.brokers.rabbitmq.topology import Names
-from duly.errors import BrokerUnavailable, PublishFailed, PublishUnknown
+from duly.errors import BrokerError, BrokerUnavailable, PublishFailed, PublishUnknown
 from duly.guarantees import Done, Retry
 from duly.inspection import Selection
 from tests.postgres.proxy import Proxy
@@ -188,15 +188,59 @@ def test_a_suspect_of_a_connection_that_is_gone_is_nobodys(url: str):
         lost: list[Any] = []
 
         def then_lost(run: Any, timeout_s: float = 30.0) -> Any:
-            found = call(run, timeout_s)
-            if run == intake.get_alone and found is not None and not lost:
-                lost.append(found)
+            told = call(run, timeout_s)
+            if run == intake.get_alone and intake.suspects and not lost:
+                lost.extend(intake.suspects)
                 call(intake.open)
-            return found
+            return told
 
         broker.link.call = then_lost  # type: ignore[method-assign]
         assert bodies(awaited(lane)) == ["suspect"]
         assert [held.item.taken_back for held in intake.held.values()] == [1]
+
+
+def test_a_suspect_that_comes_after_nobody_waits_for_it_any_more_is_claimed(url: str):
+    names = Names(url.partition("namespace=")[2])
+    with broker_at(url) as broker:
+        with channel(url) as operator:
+            suspect = content(b"suspect", {"message_id": "suspect"})
+            operator.basic_publish(suspect, "", names.alone(ORDERS.name, "sub"))
+        lane = lane_of(broker)
+        intake = lane.intake
+        call = broker.link.call
+        given_up: list[Any] = []
+
+        def too_late(run: Any, timeout_s: float = 30.0) -> Any:
+            told = call(run, timeout_s)
+            if run == intake.get_alone and intake.suspects and not given_up:
+                given_up.extend(intake.suspects)
+                raise BrokerError("no answer within 30 s")
+            return told
+
+        broker.link.call = too_late  # type: ignore[method-assign]
+        with pytest.raises(BrokerError, match="no answer"):
+            awaited(lane)
+        [claimed] = awaited(lane)
+        assert (bodies([claimed]), claimed.alone, claimed.attempt) == (["suspect"], True, 1)
+        assert list(lane.settle([Done(claimed.receipt)])) == []
+
+
+def test_a_suspect_that_nobody_claimed_is_given_back_uncharged(url: str):
+    names = Names(url.partition("namespace=")[2])
+    with channel(url) as operator, broker_at(url) as first:
+        lane = lane_of(first)
+        suspect = content(b"suspect", {"message_id": "suspect"})
+        operator.basic_publish(suspect, "", names.alone(ORDERS.name, "sub"))
+
+        def is_here() -> bool:
+            first.link.call(lane.intake.get_alone)
+            return bool(lane.intake.suspects)
+
+        eventually(is_here, "it was fetched")
+        lane.close()
+    with broker_at(url) as second:
+        [claimed] = awaited(lane_of(second))
+        assert (bodies([claimed]), claimed.attempt) == (["suspect"], 1)
 
 
 def test_what_nobody_can_read_is_no_suspect_for_ever(url: str):

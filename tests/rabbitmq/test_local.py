@@ -162,7 +162,7 @@ def test_a_queue_that_is_deleted_takes_no_claim_of_others_along(
     held = awaited(other)
     assert bodies(awaited(lane)) == ["a"]
     with channel(rabbit_url) as operator:
-        for queue in (names.queue("plain", "one"), names.here("plain", "one")):
+        for queue in (names.queue("plain", "one"), names.present("plain", "one")):
             operator.queue_delete(queue)
     came: list[str] = []
 
@@ -190,7 +190,7 @@ def test_the_queue_of_a_partition_that_is_deleted_is_made_again_alone(
     lines = awaited(ordered, 8)
     with channel(rabbit_url) as operator:
         operator.queue_delete(names.partition("lines", "ordered", 0))
-        operator.queue_delete(names.here("lines", "ordered"))
+        operator.queue_delete(names.present("lines", "ordered"))
     eventually(lambda: bool(_lost(ordered, lines)), "those of the partition are gone")
     assert len(_lost(ordered, lines)) < 8
     came: set[str] = set()
@@ -203,8 +203,41 @@ def test_the_queue_of_a_partition_that_is_deleted_is_made_again_alone(
         return len(came) == 8
 
     eventually(all_come, "both partitions are worked", lambda: str(came))
-    assert broker.queued()[-1].workers == 1
     assert settled(other, held) == []
+
+    def is_seen() -> bool:
+        ordered.claim(100, A_LOT, 0.1)
+        return broker.queued()[-1].workers == 1
+
+    eventually(is_seen, "the others see it again")
+
+
+@pytest.mark.parametrize(("topic", "options"), [(PLAIN, OPTIONS), (LINES, IN_ORDER)])
+def test_who_cannot_be_seen_by_the_others_works_all_the_same(
+    broker: RabbitMQBroker,
+    names: Names,
+    rabbit_url: str,
+    topic: Topic[str],
+    options: SubscribeOptions,
+    caplog: pytest.LogCaptureFixture,
+):
+    here = names.present(topic.name, "one")
+    with channel(rabbit_url) as stranger:
+        stranger.queue_declare(here, exclusive=True, auto_delete=False)
+        lane = broker.subscribe([topic], "one", options)
+        publish(broker, topic, "a", "b")
+        claimed = awaited(lane, 2)
+        assert sorted(bodies(claimed)) == ["a", "b"]
+        assert settled(lane, claimed) == []
+        assert f"{here}: not seen as a worker for now" in caplog.text
+        stranger.queue_delete(here)
+
+    def is_seen() -> bool:
+        lane.claim(10, A_LOT, 0.1)
+        broker.look()
+        return broker.queued()[-1].workers == 1
+
+    eventually(is_seen, "it is seen later")
 
 
 def test_while_one_claim_waits_for_a_server_that_is_silent_hangs_are_looked_for(

@@ -95,7 +95,7 @@ def test_each_process_that_works_it_is_seen_once(rabbit_url: str):
     other, _ = opened(rabbit_url)
     lanes = [lane, *(broker.subscribe([READINGS], "alarm", ONCE) for _ in range(2))]
 
-    def workers() -> int:
+    def workers() -> int | None:
         [state] = other.queued()
         return state.workers
 

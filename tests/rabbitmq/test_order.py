@@ -477,6 +477,53 @@ def test_a_consumer_that_the_server_does_not_see_stands_in_line_again(rabbit_url
         assert set(drained(lane, count=PARTITIONS)) == {f"{key}:1" for key in keys.values()}
 
 
+@pytest.mark.parametrize("how", ["deleted", "cancelled"])
+def test_what_is_held_of_other_partitions_stays_held_while_all_lanes_are_busy(
+    rabbit_url: str, how: str
+):
+    """Nobody claims meanwhile, and the broker itself looks whether each queue is consumed."""
+    with rides_at(rabbit_url) as broker:
+        lane = board(broker, lease_s=600.0)
+        publish(broker, "k", 0)
+        [held] = claimed(lane)
+        [entry] = lane.intake.held.values()
+        gone = next(each for each in lane.intake.partitions if each is not entry.partition)
+        before = gone.generation
+        if how == "deleted":
+            with channel(rabbit_url) as operator:
+                operator.queue_delete(gone.queue)
+        else:
+            stop_on_link(broker, gone)
+
+        def mended() -> bool:
+            broker.look()
+            assert list(lane.extend([held.receipt], 600.0)) == []
+            is_new = gone.generation > before and not gone.is_out
+            return is_new and bool(broker.link.call(lane.intake.is_consumed))
+
+        eventually(mended, "each queue is consumed again")
+        assert list(lane.settle([Done(held.receipt)])) == []
+
+
+def test_what_is_held_of_a_queue_that_is_deleted_is_told_as_lost(rabbit_url: str):
+    with rides_at(rabbit_url) as broker:
+        lane = board(broker, lease_s=600.0)
+        publish(broker, "k", 0)
+        [held] = claimed(lane)
+        [entry] = lane.intake.held.values()
+        with channel(rabbit_url) as operator:
+            operator.queue_delete(entry.partition.queue)
+
+        def told() -> bool:
+            broker.look()
+            return list(lane.extend([held.receipt], 600.0)) == [held.receipt]
+
+        eventually(told, "the claim is lost")
+        assert list(lane.settle([Done(held.receipt)])) == [held.receipt]
+        publish(broker, "k", 1)
+        assert drained(lane, count=1) == ["k:1"]
+
+
 # --- other consumers, other programs
 
 

@@ -19,7 +19,6 @@ from duly.contract import contract_on, render
 from duly.errors import BrokerUnavailable, BrokerUnusable, ConfigurationError, DulyError
 from duly.guarantees import Done
 from tests.postgres.proxy import Proxy
-from tests.rabbitmq.certificates import Authority
 from tests.rabbitmq.work import (
     A_LOT,
     ORDERS,
@@ -30,6 +29,7 @@ from tests.rabbitmq.work import (
     publish,
     work_off,
 )
+from tests.servers.certificates import Authority
 from tests.servers.postgres import free_port, named_after
 from tests.servers.rabbitmq import RabbitMQNode
 from tests.waiting import eventually

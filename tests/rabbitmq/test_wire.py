@@ -37,3 +37,15 @@ def test_with_key_due_time_and_attributes(key: str, due_ms: int | None, tenant: 
 def test_an_id_that_is_none_is_refused_by_the_short_way_too(id: str):
     with pytest.raises(InvalidMessage):
         message_in(T, b"", {"message_id": id, "application_headers": {"duly-time-ms": 1}})
+
+
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"])
+@pytest.mark.parametrize("own", [{}, {"duly-time-ms": 1 << 62}, {"duly-time-ms": -5}])
+def test_a_time_that_no_calendar_has_is_that_of_the_record(time: str, own: dict[str, int]):
+    properties = {
+        "message_id": "1", "timestamp": 1_700_000_000,
+        "application_headers": {"cloudEvents:time": time, **own},
+    }  # fmt: skip
+    message = message_in(T, b"", properties)
+    assert message.time_ms == 1_700_000_000_000
+    assert message_in(T, b"", properties_of(message)) == message

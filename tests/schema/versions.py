@@ -47,9 +47,13 @@ def older_code(folder: Path) -> Path:
     _replace(
         folder, "sql/migrations.py", rf"^SCHEMA_VERSION = {SCHEMA_VERSION}$", "SCHEMA_VERSION = 1"
     )
-    for file, table in (("sqlite", "schedules"), ("sqlite_store", "letters")):
-        made = rf"^create table if not exists duly_{table} [^;]*;"
-        _replace(folder, f"sql/{file}.sql", made, "select 1;")
+    for file, made in (
+        ("sqlite", "table if not exists duly_schedules"),
+        ("sqlite_store", "table if not exists duly_letters"),
+        ("sqlite_store", "table if not exists duly_log_parked"),
+        ("sqlite_store", "index if not exists duly_log_parked_by_time"),
+    ):
+        _replace(folder, f"sql/{file}.sql", rf"^create {made}\s[^;]*;", "select 1;")
     return folder
 
 

@@ -81,15 +81,18 @@ class PostgresServer(PrivateServer):
     @contextlib.contextmanager
     def standby(self, *, port: int | None = None) -> Iterator[PostgresServer]:
         """A server that follows this one, having caught up with it; see `promote`. ``port``:
-        where it listens, unless anywhere.
+        where it listens, unless anywhere. Skips where this server came without the program that
+        copies it.
         """
+        if not os.access(copies := self.programs / "pg_basebackup", os.X_OK):
+            pytest.skip(f"there is no {copies}")
         follower = PostgresServer(durable=False, settings=self.settings)
         follower.port = port or follower.port
         shutil.rmtree(follower.data)
         url = self.url_of("postgres")
         subprocess.run(
             [
-                *(self.programs / "pg_basebackup", "-D", follower.data, "-d", url),
+                *(copies, "-D", follower.data, "-d", url),
                 *("-R", "-X", "stream", "-c", "fast", "--no-sync"),
             ],
             check=True,

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -213,8 +214,8 @@ def test_a_commit_without_an_answer_is_unknown_and_its_connection_is_not_used_ag
 
     really_commit = driver.commit
 
-    def lose_the_answer(connection: sqlite3.Connection, path: Path) -> None:
-        really_commit(connection, path)
+    def lose_the_answer(*args: Any) -> None:
+        really_commit(*args)
         raise CommitUnknown("the answer was lost")
 
     session = store.begin(None)

@@ -10,9 +10,11 @@ import pytest
 
 from duly import App
 from duly.brokers.sqlite.lane import Lane as SQLiteLane
+from duly.guarantees import Done
 from duly.message import Topic
 from duly.worker import Worker
 from duly.worker.concurrent import ConcurrentLane
+from duly.worker.keeper import Keeper
 from duly.worker.loop import LoopThread
 from tests.waiting import eventually
 from tests.worker.lanes import Bench
@@ -109,3 +111,54 @@ def test_a_busy_lane_claims_as_it_settles(db_url: str, monkeypatch: pytest.Monke
     assert sorted(seen) == list(range(200))
     assert most <= 10
     assert any(claimed_ahead), "never with a settlement"
+
+
+@pytest.mark.parametrize(
+    ("guarantee", "handled"), [("at-least-once", [1]), ("at-most-once", [1, 2])]
+)
+def test_behind_another_of_its_key_nothing_is_started_that_another_lane_has(
+    loop: LoopThread, guarantee: str, handled: list[int]
+) -> None:
+    """At-most-once it is settled, and nobody else will ever start it."""
+    bench = Bench()
+    topic: Topic[int] = Topic(
+        "keyed", int, guarantee="at-least-once", key=lambda _: "k", partitions=1
+    )
+    gate = asyncio.Event()
+
+    async def handle(number: int) -> None:
+        bench.seen.append(number)
+        if number == 1:
+            await gate.wait()
+
+    options: dict[str, Any] = {"concurrency": 5, "order_by_key": True, "lease_s": 9}
+    bench.app.consumer(topic, name="c", guarantee=guarantee, **options)(handle)  # type: ignore[call-overload]
+    bench.publish(topic, 1, 2)
+    driven = ConcurrentLane(bench.lane("c"), loop.loop)
+    keeper = Keeper(bench.clock, lambda *_: None, None)
+    keeper.watch(driven.lane, driven)
+
+    def in_flight() -> bool:
+        driven.step()
+        return 1 in bench.seen
+
+    eventually(in_flight, "one is in flight, and one waits behind it")
+    if guarantee == "at-least-once":
+        bench.clock.now += 10
+        other = bench.lane("c").subscription
+        for _ in range(2):
+            [theirs] = other.claim(5, 1 << 20, 0.0)
+            assert list(other.settle([Done(theirs.receipt)])) == []
+    for _ in range(3):
+        bench.clock.now += 4
+        keeper.look()
+    loop.loop.call_soon_threadsafe(gate.set)
+
+    def drained() -> bool:
+        driven.step()
+        return driven.idle() and not driven._in_flight
+
+    eventually(drained, "what was in flight has ended")
+    assert bench.seen == handled
+    driven.lane.stop()
+    driven.close()

@@ -93,3 +93,37 @@ def test_a_lease_that_is_lost_is_told_once_it_is_sure():
     [lost] = kept.lost
     assert len(lost.receipts) == 1
     assert kept.bench.seen == [1, 1]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_another_has_by_now_is_not_started_here_too(size: int):
+    """The first of a claim is slow, and the keeper was kept from extending: one message a call, and
+    a batch handler that went on to single calls after a failure.
+    """
+    bench = Bench()
+    handled: dict[str, list[int]] = {"first": [], "second": []}
+    who = ["first"]
+
+    def handle(given: Any) -> None:
+        taken = given if isinstance(given, list) else [given]
+        if len(taken) > 1:
+            raise ValueError("one at a time")
+        handled[who[-1]] += taken
+        if taken == [0] and who == ["first"]:
+            bench.clock.now += 10
+            who.append("second")
+            bench.drain(second)
+            who.pop()
+            for _ in range(2):
+                bench.clock.now += 4
+                keeper.look()
+
+    declare: Any = bench.app.consumer if size == 1 else bench.app.batch_consumer
+    declare(numbers, name="c", guarantee="at-least-once", lease_s=9, max_run_s=30)(handle)
+    first, second = bench.lane("c"), bench.lane("c")
+    keeper = Keeper(bench.clock, lambda *_: None, None)
+    keeper.watch(first, first)
+    bench.publish(numbers, *range(5))
+    bench.drain(first)
+    assert handled == {"first": [0], "second": [0, 1, 2, 3, 4]}
+    assert not first.pending

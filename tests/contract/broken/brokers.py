@@ -29,6 +29,19 @@ class ForgetsHeaders(Broken):
         return self.inner.publish([replace(message, headers={}) for message in messages])
 
 
+class FencesNobodyOff(Broken):
+    """Whoever publishes resumes by the way."""
+
+    def entrance(self, outbox: str) -> Any:
+        return ResumesAlways(self.inner.entrance(outbox))
+
+
+class ResumesAlways(Coat):
+    def publish(self, messages: Sequence[Message[Any]], note_of: Any):
+        self.inner.resume()
+        return self.inner.publish(messages, note_of)
+
+
 class DropsByContent(Broken):
     def __init__(self, inner: Any) -> None:
         super().__init__(inner)

@@ -24,6 +24,7 @@ from tests.contract.broken.brokers import (
     DropsByContent,
     ErasesTheLogOnly,
     ExtendsNothing,
+    FencesNobodyOff,
     FollowsInCircles,
     ForgetsHeaders,
     ForgetsWhatIsRepeated,
@@ -87,12 +88,16 @@ from tests.contract.broken.stores import (
     ManyRelays,
     OverlooksConflicts,
     OvertakesInAKey,
+    ParksNothing,
+    ParksOutsideTheTransaction,
     PublishesAtOnce,
     PublishesWithinInWords,
     RemembersOutsideTheTransaction,
     SavepointsAreDecoration,
     SendsInWords,
     SendsUpTo,
+    TakesForFenced,
+    TakesWithoutALease,
 )
 from tests.contract.subjects import DOCS, SQLITE, SQLITE_STORE
 
@@ -199,6 +204,7 @@ BROKERS = (
     ),
     Mistake(ErasesTheLogOnly, ("Erased::test_wherever_it_is",), SQLITE, "sqlite.md"),
     Mistake(CountsOffsetsAnew, ("Positions::test_a_message_keeps_its_position",), LOG),
+    Mistake(FencesNobodyOff, ("Entrances::test_whoever_resumes_fences_off_the_other",), LOG),
 )
 
 OTHERS = (
@@ -438,11 +444,41 @@ OUTBOXES = (
     ),
 )
 
+PARKING = (
+    Mistake(
+        ParksOutsideTheTransaction,
+        ("Parking::test_it_is_parked_by_the_transaction_or_not_at_all",),
+        STORE_APART,
+    ),
+    Mistake(ParksNothing, ("Parking::test_the_cursor_passes_what_is_parked",), STORE_APART),
+    Mistake(
+        TakesForFenced,
+        (
+            "Parking::test_what_has_ended_does_not_end_again",
+            "Parking::test_a_lease_that_is_over_is_another_ones",
+        ),
+        STORE_APART,
+    ),
+)
+
+PARKED = (
+    Mistake(
+        TakesWithoutALease,
+        (
+            "Parking::test_nobody_else_takes_what_is_taken",
+            "Parking::test_from_many_threads_each_is_taken_once",
+            "ParkingDurably::test_it_survives",
+        ),
+        SQLITE_STORE,
+        "sqlite.md",
+    ),
+)
+
 MISTAKES = {
     mistake.name(): mistake
     for mistake in (
         *(*BROKERS, *OTHERS, *INSIDE, *OPERATED, *BURYING),
-        *(*STORES, *OTHER_STORES, *OUTBOXES),
+        *(*STORES, *OTHER_STORES, *OUTBOXES, *PARKING, *PARKED),
     )
 }
 
@@ -471,6 +507,11 @@ def subject_with(name: str) -> BrokerSubject | StoreSubject:
         return with_fields(around, open=coated, kill=around.kill and killed(around.kill))
     if mistake in OUTBOXES:
         return with_fields(around, outbox=lambda _, store: mistake.coat(outbox_of(store)))
+    if mistake in PARKED:
+        assert isinstance(around, StoreSubject)
+        sound = around.parked
+        assert sound is not None
+        return with_fields(around, parked=lambda *there: mistake.coat(sound(*there)))
     return with_fields(around, open=coated)
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace as with_fields
 from typing import Any
 
 from duly.broker import Delivery, Published
-from duly.errors import DulyError, IdentityConflict
-from duly.guarantees import Done
+from duly.errors import DulyError, IdentityConflict, Superseded
+from duly.guarantees import Done, Release, Retry
 from duly.store import Admitted, Outgoing, Refusal
 from tests.contract.broken.coats import BrokenStore, Coat
 
@@ -45,6 +45,53 @@ class AdmitsEverything(BrokenStore):
         def settle(self, settlements: Any, deliveries: Any) -> None:
             with suppress(Exception):
                 self.inner.settle(settlements, deliveries)
+
+
+class ParksOutsideTheTransaction(BrokenStore):
+    """The cursor passes a failed message, and keeps it, whether its transaction commits or not."""
+
+    def begin(self, scope: Any) -> Any:
+        outer = self.inner
+
+        class Divided(Coat):
+            def settle(self, settlements: Any, deliveries: Sequence[Delivery]) -> None:
+                if not any(isinstance(each, Retry) for each in settlements):
+                    self.inner.settle(settlements, deliveries)
+                    return
+                self.inner.rollback()
+                own = outer.begin(scope)
+                own.admit(deliveries)
+                own.settle(settlements, deliveries)
+                own.commit()
+                self.inner = outer.begin(None)
+
+        return Divided(outer.begin(scope))
+
+
+class ParksNothing(BrokenStore):
+    """What failed stays in its place, whatever the scope says."""
+
+    def begin(self, scope: Any) -> Any:
+        return self.inner.begin(scope and with_fields(scope, parks=False))
+
+
+class TakesForFenced(BrokenStore):
+    """A parked message is admitted whatever its token says."""
+
+    class session(Coat):  # noqa: N801
+        def admit(self, deliveries: Sequence[Delivery]):
+            with suppress(Superseded):
+                return self.inner.admit(deliveries)
+            return Admitted(list(deliveries))
+
+
+class TakesWithoutALease(Coat):
+    """What has been taken is free again at once, under its old receipt."""
+
+    def take(self, *args: Any) -> Any:
+        taken = self.inner.take(*args)
+        self.inner.give_back([Release(delivery.receipt) for delivery in taken])
+        return taken
 
 
 class CommitsOnlyInWords(BrokenStore):
