@@ -76,6 +76,10 @@ __all__ = [
 ]
 
 
+# A log that keeps what was handled for so long can be asked for its id while its handler runs.
+_LOOKED_UP_S = 600.0
+
+
 def declare(topics: Iterable[Topic[Any]]) -> Steps[Catalog]:
     """Make topics known; returns their records. Again is harmless.
 
@@ -170,9 +174,16 @@ def require_declared(catalog: Catalog, topics: Sequence[Topic[Any]], name: str) 
 
 
 def lanes_of(
-    numbers: Iterable[int], worker: str, lane_no: int, boot_id: str, options: SubscribeOptions
+    numbers: Iterable[int],
+    topics: Iterable[Topic[Any]],
+    worker: str,
+    lane_no: int,
+    boot_id: str,
+    options: SubscribeOptions,
 ) -> list[Lane]:
     """One lane of a worker, for each topic of its subscription."""
+    kept_s = min(topic.retention_s for topic in topics)
+    settles_first = options.guarantee is Guarantee.AT_MOST_ONCE and kept_s < _LOOKED_UP_S
     return [
         Lane(
             number,
@@ -182,7 +193,7 @@ def lanes_of(
             options.order_by_key,
             options.hold_key_on_dead,
             options.bodies_only,
-            options.guarantee is Guarantee.AT_MOST_ONCE,
+            settles_first,
             options.identities,
         )
         for number in numbers

@@ -26,7 +26,7 @@ NOT_ALONE, SUSPECT, ASKED_FOR_ONE, ACCUSED, LEFT_ALONE = range(5)
 class Lane:
     """Who claims: one lane of a worker, for one topic of a subscription.
 
-    ``settles_first``: ids come with the bodies, for nothing can be looked up of what is settled;
+    ``settles_first``: ids come with the bodies, for of what is settled the log keeps nothing;
     ``identities``: they do, and the sources.
     """
 

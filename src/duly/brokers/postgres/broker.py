@@ -165,7 +165,12 @@ class PostgresBroker(OperatedLog):
         lane = Lane(
             shared,
             log.lanes_of(
-                numbers, shared.listener.worker, next(self._lane_numbers), SERVER, options
+                numbers,
+                topics,
+                shared.listener.worker,
+                next(self._lane_numbers),
+                SERVER,
+                options,
             ),
             log.topics_by_stream(self._topics, topics),
             options.lease_s,

@@ -114,6 +114,7 @@ class SQLiteBroker(OperatedLog):
             self._solitude,
             log.lanes_of(
                 numbers,
+                topics,
                 self._file.worker.id,
                 next(self._lane_numbers),
                 self._clock.boot_id(),
