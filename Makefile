@@ -20,6 +20,10 @@ TEST := .venv-test
 # long ones come first. ARGS="-n 0" runs all in one process.
 WORKERS := $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 AT_ONCE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# A wait that was too short for a busy machine has found nothing: it is told, and tried once more.
+# Whatever else fails has failed.
+PATIENT := -raR --reruns 1 \
+	--only-rerun "s still not: " --only-rerun TimeoutError --only-rerun TimeoutExpired
 CODE := $(wildcard src tests examples benchmarks docs/outside.py)
 # Directories too: their times change when a file is deleted.
 SHIPPED := $(shell find src -name __pycache__ -prune -o -print) pyproject.toml README.md LICENSE
@@ -46,7 +50,7 @@ servers: ## install the servers that tests start for themselves (PostgreSQL, PgB
 wheel: dist/.built ## build the wheel
 
 test: $(TEST)/.wheel ## test the built wheel (ARGS="-k outbox")
-	@DULY_TEST_INSTALLED=1 $(TEST)/bin/python -m pytest $(AT_ONCE) $(ARGS)
+	@DULY_TEST_INSTALLED=1 $(TEST)/bin/python -m pytest $(AT_ONCE) $(PATIENT) $(ARGS)
 
 long: $(VENV)/.dev ## the tests that make test leaves out: RabbitMQ nodes killed, restarted, full, by TLS; most of Kafka (half an hour)
 	@DULY_TEST_LONG=1 $(VENV)/bin/python -m pytest -m long $(ARGS) tests/rabbitmq tests/kafka tests/chaos

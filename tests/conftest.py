@@ -21,14 +21,18 @@ settings.load_profile("ci" if os.environ.get("CI") == "true" else "laptop")
 os.environ.pop("PYTHONUNBUFFERED", None)
 
 
+# What would make ``make test`` too long has targets of its own: ``make long``, ``make cluster``.
+APART = {"long": "DULY_TEST_LONG", "cluster": "DULY_TEST_CLUSTER"}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What would make ``make test`` too long has a target of its own: ``make long``."""
-    if os.environ.get("DULY_TEST_LONG"):
-        return
-    if left_out := [item for item in items if item.get_closest_marker("long")]:
-        # Not skipped: that would say that something is missing here, and fails CI.
+    """Leave out what was not asked for. Not skipped: that would say that something is missing here,
+    and fails CI.
+    """
+    out = [marker for marker, asked in APART.items() if not os.environ.get(asked)]
+    if left_out := [item for item in items if any(map(item.get_closest_marker, out))]:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
+        items[:] = [item for item in items if not any(map(item.get_closest_marker, out))]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -26,12 +25,7 @@ from tests.waiting import eventually
 
 log = logging.getLogger("tests.cluster")
 
-ASKED = "DULY_TEST_CLUSTER"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(not os.environ.get(ASKED), reason=f"minutes long: make cluster ({ASKED}=1)"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 QUICK = "&session.timeout.ms=6000&heartbeat.interval.ms=1000"
 PATIENCE_S = 180.0
 

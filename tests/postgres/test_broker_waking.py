@@ -143,20 +143,20 @@ def test_a_held_snapshot_slows_nothing_down(pg_server: PostgresServer):
     """
     schema = Schema(pg_server.url, "public")
     ordered = topic("ordered", partitions=2)
-    with opened(schema, T, ordered) as broker, schema.connect() as report:
+    with schema.connect() as report:
         report.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         report.execute("select count(*) from pg_class")
-        lanes = {T: lane(broker, T), ordered: lane(broker, ordered, order_by_key=True)}
 
         def pages(rounds: int) -> float:
             """Pages looked at by a round: publish, claim and settle one message of each topic."""
-            with schema.connect(autocommit=True) as watching:
-                before = _pages(watching)
+            before = _pages(schema)
+            with opened(schema, T, ordered) as broker:
+                lanes = {T: lane(broker, T), ordered: lane(broker, ordered, order_by_key=True)}
                 for number in range(rounds):
                     for of, sub in lanes.items():
                         publish(broker, of, str(number), key=str(number % 7))
                         assert take(sub) == [str(number)]
-                return (_pages(watching) - before) / rounds
+            return (_pages(schema) - before) / rounds
 
         pages(50)
         first = pages(100)
@@ -168,23 +168,23 @@ def test_a_held_snapshot_slows_nothing_down(pg_server: PostgresServer):
         assert last < 3 * first, f"{first:.0f} pages a round at first, {last:.0f} at last"
 
 
-def _pages(connection: psycopg.Connection[Any]) -> int:
-    """Pages that were looked at in the tables and indexes of duly so far."""
+def _pages(schema: Schema) -> int:
+    """Pages that were looked at in the tables and indexes of duly so far.
 
-    def total() -> int:
-        connection.execute("select pg_stat_clear_snapshot()")
-        [(count,)] = connection.execute(
+    Sessions report what they did when they like, and all of it when they end.
+    """
+    with schema.connect(autocommit=True) as watching:
+
+        def are_gone() -> bool:
+            [(others,)] = watching.execute(
+                "select count(*) from pg_stat_activity where backend_type = 'client backend' "
+                "and pid <> pg_backend_pid()"
+            ).fetchall()
+            return int(others) <= 1  # the report's
+
+        eventually(are_gone, "the sessions of who has closed end")
+        [(count,)] = watching.execute(
             "select sum(heap_blks_hit + heap_blks_read + idx_blks_hit + idx_blks_read)::bigint "
             "from pg_statio_user_tables where schemaname = 'duly' or schemaname like '%_duly'"
         ).fetchall()
         return int(count or 0)
-
-    # Sessions report what they did within a second or so.
-    seen = [total()]
-
-    def rests() -> bool:
-        seen.append(total())
-        return len(seen) > 150 and seen[-1] == seen[-100]
-
-    eventually(rests, "nothing more is reported")
-    return seen[-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -36,12 +35,7 @@ log = logging.getLogger("tests.cluster")
 
 IN_ORDER = SubscribeOptions(Guarantee.AT_LEAST_ONCE, order_by_key=True)
 ONCE = SubscribeOptions(Guarantee.AT_MOST_ONCE)
-ASKED = "DULY_TEST_CLUSTER"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(not os.environ.get(ASKED), reason=f"minutes long: make cluster ({ASKED}=1)"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
