@@ -17,7 +17,7 @@ import duly
 from duly.worker import Worker
 
 ORDERS: duly.Topic[str] = duly.Topic("orders", str, guarantee="at-least-once", partitions=1)
-RETRY = duly.RetryPolicy(attempts=40, first_s=0.2, factor=1.0, longest_s=0.2, jitter=0.0)
+RETRY = duly.RetryPolicy(attempts=1000, first_s=0.2, factor=1.0, longest_s=0.2, jitter=0.0)
 LEASE_S = 2.0
 
 

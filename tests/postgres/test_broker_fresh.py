@@ -11,7 +11,17 @@ from psycopg.conninfo import conninfo_to_dict
 from duly.broker import Delivery, Span
 from duly.brokers.postgres import PostgresBroker
 from duly.guarantees import Done, Retry
-from tests.postgres.brokers import bodies, claim, drain, lane, message, opened, publish, topic
+from tests.postgres.brokers import (
+    ahead_of,
+    bodies,
+    claim,
+    drain,
+    lane,
+    message,
+    opened,
+    publish,
+    topic,
+)
 from tests.postgres.proxy import Proxy
 from tests.servers.postgres import Schema
 
@@ -39,9 +49,7 @@ def test_a_batch_is_settled_and_the_next_claimed_in_four_turns(pg_schema: Schema
         held = claim(sub, 10)
         turns = []
         for _ in range(8):
-            sub._looked_s = sub._clock.monotonic_s()  # not the time to look after the dead
-            ahead = sub.ahead(10, 1 << 30)
-            assert ahead is not None
+            ahead = ahead_of(sub, 10)
             before = proxy.turns
             assert list(sub.settle_and_claim(done(held), ahead)) == []
             turns.append(proxy.turns - before)

@@ -9,7 +9,7 @@ import pytest
 from duly.guarantees import Admission, Done
 from duly.store import Scope
 from duly.stores.postgres import PostgresStore
-from tests.postgres.brokers import bodies, claim, lane, opened, publish, topic
+from tests.postgres.brokers import ahead_of, bodies, claim, lane, opened, publish, topic
 from tests.servers.postgres import Schema
 
 T = topic()
@@ -33,8 +33,7 @@ def test_a_claim_made_ahead_does_not_go_by_an_old_snapshot(pg_schema: Schema, is
         session.admit(held)
         other = claim(there, limit=2)
         session.settle([Done(delivery.receipt) for delivery in held], held)
-        ahead = here.ahead(3, 1 << 20)
-        assert ahead is not None
+        ahead = ahead_of(here, 3)
         session.claim(ahead)
         session.commit()
         mine = [*bodies(held), *bodies(ahead.deliveries()), *bodies(claim(here, limit=100))]

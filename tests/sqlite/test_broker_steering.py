@@ -90,7 +90,7 @@ def test_what_is_due_waits_for_the_end_of_the_pause_and_no_claim_spins(
 
 
 def test_a_busy_lane_claims_nothing_ahead_of_a_pause(db_path: Path):
-    broker = opened(db_path)
+    broker = opened(db_path, hands=Hands())
     publish(broker, PLAIN, range(10))
     lane = broker.subscribe([PLAIN], "s", options())
     held = claim(lane, 5)
