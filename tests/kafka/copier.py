@@ -4,6 +4,7 @@
 at this step of the n-th transaction that stores records: ``begun``, ``sent`` (the records),
 ``stored`` (the cluster has them), ``placed`` (the positions), ``committed``.
 ``COPIER_TAKES=payloads``: its handler takes those, which are claimed and settled many at a time.
+``COPIER_KILLS=n:attempts:batch``: this number kills its process each time, and so on.
 """
 
 from __future__ import annotations
@@ -27,10 +28,15 @@ RETRY = duly.RetryPolicy(first_s=0.05, longest_s=0.1)
 
 def copier(broker: str, *, batch: int = 25) -> duly.App:
     """An application that does that and nothing else."""
-    app = duly.App("copier", broker=broker)
-    consumer = app.consumer(HERE, name="copy", guarantee="exactly-once", batch=batch, retry=RETRY)
+    app, retry, kills = duly.App("copier", broker=broker), RETRY, -1
+    if told := os.environ.get("COPIER_KILLS"):
+        kills, attempts, batch = map(int, told.split(":"))
+        retry = duly.RetryPolicy(attempts=attempts)
+    consumer = app.consumer(HERE, name="copy", guarantee="exactly-once", batch=batch, retry=retry)
 
     def copy(order: duly.Message[int], tx: duly.Transaction[None]) -> None:
+        if order.payload == kills:
+            os.kill(os.getpid(), signal.SIGKILL)
         tx.publish(THERE, order.payload, id=order.id, key=order.key)
 
     def copy_payload(order: int, tx: duly.Transaction[None]) -> None:

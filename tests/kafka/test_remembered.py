@@ -17,6 +17,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 import duly
 from duly.broker import SubscribeOptions
 from duly.brokers.kafka.commits import Commits
+from duly.brokers.kafka.extent import START, Extent
 from duly.brokers.kafka.lane import Lane
 from duly.brokers.kafka.notes import Notes
 from duly.brokers.kafka.share import Order, Share
@@ -107,26 +108,26 @@ def test_who_dies_with_a_claim_was_announced(kafka_url: str):
 
 
 def test_an_announcement_counts_once_every_request_on_its_way_says_so():
-    telling = Telling(0)
-    telling.sent(20)
+    telling = Telling(Extent(START, 0))
+    telling.sent(Extent(START, 20))
     assert not telling.covers(10), "the group has not been told"
-    telling.told(20, 0)
+    telling.told(Extent(START, 20), 0)
     assert telling.covers(19)
     assert not telling.covers(20)
-    telling.sent(10)
+    telling.sent(Extent(START, 10))
     assert not telling.covers(15)
-    telling.told(10, 0)
-    telling.sent(20)
+    telling.told(Extent(START, 10), 0)
+    telling.sent(Extent(START, 20))
     assert not telling.covers(15), "it is told first"
     assert telling.covers(9)
 
 
 def test_what_was_sent_and_not_answered_may_be_what_the_group_has():
-    telling = Telling(20)
-    telling.sent(13)
-    telling.sent(17)
+    telling = Telling(Extent(START, 20))
+    telling.sent(Extent(START, 13))
+    telling.sent(Extent(START, 17))
     assert not telling.covers(13)
-    telling.told(17, 0)
+    telling.told(Extent(START, 17), 0)
     assert telling.covers(16)
 
 
@@ -152,12 +153,12 @@ def test_a_count_that_the_group_may_not_have_is_not_started_with(
 
 
 def test_what_was_asked_before_a_doubt_does_not_end_it():
-    telling = Telling(20)
-    before = telling.sent(30)
+    telling = Telling(Extent(START, 20))
+    before = telling.sent(Extent(START, 30))
     telling.doubt()
-    telling.told(30, before)
+    telling.told(Extent(START, 30), before)
     assert not telling.covers(5)
-    telling.told(30, telling.sent(30))
+    telling.told(Extent(START, 30), telling.sent(Extent(START, 30)))
     assert telling.covers(29)
 
 

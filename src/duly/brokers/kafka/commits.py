@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from duly.brokers.kafka.extent import Extent
 from duly.brokers.kafka.notes import as_text
 from duly.brokers.kafka.share import Share
 from duly.brokers.kafka.transactions import MOVED_ON
@@ -51,7 +52,7 @@ class _Sent(NamedTuple):
 
     share: Share
     version: int
-    announced: int
+    announced: Extent
     doubts: int
     doubtful: int
 

@@ -41,21 +41,22 @@ class Taken:
         ]
 
     def untold(self) -> Iterator[Share]:
-        """Partitions of which the group has to be told more before these may be started: how far
-        that goes, or how often one was tried.
+        """Partitions of which the group has to be told more before these may be started: where they
+        are, that others are not, or how often one was tried.
         """
-        for share, last in self.ends():
-            if last >= share.announced or not share.telling.covers(last):
+        for share, offset in self.ends():
+            told = share.announced.covers(offset) and share.telling.covers(offset)
+            if not told or share.is_narrower:
                 yield share
         for share, item in self.items:
             if item.alone or (item.noted and share.committed < share.version):
                 yield share
 
     def ends(self) -> list[tuple[Share, int]]:
-        """Its last offsets by partition, and perhaps others of it."""
+        """Its first and last offsets by partition, and perhaps others of it."""
         return [
             *((share, item.offset) for share, item in self.items),
-            *((share, run.last) for share, run in self.runs),
+            *((share, offset) for share, run in self.runs for offset in (run.first, run.last)),
         ]
 
 

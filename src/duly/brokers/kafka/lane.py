@@ -10,6 +10,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
 from duly.broker import Delivery, LogPosition, SubscribeOptions
+from duly.brokers.kafka.choice import Choice
 from duly.brokers.kafka.ending import (
     STRAY,
     STRAYS,
@@ -81,12 +82,9 @@ class Lane:
         self.number = number
         self._broker = broker
         self._options = options
-        self._topics = topics
-        self._names = {intake.fetched.declared[topic].name for topic in topics}
+        self._choice = Choice(intake, topics, as_runs=takes_spans(options, topics))
         self._closed = False
-        self._turn = 0
         self._last = 1
-        self._spans = takes_spans(options, topics)
         # At-most-once is settled before it is started: nobody need know who died with it.
         self._announces = options.guarantee is not Guarantee.AT_MOST_ONCE
 
@@ -117,108 +115,12 @@ class Lane:
         return ()
 
     def _take(self, limit: int, max_bytes: int) -> Taken:
-        """What may be claimed now: one suspect, or a batch."""
         intake, now = self.intake, self._broker.clock()
         taken = Taken(Claim(next(_tokens), self.number, now + self._options.lease_s))
         with intake.changed:
-            if self._closed:
-                return taken
-            intake.wake()
-            self._reap(now)
-            mine = self._in_turn()
-            found = self._suspect(mine)
-            if not found and self._spans:
-                self._take_runs(mine, limit, max_bytes, now, taken)
-            if not found and not taken.runs:
-                found = self._batch(mine, limit, max_bytes, now)
-            for share, item in found:
-                item.token, item.lane, item.until = taken.claim
-                where = taken.strays if self._is_stray(item) else taken.items
-                where = where if item.wrong is None else taken.wrong
-                where.append((share, item))
-                item.settling = where is not taken.items
-        return taken
-
-    def _in_turn(self) -> list[Share]:
-        """The partitions of its topics, each claim beginning with another."""
-        shares = self.intake.shares
-        mine = [s for n, s in shares.items() if n[0] in self._topics or n[0] == self.intake.again]
-        self._turn += 1
-        start = self._turn % len(mine) if mine else 0
-        return mine[start:] + mine[:start]
-
-    def _suspect(self, mine: Sequence[Share]) -> list[tuple[Share, Item]]:
-        for share in mine:
-            item = share.suspect()
-            if item is not None and self._is_stray(item):
-                share.take(item, {})
-                return [(share, item)]
-            if item is not None and self._is_for_me(item):
-                share.take(item, {})
-                item.alone = True
-                share.note(item)
-                item.charged += 1
-                share.version += 1
-                return [(share, item)]
-        return []
-
-    def _is_for_me(self, item: Item) -> bool:
-        return item.declared.name in self._names
-
-    def _is_stray(self, item: Item) -> bool:
-        """Whether it is to be given again to this subscription, and no lane here reads its topic:
-        the consumer had it once, or another process has it already.
-        """
-        return not self._is_for_me(item) and not any(
-            topic.name == item.declared.name for topic in self.intake.fetched.declared.values()
-        )
-
-    def _take_runs(
-        self, mine: Sequence[Share], limit: int, max_bytes: int, now: float, taken: Taken
-    ) -> None:
-        """As many as may be handed out as one span: of one topic, and with one history."""
-        left, left_bytes = limit, max_bytes
-        alike: tuple[Any, bool] | None = None
-        for share in mine:
-            lined: dict[str, int] = {}
-            while left and (run := share.next_run(now, lined)) is not None:
-                if alike is None and run.declared.name in self._names:
-                    alike = run.declared, run.repeated
-                if (run.declared, run.repeated) != alike:
-                    break
-                count = min(left, share.within_reach(run), run.within(left_bytes))
-                if not count and taken.runs:
-                    return
-                share.take_run(run, max(1, count), lined, taken.claim)
-                taken.runs.append((share, run))
-                left -= len(run)
-                left_bytes -= run.size
-
-    def _batch(
-        self, mine: Sequence[Share], limit: int, max_bytes: int, now: float
-    ) -> list[tuple[Share, Item]]:
-        taken: list[tuple[Share, Item]] = []
-        size = count = 0
-        for share in mine:
-            lined: dict[str, int] = {}
-            while count < limit:
-                if (run := share.next_run(now, lined)) is not None:
-                    share.open(run)
-                item = share.next_ready(now, lined)
-                if item is None:
-                    break
-                if self._is_stray(item):
-                    share.take(item, lined)
-                    taken.append((share, item))
-                    continue
-                if not self._is_for_me(item):
-                    break
-                size += len(item.body)
-                if count and size > max_bytes:
-                    return taken
-                share.take(item, lined)
-                taken.append((share, item))
-                count += item.wrong is None
+            if not self._closed:
+                intake.wake()
+                self._choice.take(taken, limit, max_bytes, now)
         return taken
 
     def _hand_out(self, taken: Taken) -> Sequence[Delivery]:
@@ -227,10 +129,8 @@ class Lane:
         self._last = len(taken)
         if self._announces:
             with intake.changed:
-                for share, last in taken.ends():
-                    if last >= share.announced:
-                        share.announced = last + 1
-                        share.version += 1
+                for share, offset in taken.ends():
+                    share.announce(offset)
             self._announce(taken)
         with intake.changed:
             if taken.runs:
@@ -285,7 +185,7 @@ class Lane:
             Receipt(self.intake.number, share.generation, item.offset, item.token),
             item.charged if item.alone else item.charged + 1,
             item.repeated,
-            item.alone,
+            item.suspect and share.suspects.come_alone,
             LogPosition(share.log, item.offset, item.epoch),
             item.replays,
         )
@@ -365,15 +265,6 @@ class Lane:
             if time.monotonic() > until:
                 return False
         return came
-
-    def _reap(self, now: float) -> None:
-        """Leases that are over make their messages suspect: who held them may hang."""
-        for share in self.intake.shares.values():
-            for item in [each for each in share.claimed.values() if each.is_late(now)]:
-                item.repeated = item.suspect = True
-                share.back(item)
-            for run in [each for each in share.runs.claimed.values() if each.is_late(now)]:
-                share.suspect_run(run)
 
     # --- settling
 

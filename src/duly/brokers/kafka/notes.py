@@ -5,13 +5,15 @@ few messages behind it: which of them are settled already, how many starts are c
 one may be tried again, and how far somebody may have started them. Kafka keeps 4,096 bytes of text
 with each position (``offset.metadata.max.bytes``), written together with it.
 
-``{"v":1,"t":topic,"x":owner,"s":suspects,"r":repeated,"d":done,
+``{"v":1,"t":topic,"x":owner,"s":suspects,"f":since,"r":repeated,"d":done,
 "n":[[offset,charged,repeated,due_ms],...],"m":packed,"b":due_ms,"w":written_ms}``
 
 ``t`` is the id of the topic: made anew, it has another. ``x`` is who commits by transactions, and
 may have one open (`duly.brokers.kafka.producers`). Offsets are counted from the position.
 ``s`` and ``r`` are ends: what stands before them may have
-been started by somebody who died, or handed over. ``d`` is a bitmap in base64, lowest bit first.
+been started by somebody who died, or handed over. With ``f``, which is one more than the first of
+them, nobody can have died with what stands before that: suspects came in parts
+(`duly.brokers.kafka.suspects`). ``d`` is a bitmap in base64, lowest bit first.
 ``w`` is when it was written, by the clock that the times are of: whose clock was set meanwhile lets
 nothing wait for longer than it had to then.
 
@@ -29,6 +31,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
+
+from duly.brokers.kafka.extent import START, Extent
 
 REACH = 8192
 """So far behind the position messages are claimed: their bitmap takes a third of the text."""
@@ -56,7 +60,8 @@ class Known(msgspec.Struct, frozen=True, gc=False):
 @dataclass(slots=True)
 class Notes:
     """Of one partition, by offset. ``suspects`` and ``repeated`` are the first offset that is not
-    any more. ``owner``: see `duly.brokers.kafka.producers`. ``written_ms``: by the clock of times.
+    any more; ``since`` is the first that is suspect. ``owner``: see `duly.brokers.kafka.producers`.
+    ``written_ms``: by the clock of times.
     """
 
     topic: str = ""
@@ -66,6 +71,28 @@ class Notes:
     known: dict[int, Known] = field(default_factory=dict)
     owner: str = ""
     written_ms: int = 0
+    since: int = START
+
+    @property
+    def extent(self) -> Extent:
+        """What somebody may have died with."""
+        return Extent(self.since, self.suspects)
+
+    @property
+    def known_to(self) -> int:
+        """From here on nothing is said of any."""
+        ends = (self.suspects, self.repeated, max(self.done, default=-1) + 1)
+        return max(*ends, max(self.known, default=-1) + 1)
+
+    def from_now(self, first: int, wall_ms: int) -> dict[int, Known]:
+        """What is known of those from this offset on, by the clock that there is now."""
+        found: dict[int, Known] = {}
+        for offset, each in self.known.items():
+            if offset >= first:
+                left_ms = self.left_ms(each.due_ms, wall_ms)
+                due_ms = wall_ms + left_ms if left_ms else 0
+                found[offset] = Known(each.charged, each.repeated, due_ms)
+        return found
 
     def left_ms(self, due_ms: int, wall_ms: int) -> int:
         """How long something has to wait that is due then."""
@@ -75,13 +102,13 @@ class Notes:
 
 @dataclass(frozen=True, slots=True)
 class Foretold:
-    """What would be committed, and up to where it would announce what may be started. ``doubts``:
-    see `Telling`.
+    """What would be committed, and where it would announce what may be started. ``doubts``: see
+    `Telling`.
     """
 
     position: int
     notes: Notes
-    announced: int
+    announced: Extent
     doubts: int = 0
 
 
@@ -90,6 +117,7 @@ class _Text(msgspec.Struct, omit_defaults=True):
     t: str = ""
     x: str = ""
     s: int = 0
+    f: int = 0
     r: int = 0
     d: str = ""
     n: list[tuple[int, int, int, int]] = []
@@ -119,6 +147,7 @@ def _text(notes: Notes, position: int) -> _Text:
         t=notes.topic,
         x=notes.owner,
         s=max(0, notes.suspects - position),
+        f=max(0, notes.since - position) + 1 if START < notes.since < notes.suspects else 0,
         r=max(0, notes.repeated - position),
         d=_bitmap(offset - position for offset in notes.done),
         w=notes.written_ms if any(known.due_ms for known in notes.known.values()) else 0,
@@ -200,6 +229,7 @@ def in_text(text: str | None, position: int) -> Notes:
         | {position + offset: known for offset, known in packed.items()},
         owner=read.x,
         written_ms=read.w,
+        since=position + read.f - 1 if read.f else START,
     )
 
 

@@ -7,14 +7,15 @@ beside it. Nothing here locks or talks to a server: the intake's lock guards it 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from heapq import heappop, heappush, nsmallest
+from collections.abc import Container, Mapping, Sequence
 
+from duly.brokers.kafka.extent import NOWHERE, START, Extent
 from duly.brokers.kafka.item import Item, Order, State
+from duly.brokers.kafka.lines import Lines
 from duly.brokers.kafka.notes import MOST, REACH, Foretold, Known, Notes
+from duly.brokers.kafka.ready import Ready
 from duly.brokers.kafka.runs import Claim, Run, Runs
+from duly.brokers.kafka.suspects import Suspects
 from duly.brokers.kafka.telling import Telling
 
 __all__ = ["Item", "Order", "Share", "State"]
@@ -22,14 +23,7 @@ __all__ = ["Item", "Order", "Share", "State"]
 
 # So far behind where the log's end was met last, more will follow.
 _FAR = 1000
-
-
-@dataclass(slots=True)
-class _Line:
-    """The unsettled items of one key, by offset."""
-
-    offsets: list[int] = field(default_factory=list)
-    claimed: int = 0
+_NONE: Mapping[int, Known | None] = {}
 
 
 class Share:
@@ -56,9 +50,10 @@ class Share:
         self.claimed: dict[int, Item] = {}
         self.runs = Runs()
         self.size = 0
-        # Before this offset somebody may be about to start what is there.
-        self.announced = notes.suspects
-        self.telling = Telling(notes.suspects)
+        # Where somebody may be about to start what is there.
+        self.announced = notes.extent
+        self.telling = Telling(notes.extent)
+        self.suspects = Suspects(notes, position, self.items, self.claimed)
         # Counts changes, and those of them that are committed.
         # The last one that the group may have without anybody having been told is ``doubtful``.
         self.version = self.committed = self.doubtful = 0
@@ -73,16 +68,12 @@ class Share:
         self._end = position
         self._done = set(notes.done)
         self._begun = notes
+        # Those that are no suspects any more when this process dies may have run all the same.
+        notes.repeated = max(notes.repeated, notes.suspects)
         # From here on nothing is known of a message that is fetched.
-        self._known_to = max(
-            *(notes.suspects, notes.repeated, max(notes.done, default=-1) + 1),
-            max(notes.known, default=-1) + 1,
-        )
-        self._fresh: deque[Item] = deque()
-        self._back: list[tuple[int, Item]] = []
-        self._suspects: list[int] = []
-        self._waiting: list[tuple[float, int, Item]] = []
-        self._lines: dict[str, _Line] = {}
+        self._known_to = notes.known_to
+        self._ready = Ready(self.items)
+        self._lines = Lines(in_order=order is Order.BY_KEY)
         self._noted: dict[int, Item] = {}
 
     # --- what was fetched
@@ -99,18 +90,18 @@ class Share:
             item.charged = max(item.charged, known.charged)
             item.repeated |= known.repeated
             self.note(item)
-        item.suspect = offset < begun.suspects
-        item.repeated |= item.suspect or offset < begun.repeated
+        # One that waits has not been started since that was noted.
+        item.suspect = self.suspects.found.covers(offset) and due is None
+        item.repeated |= offset < begun.repeated
         self.items[offset] = item
         self.size += len(item.body)
-        if self.order is Order.BY_KEY and item.key is not None:
-            self._lines.setdefault(item.key, _Line()).offsets.append(offset)
+        self._lines.add(item)
         if due is not None:
             self.wait(item, due)
         elif item.suspect:
-            heappush(self._suspects, offset)
+            self.suspects.offer(item)
         else:
-            self._fresh.append(item)
+            self._ready.fetched(item)
 
     def feed_run(self, run: Run) -> bool:
         """Take the next records together; False where something may be known of one of them, or
@@ -169,56 +160,72 @@ class Share:
 
     # --- claiming
 
-    def suspect(self) -> Item | None:
-        """The next of those that somebody may have died with, where it may be claimed now."""
-        while self._suspects:
-            item = self.items.get(self._suspects[0])
-            if item is None or item.state is not State.READY or not item.suspect:
-                heappop(self._suspects)
-                continue
-            if not self._may_start(item, {}):
-                if self.order is Order.BY_KEY:
-                    heappop(self._suspects)
-                    item.state = State.BLOCKED
-                    continue
-                return None
+    def suspect(self, lined: dict[str, int]) -> Item | None:
+        """The next of those that somebody may have died with, where it may be claimed now, beside
+        what ``lined`` counts of this claim. It is not taken off yet. Where it is the first of a
+        part, that is all that is announced from now on.
+        """
+        suspects = self.suspects
+        item = suspects.next(lambda each: self._may_start(each, lined), self.order)
+        if item is None or suspects.part.covers(item.offset):
             return item
-        return None
+        if suspects.are_held():
+            return None
+        suspects.part = suspects.part_at(item.offset, self._done)
+        if self.announced != (announced := self._extent() | suspects.part):
+            self.announced = announced
+            self.version += 1
+        return item
+
+    @property
+    def _is_unread(self) -> bool:
+        """Whether there are suspects that were not fetched yet, as far as is known."""
+        return self._end < self.next < self.suspects.found.end
+
+    @property
+    def is_narrower(self) -> bool:
+        """Whether the group takes others for suspects than those of the part that is begun."""
+        return self.suspects.part is not NOWHERE and not self.telling.known.within(self.announced)
+
+    def charge(self, item: Item) -> None:
+        """This one is claimed, and its process holds nothing beside it: count its start."""
+        self.suspects.charge(item)
+        self.note(item)
+        self.version += 1
+
+    @property
+    def _is_for_suspects(self) -> bool:
+        """Whether nothing else may start, or it would be among them if somebody died."""
+        if not self.suspects and not self._is_unread:
+            return False
+        if self.suspects.are_held() or self._is_unread:
+            return True
+        if self.suspects.next(lambda each: self._may_start(each, {}), self.order) is not None:
+            return True
+        self.suspects.part = NOWHERE
+        return False
 
     def next_ready(self, now: float, lined: dict[str, int]) -> Item | None:
         """The next item that may be claimed beside what ``lined`` counts, by key, of this claim;
         it is not taken off yet.
         """
         self._wake(now)
-        while (item := self._peek()) is not None:
+        if self._is_for_suspects:
+            return None
+        while (item := self._ready.peek()) is not None:
             if item.suspect:
-                self._drop()
-                heappush(self._suspects, item.offset)
-            elif len(self._noted) >= MOST and not item.noted:
+                self._ready.drop()
+                self.suspects.offer(item)
+            elif self._is_too_much(item.offset):
                 return None
             elif self._may_start(item, lined):
                 return item
             elif self.order is Order.BY_KEY and item.offset < self.position + REACH:
-                self._drop()
+                self._ready.drop()
                 item.state = State.BLOCKED
             else:
                 return None
         return None
-
-    def _peek(self) -> Item | None:
-        while self._back and not _is_ready(self, self._back[0][1]):
-            heappop(self._back)
-        while self._fresh and not _is_ready(self, self._fresh[0]):
-            self._fresh.popleft()
-        if self._back and (not self._fresh or self._back[0][0] < self._fresh[0].offset):
-            return self._back[0][1]
-        return self._fresh[0] if self._fresh else None
-
-    def _drop(self) -> None:
-        if self._back and (not self._fresh or self._back[0][0] < self._fresh[0].offset):
-            heappop(self._back)
-        else:
-            self._fresh.popleft()
 
     def _may_start(self, item: Item, lined: dict[str, int]) -> bool:
         if self.leaving or item.offset >= self.position + REACH:
@@ -226,21 +233,20 @@ class Share:
         if self.order is Order.AS_LOGGED:
             taken = lined.get("", 0)
             return self._held == taken and self._is_next(item, taken)
-        if self.order is Order.BY_KEY and item.key is not None:
-            line = self._lines[item.key]
-            ahead = lined.get(item.key, 0)
-            return line.claimed == ahead and line.offsets[ahead] == item.offset
-        return True
+        return self._lines.may_start(item, lined)
 
     def _is_next(self, item: Item, taken: int) -> bool:
         """Whether all before it is settled, or claimed by this same claim."""
         if not taken:
             return item.offset == self.position
-        run = self.runs.head()
-        if run is not None and run.first < item.offset:
+        run, ready, suspect = self.runs.head(), self._ready.peek(), self.suspects.first()
+        firsts = [first.offset for first in (ready, suspect) if first is not None]
+        if min([*firsts, item.offset if run is None else run.first]) < item.offset:
             return False
-        waits = any(each.state is State.WAITING and o < item.offset for _, o, each in self._waiting)
-        return not waits and not (self._suspects and self._suspects[0] < item.offset)
+        return not self._ready.waits_before(item.offset)
+
+    def _is_too_much(self, offset: int) -> bool:
+        return len(self._noted) >= MOST and offset > max(self._noted)
 
     @property
     def _held(self) -> int:
@@ -251,14 +257,16 @@ class Share:
         claim, where no item comes before it. It is not claimed yet.
         """
         self._wake(now)
-        run, limit = self.runs.head(), self.position + REACH
-        if run is None or self.leaving or run.first >= limit or len(self._noted) >= MOST:
+        run = self.runs.head()
+        if run is None or self.leaving or run.first >= self.position + REACH:
+            return None
+        if self._is_too_much(run.first) or self._is_for_suspects:
             return None
         if self.order is Order.AS_LOGGED:
             before = next(iter(self.items), run.first) < run.first
             if before or self._held != lined.get("", 0):
                 return None
-        elif (item := self._peek()) is not None and item.offset < run.first:
+        elif (item := self._ready.peek()) is not None and item.offset < run.first:
             return None
         return run
 
@@ -271,14 +279,15 @@ class Share:
         self.runs.take(run, count, claim)
         self._latest = lined[""] = lined.get("", 0) + count
 
-    def open(self, run: Run, *, suspect: bool = False) -> None:
+    def open(self, run: Run) -> None:
         """Keep the records of a run one by one from now on, claimed as they are."""
         self.runs.remove(run)
         items = {item.offset: item for item in run.items()}
         # In the order of offsets: the first is the position.
-        self.items = dict(sorted({**self.items, **items}.items()))
+        there = sorted({**self.items, **items}.items())
+        self.items.clear()
+        self.items.update(there)
         for item in items.values():
-            item.suspect = suspect
             if item.token:
                 item.state = State.CLAIMED
                 self.claimed[item.offset] = item
@@ -287,40 +296,28 @@ class Share:
 
     def take(self, item: Item, lined: dict[str, int]) -> None:
         """Claim it."""
-        if not item.suspect:
-            self._drop()
+        (self.suspects if item.suspect else self._ready).drop()
         item.state = State.CLAIMED
         self.claimed[item.offset] = item
         if self.order is Order.AS_LOGGED:
             self._latest = lined[""] = lined.get("", 0) + 1
-        elif self.order is Order.BY_KEY and item.key is not None:
-            line = self._lines[item.key]
-            line.claimed += 1
-            ahead = lined[item.key] = lined.get(item.key, 0) + 1
-            self._unblock(line, ahead)
+        self._unblock(self._lines.take(item, lined))
 
-    def _unblock(self, line: _Line, ahead: int) -> None:
-        if line.claimed == ahead < len(line.offsets):
-            item = self.items[line.offsets[ahead]]
-            if item.state is State.BLOCKED:
-                self._offer(item)
+    def _unblock(self, offset: int | None) -> None:
+        if offset is not None and (item := self.items[offset]).state is State.BLOCKED:
+            self._offer(item)
 
     def _offer(self, item: Item) -> None:
         item.state = State.READY
-        if item.suspect:
-            heappush(self._suspects, item.offset)
-        else:
-            heappush(self._back, (item.offset, item))
+        (self.suspects if item.suspect else self._ready).offer(item)
 
     def _wake(self, now: float) -> None:
-        while self._waiting and self._waiting[0][0] <= now:
-            due, _, item = heappop(self._waiting)
-            if item.due == due and item.state is State.WAITING:
-                self._offer(item)
+        for item in self._ready.due(now):
+            self._offer(item)
 
     def next_due(self) -> float | None:
         """When something comes due."""
-        return self._waiting[0][0] if self._waiting else None
+        return self._ready.next_due()
 
     # --- how a claim ends
 
@@ -351,18 +348,23 @@ class Share:
             self._begun.repeated = max(self._begun.repeated, run.last + 1)
         self.version += 1
 
-    def suspect_run(self, run: Run) -> None:
-        """Its lease is over: who held it may hang, and with which of them nobody knows."""
-        self.runs.back(run)
-        run.repeated = True
-        self.open(run, suspect=True)
-        self.version += 1
+    def reap(self, now: float) -> None:
+        """Leases that are over make their messages suspect: who held them may hang, and with which
+        of them nobody knows.
+        """
+        for run in [each for each in self.runs.claimed.values() if each.is_late(now)]:
+            self.open(run)
+        if late := [each for each in self.claimed.values() if each.is_late(now)]:
+            for item in self.suspects.hang(late):
+                self._offer(item)
+            for item in late:
+                self.give_up(item)
 
     def back(self, item: Item) -> None:
         """Not settled: it may be claimed again at once."""
         self._let_go(item, gone=False)
         self._offer(item)
-        self._unblock_first(item)
+        self._unblock(self._lines.head_beside(item))
         self.version += 1
 
     def wait(self, item: Item, due: float) -> None:
@@ -370,27 +372,17 @@ class Share:
         if item.state is State.CLAIMED:
             self._let_go(item, gone=False)
         item.state, item.due = State.WAITING, due
-        heappush(self._waiting, (due, item.offset, item))
-        self._unblock_first(item)
+        self._ready.wait(item)
+        self._unblock(self._lines.head_beside(item))
         self.version += 1
 
     def _let_go(self, item: Item, *, gone: bool) -> None:
         self.claimed.pop(item.offset, None)
-        if self.order is Order.BY_KEY and item.key is not None:
-            line = self._lines[item.key]
-            line.claimed -= item.state is State.CLAIMED
-            if gone:
-                line.offsets.remove(item.offset)
-                if not line.offsets:
-                    del self._lines[item.key]
-                else:
-                    self._unblock(line, 0)
+        self._lines.let_go(item, gone=gone)
+        if gone:
+            self._unblock(self._lines.head_beside(item))
         item.alone = item.settling = False
         item.token = 0
-
-    def _unblock_first(self, item: Item) -> None:
-        if self.order is Order.BY_KEY and item.key is not None:
-            self._unblock(self._lines[item.key], 0)
 
     def give_up(self, item: Item) -> None:
         """Not settled, though it may have run: whoever has it next is told."""
@@ -411,49 +403,66 @@ class Share:
         """
         position, begun = self.position, self._begun
         self._done = {offset for offset in self._done if offset >= position}
-        known: dict[int, Known] = {}
-        for offset, each in begun.known.items():
-            if offset >= self.next:
-                left_ms = begun.left_ms(each.due_ms, wall_ms)
-                due_ms = wall_ms + left_ms if left_ms else 0
-                known[offset] = Known(each.charged, each.repeated, due_ms)
+        known = begun.from_now(self.next, wall_ms)
         for offset, item in self._noted.items():
             waits = item.state is State.WAITING and item.due > now
             due_ms = wall_ms + int((item.due - now) * 1000) if waits else 0
-            known[offset] = Known(item.charged, item.repeated, due_ms)
-        claimed = self._last_held() + 1
-        if not leaving:
-            claimed = max(claimed, self._last_suspect())
-        # Of what was not fetched yet no more is known than before.
-        suspects = begun.suspects if begun.suspects > self.next else 0
+            charged = item.charged - (leaving and item.alone)
+            known[offset] = Known(charged, item.repeated, due_ms)
+        extent = self._extent()
         if leaving:
-            begun.repeated = max(begun.repeated, claimed)
+            begun.repeated = max(begun.repeated, extent.end)
+            extent = self.suspects.left(self.next)
         else:
-            suspects = max(suspects, claimed, self.announced)
-        return Notes(
-            begun.topic, suspects, begun.repeated, set(self._done), known, written_ms=wall_ms
-        )
+            extent |= self.announced
+        told = (begun.topic, extent.end, begun.repeated, set(self._done), known)
+        return Notes(*told, written_ms=wall_ms, since=extent.first)
+
+    def announce(self, offset: int) -> None:
+        """Somebody is about to start this one."""
+        if not self.announced.covers(offset):
+            first = START if self.suspects.part is NOWHERE else offset
+            self.announced |= Extent(first, offset + 1)
+            self.version += 1
 
     def foresee(self, count: int) -> None:
         """Announce what a claim of so many would take next, to spare it a commit of its own. Where
         the end of the log is far, that is also what is not fetched yet.
         """
-        self.announced = max(self._last_held(), self._last_ahead(count)) + 1
+        self.announced = self._extent_ahead(count)
+
+    def _extent_ahead(
+        self, count: int, ended: Mapping[int, Known | None] = _NONE, done: Container[Run] = ()
+    ) -> Extent:
+        """Where claims stand and the next one will, once these have ended."""
+        suspects = self.suspects
+        held = self._extent(ended, done)
+        if self.leaving:
+            return held
+        if suspects.are_held(ended):
+            return held | suspects.part
+        again = [offset for offset, known in ended.items() if known and not known.due_ms]
+        next_ = [offset for offset in again if self.items[offset].suspect]
+        next_ += [item.offset] if (item := suspects.first()) is not None else []
+        next_ += [self.next] if self._is_unread else []
+        if next_:
+            return held | suspects.part_at(min(next_), self._done)
+        return Extent(START, max(held.end, self._last_ahead(count) + 1))
 
     def _last_ahead(self, count: int) -> int:
-        ready = [item.offset for item, _ in zip(self._fresh, range(count), strict=False)]
-        if self._back:
-            back = [offset for offset, _ in nsmallest(count, self._back)]
-            ready = sorted([*ready, *back])[:count]
+        ready = self._ready.ahead(count)
         last, found = self.runs.ahead(count - len(ready))
         missing = count - len(ready) - found
         if missing > 0 and self.next > self._end + _FAR:
             last = self.next - 1 + missing
         return max(last, *ready) if ready else last
 
-    def _last_held(self) -> int:
-        runs = [run.last for run in self.runs.claimed.values()]
-        return max([*self.claimed, *runs], default=-1)
+    def _extent(self, ended: Container[int] = (), done: Container[Run] = ()) -> Extent:
+        """Of what is claimed, once these have ended."""
+        held = [offset for offset in self.claimed if offset not in ended]
+        for run in self.runs.claimed.values():
+            held += [] if run in done else [run.first, run.last]
+        return Extent(min(held), max(held) + 1) if held else NOWHERE
 
     def foretell(
         self,
@@ -484,17 +493,6 @@ class Share:
             notes.known.pop(offset, None)
             if known is not None:
                 notes.known[offset] = known
-        held = [offset for offset in self.claimed if offset not in ended]
-        held += [run.last for run in self.runs.claimed.values() if run not in done]
-        announced = max(self._last_ahead(max(ahead, self._latest)), *held, -1) + 1
-        unread = self._begun.suspects if self._begun.suspects > self.next else 0
-        notes.suspects = max(unread, announced, self._last_suspect())
+        announced = self._extent_ahead(max(ahead, self._latest), ended, done)
+        notes.since, notes.suspects = announced
         return Foretold(position, notes, announced, self.telling.doubts)
-
-    def _last_suspect(self) -> int:
-        offsets = (offset for offset in self._suspects if offset in self.items)
-        return max((o for o in offsets if self.items[o].suspect), default=-1) + 1
-
-
-def _is_ready(share: Share, item: Item) -> bool:
-    return item.state is State.READY and share.items.get(item.offset) is item
