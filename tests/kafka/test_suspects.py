@@ -226,6 +226,27 @@ def test_who_hands_over_in_order_charges_nobody_and_says_what_is_left():
     assert held(again) == [(0, 0, True, 1)], "nobody has died"
 
 
+def test_a_retry_goes_before_the_suspects_that_it_holds_up():
+    """Though others of them are not fetched yet: there may be no room for these before that."""
+    world = World(random.Random(1), Order.BY_KEY, {0: range(5)}, keys=1)
+    notes = Notes("t", 500, 0, set(), {0: Known(1, True, 60_000)})
+    world.told[0] = (0, as_text(notes, 0))
+    world.now = 0.0
+    part = Life(world).shares[0]
+    for offset in range(5):
+        part.feed(world.item(offset), 60.0 if offset == 0 else None)
+    assert part.suspect({}) is None
+    assert part.next_ready(0.0, {}) is None
+    first = part.next_ready(60.0, {})
+    assert first is not None
+    assert (first.offset, first.suspect, first.repeated) == (0, False, True)
+    part.take(first, {})
+    part.done(first)
+    next_ = part.suspect({})
+    assert next_ is not None
+    assert next_.offset == 1
+
+
 def test_what_was_never_tried_does_not_keep_what_was_noted_waiting():
     """In order by key, where more were given back than may be noted."""
     part = Life(World(random.Random(1), Order.BY_KEY, {0: range(200)}, keys=200)).shares[0]

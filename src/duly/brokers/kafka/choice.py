@@ -142,4 +142,5 @@ class Choice:
 
 def _waits_for_solitude(share: Share) -> bool:
     """Whether it has one that is not to start beside anything."""
-    return not share.leaving and share.suspects.wait_for_solitude
+    item = share.suspects.for_solitude
+    return item is not None and share.may_start(item)

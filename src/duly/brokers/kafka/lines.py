@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from duly.brokers.kafka.item import Item, State
@@ -29,7 +30,7 @@ class Lines:
         if self._in_order and item.key is not None:
             self._lines.setdefault(item.key, _Line()).offsets.append(item.offset)
 
-    def may_start(self, item: Item, lined: dict[str, int]) -> bool:
+    def may_start(self, item: Item, lined: Mapping[str, int]) -> bool:
         """Whether it may be claimed beside what ``lined`` counts, by key, of this claim."""
         if not self._in_order or item.key is None:
             return True

@@ -24,6 +24,7 @@ __all__ = ["Item", "Order", "Share", "State"]
 # So far behind where the log's end was met last, more will follow.
 _FAR = 1000
 _NONE: Mapping[int, Known | None] = {}
+_EMPTY: Mapping[str, int] = {}
 
 
 class Share:
@@ -166,7 +167,7 @@ class Share:
         part, that is all that is announced from now on.
         """
         suspects = self.suspects
-        item = suspects.next(lambda each: self._may_start(each, lined), self.order)
+        item = suspects.next(lambda each: self.may_start(each, lined), self.order)
         if item is None or suspects.part.covers(item.offset):
             return item
         if suspects.are_held():
@@ -196,13 +197,13 @@ class Share:
     @property
     def _is_for_suspects(self) -> bool:
         """Whether nothing else may start, or it would be among them if somebody died."""
-        if not self.suspects and not self._is_unread:
+        suspects = self.suspects
+        if not suspects:
             return False
-        if self.suspects.are_held() or self._is_unread:
+        if suspects.are_held() or suspects.next(self.may_start, self.order) is not None:
             return True
-        if self.suspects.next(lambda each: self._may_start(each, {}), self.order) is not None:
-            return True
-        self.suspects.part = NOWHERE
+        if not self._is_unread:
+            suspects.part = NOWHERE
         return False
 
     def next_ready(self, now: float, lined: dict[str, int]) -> Item | None:
@@ -218,7 +219,7 @@ class Share:
                 self.suspects.offer(item)
             elif self._is_too_much(item.offset):
                 return None
-            elif self._may_start(item, lined):
+            elif self.may_start(item, lined):
                 return item
             elif self.order is Order.BY_KEY and item.offset < self.position + REACH:
                 self._ready.drop()
@@ -227,7 +228,8 @@ class Share:
                 return None
         return None
 
-    def _may_start(self, item: Item, lined: dict[str, int]) -> bool:
+    def may_start(self, item: Item, lined: Mapping[str, int] = _EMPTY) -> bool:
+        """Whether it may be claimed beside what ``lined`` counts, by key, of this claim."""
         if self.leaving or item.offset >= self.position + REACH:
             return False
         if self.order is Order.AS_LOGGED:

@@ -87,10 +87,11 @@ class Suspects:
         return self.size == 1
 
     @property
-    def wait_for_solitude(self) -> bool:
-        """Whether one is ready whose process died while it came alone."""
+    def for_solitude(self) -> Item | None:
+        """The one whose process died while it came alone, where it waits for its turn."""
         item = self._there.get(self.accused)
-        return item is not None and item.state is State.READY and item.suspect
+        is_ready = item is not None and item.state is State.READY and item.suspect
+        return item if is_ready else None
 
     @property
     def run_in_solitude(self) -> bool:
