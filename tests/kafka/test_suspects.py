@@ -172,6 +172,31 @@ def test_nothing_starts_beside_one_that_is_charged():
     assert life.claim(1) is not None
 
 
+def test_what_runs_for_long_is_not_charged_once_others_start_beside_it():
+    there = {0: range(2), 1: range(5)}
+    world = World(random.Random(1), Order.NONE, there)
+    first = Life(world, limit=10)
+    first.fetch(0, 2)
+    first.claim(0)
+    world.death(first)
+    life = two_lanes(world)
+    life.claim(0)
+    assert held(life) == [(0, 0, True, 1)]
+    world.now += 0.9
+    assert life.claim(1) is None
+    world.now += 0.2
+    assert life.claim(1) is not None
+    assert held(life) == [(0, 0, False, 1), *((1, n, False, 1) for n in range(5))]
+    world.death(life)
+    after = Life(world, lanes=2, limit=10)
+    after.fetch(0, 2)
+    after.claim(0)
+    assert held(after) == [(0, 0, True, 1)], "nobody was charged"
+    after.fetch_all()
+    world.now += 20.0
+    assert after.claim(1) is None, "it has died alone before"
+
+
 def test_beside_others_it_is_not_charged_and_then_runs_without_them():
     """Its process dies while another lane is busy: nobody knows whose fault it is."""
     there = {0: range(2), 1: range(5), 2: range(3)}

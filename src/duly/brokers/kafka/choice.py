@@ -29,17 +29,22 @@ class Choice:
         shares = self._intake.shares.values()
         for share in shares:
             share.reap(now)
-        if any(share.suspects.run_in_solitude for share in shares):
+        sole = next((each for each in shares if each.suspects.run_in_solitude), None)
+        if sole is not None and not sole.suspects.may_be_joined(now):
             return
         is_held = any(share.is_held for share in shares)
         if is_held and any(map(_waits_for_solitude, shares)):
             return
         mine = self._in_turn()
-        found = self._suspects(mine, limit, max_bytes, is_held=is_held)
+        found = self._suspects(mine, limit, max_bytes, now, is_held=is_held)
         if not found and self._as_runs:
             self._take_runs(mine, limit, max_bytes, now, taken)
         if not found and not taken.runs:
             found = self._batch(mine, limit, max_bytes, now)
+        if sole is not None and (found or taken.runs):
+            sole.suspects.discharge()
+            sole.version += 1
+            taken.beside.append(sole)
         for share, item in found:
             item.token, item.lane, item.until = taken.claim
             where = taken.strays if self._is_stray(item) else taken.items
@@ -56,7 +61,7 @@ class Choice:
         return sorted(mine[start:] + mine[:start], key=_waits_for_solitude, reverse=True)
 
     def _suspects(
-        self, mine: Sequence[Share], limit: int, max_bytes: int, *, is_held: bool
+        self, mine: Sequence[Share], limit: int, max_bytes: int, now: float, *, is_held: bool
     ) -> list[tuple[Share, Item]]:
         """One that comes alone, or as many as may be of parts that are begun or begin. ``is_held``:
         something runs beside it.
@@ -76,7 +81,7 @@ class Choice:
                 found.append((share, item))
                 if share.suspects.come_alone:
                     if not is_held and item.wrong is None and self._is_for_me(item):
-                        share.charge(item)
+                        share.charge(item, now)
                     return found
         return found
 

@@ -18,7 +18,8 @@ from duly.guarantees import Done, Release, Settlement
 @dataclass(slots=True)
 class Taken:
     """What one claim has taken: either runs or items; ``wrong`` are those that are no message, and
-    ``strays`` of topics that nobody reads here.
+    ``strays`` of topics that nobody reads here. ``beside``: one of these partitions runs that was
+    alone in its process before.
     """
 
     claim: Claim
@@ -26,6 +27,7 @@ class Taken:
     runs: list[tuple[Share, Run]] = field(default_factory=list)
     wrong: list[tuple[Share, Item]] = field(default_factory=list)
     strays: list[tuple[Share, Item]] = field(default_factory=list)
+    beside: list[Share] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.items) + sum([len(run) for _, run in self.runs])
@@ -44,6 +46,7 @@ class Taken:
         """Partitions of which the group has to be told more before these may be started: where they
         are, that others are not, or how often one was tried.
         """
+        yield from self.beside
         for share, offset in self.ends():
             told = share.announced.covers(offset) and share.telling.covers(offset)
             if not told or share.is_narrower:

@@ -188,9 +188,9 @@ class Share:
         """Whether the group takes others for suspects than those of the part that is begun."""
         return self.suspects.part is not NOWHERE and not self.telling.known.within(self.announced)
 
-    def charge(self, item: Item) -> None:
+    def charge(self, item: Item, now: float) -> None:
         """This one is claimed, and its process holds nothing beside it: count its start."""
-        self.suspects.charge(item)
+        self.suspects.charge(item, now)
         self.note(item)
         self.version += 1
 

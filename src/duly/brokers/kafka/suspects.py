@@ -22,9 +22,10 @@ What this has to stand, with what keeps it:
 - *A retry holds up its key, or its partition.* It is no suspect, and goes first; suspects behind it
   have their turn as soon as they may start. As long as none may, others go on.
 - *Several lanes.* They share a part; the next begins when it is over. A message that comes alone
-  is charged only while its process holds nothing else of the subscription, and then nothing else
-  starts beside it. Where others run already it is not charged. If its process dies it is *accused*:
-  the next one lets what runs come to an end, and starts it with nothing beside it.
+  is charged only while its process holds nothing else of the subscription. Where others run
+  already it is not charged; nor any more where others want to start once it has run for a second,
+  which the group is told before they do. If its process dies it is *accused*: the next one lets
+  what runs come to an end, and starts nothing beside it however long it takes.
 - *A process that wakes late*, or whose announcement is not answered, starts nothing: a part that is
   narrower than what the group knows is not begun before the group knows it.
 """
@@ -43,6 +44,11 @@ PARTS = 16
 
 FEW = 32
 """So many, or fewer, come one by one."""
+
+SOLE_S = 1.0
+"""So long nothing is started beside one that is charged with its start. Most of what ends a process
+does so at once, and handlers of minutes would keep all lanes from work.
+"""
 
 
 def part_of(count: int) -> int:
@@ -74,8 +80,9 @@ class Suspects:
         left = [offset for offset in found if offset not in notes.done]
         self.size = part_of(len(left))
         self.accused = left[0] if len(left) == 1 and self.found.first != START else -1
-        # The last one that was charged with its start.
+        # The last one that was charged with its start, and when that was.
         self._sole: Item | None = None
+        self._sole_since = 0.0
 
     def __bool__(self) -> bool:
         """Whether there may be any whose turn it is, or comes."""
@@ -98,11 +105,23 @@ class Suspects:
         """Whether one is held that is charged if its process dies."""
         return self._sole is not None and self._sole.alone
 
-    def charge(self, item: Item) -> None:
+    def charge(self, item: Item, now: float) -> None:
         """Count the start of this one, which is claimed with nothing beside it."""
         item.alone = True
         item.charged += 1
-        self._sole = item
+        self._sole, self._sole_since = item, now
+
+    def may_be_joined(self, now: float) -> bool:
+        """Whether others may start beside the one that is charged, if that is taken back."""
+        sole = self._sole
+        accused = sole is not None and sole.offset == self.accused
+        return not accused and now >= self._sole_since + SOLE_S
+
+    def discharge(self) -> None:
+        """Somebody is about to start something beside it: nobody could say whose fault it was."""
+        if self._sole is not None and self._sole.alone:
+            self._sole.alone = False
+            self._sole.charged -= 1
 
     def offer(self, item: Item) -> None:
         """This one may be claimed."""
