@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from duly.broker import Delivery, SubscribeOptions
+from duly.broker import SubscribeOptions
 from duly.brokers.kafka import KafkaBroker
 from duly.brokers.kafka.commits import Commits
 from duly.brokers.kafka.suspects import PARTS
 from duly.brokers.kafka.transactions import TransactionalProducer
-from duly.guarantees import Dead, Done, Guarantee
+from duly.guarantees import Dead, Done, Guarantee, Release
 from duly.inspection import Selection
 from duly.message import Topic
 from tests.kafka.copier import copier
@@ -70,10 +70,11 @@ def fill(url: str, guarantee: Guarantee) -> None:
         texts = [str(number) for number in range(COUNT)]
         broker.publish([ONE.message(t, id=t, key=t, source="tests") for t in texts])
     with process(url, guarantee) as lane:
-        held: list[Delivery] = []
 
         def all_come() -> bool:
-            held.extend(lane.claim(COUNT, A_LOT, 1.0))
+            held = lane.claim(COUNT, A_LOT, 1.0)
+            if len(held) < COUNT:  # they are not fetched yet
+                lane.settle([Release(each.receipt) for each in held])
             return len(held) == COUNT
 
         eventually(all_come, "all are claimed")
@@ -126,7 +127,7 @@ def test_a_killer_is_found_alone_and_nobody_else_is_charged(
                 seen.update(each.message_id for each in claimed)
         assert commits["commits"] <= 4 * PARTS
     assert set(seen.values()) == {1}
-    assert died_with[0] <= COUNT // PARTS
+    assert died_with[0] <= COUNT // PARTS + 1
     assert died_with[-ATTEMPTS - 1 :] == [died_with[-ATTEMPTS - 1], *[1] * ATTEMPTS]
     assert len(died_with) <= 2 + ATTEMPTS
     assert attempts[-ATTEMPTS:] == [1, 2, 3]
