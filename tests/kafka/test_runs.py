@@ -313,7 +313,10 @@ def test_after_a_death_each_of_them_is_suspect():
     first = after.suspect({})
     assert first is not None
     assert (first.offset, first.repeated) == (0, True)
-    assert take_items(after) == [], "nothing new starts beside them"
+    fed(after, records(range(20, 60)))
+    assert after.runs.count == 40
+    assert claim(after)[1] == [], "nothing new starts beside them"
+    assert take_items(after) == []
     for item in [item for item in after.items.values() if item.suspect]:
         after.done(item)
     assert take_items(after) == list(range(15, 20)), "what nobody had is as if new"

@@ -8,9 +8,11 @@ import random
 
 import pytest
 
+from duly.brokers.kafka.ending import apply
 from duly.brokers.kafka.notes import REACH, Known, Notes, as_text, in_text
 from duly.brokers.kafka.share import Order
 from duly.brokers.kafka.suspects import FEW, PARTS, part_of
+from duly.guarantees import Release, Retry
 from tests.kafka.lives import Died, Life, World, attempt_of, lived_through
 
 ORDERS = pytest.mark.parametrize("order", [*Order], ids=[each.name for each in Order])
@@ -283,3 +285,108 @@ def test_what_was_never_tried_does_not_keep_what_was_noted_waiting():
     first = part.next_ready(0.0, {})
     assert first is not None
     assert first.offset == 0, "it stands before them"
+
+
+# --- leases that are over
+
+
+def let_go(life: Life, lane: int) -> None:
+    """The lane hangs until its lease is over."""
+    for _, _, item, _ in life.work[lane].items:  # type: ignore[union-attr]
+        item.until = life.world.now
+    life.work[lane] = None
+
+
+def claimed(life: Life, lane: int) -> list[int]:
+    """The offsets of what the lane claims now."""
+    work = life.claim(lane)
+    return [] if work is None else [item.offset for _, _, item, _ in work.items]
+
+
+def test_a_part_that_hangs_is_cut_smaller():
+    world = World(random.Random(1), Order.NONE, {0: range(REACH)})
+    life = Life(world, lanes=2, limit=REACH)
+    life.fetch_all()
+    sizes = []
+    for _ in range(4):
+        sizes.append(len(claimed(life, 0)))
+        let_go(life, 0)
+    assert sizes == [REACH, 512, 32, 1]
+    life.claim(0)
+    assert held(life) == [(0, 0, True, 2)]
+
+
+def test_what_was_cut_is_not_among_more_again():
+    world = World(random.Random(1), Order.NONE, {0: range(600)})
+    life = Life(world, lanes=2, limit=10)
+    life.fetch_all()
+    assert len(claimed(life, 0)) == 10
+    life.limit = 500
+    assert len(claimed(life, 1)) == 500
+    let_go(life, 0)
+    assert claimed(life, 0) == [0], "it comes alone"
+    let_go(life, 1)
+    finish(life, 0)
+    assert claimed(life, 0) == [1]
+
+
+def test_what_hung_alone_runs_without_others():
+    there = {0: range(2), 1: range(5)}
+    world = World(random.Random(1), Order.NONE, there)
+    life = Life(world, lanes=2, limit=10)
+    life.fetch(0, 2)
+    life.claim(0)
+    let_go(life, 0)
+    assert claimed(life, 0) == [0]
+    let_go(life, 0)
+    life.fetch(1, 5)
+    life.shares[0].leaving = True
+    assert claimed(life, 1) == [*range(5)]
+    life.shares[0].leaving = False
+    assert claimed(life, 0) == []
+    finish(life, 1)
+    assert claimed(life, 0) == [0]
+    assert held(life) == [(0, 0, True, 2)]
+
+
+def test_what_hung_is_marked_for_who_takes_over_though_it_is_no_suspect():
+    world = World(random.Random(1), Order.NONE, {0: range(600)})
+    life = Life(world, limit=500)
+    life.fetch_all()
+    life.claim(0)
+    let_go(life, 0)
+    assert len(claimed(life, 0)) == 32
+    world.death(life)
+    after = Life(world, limit=500)
+    after.fetch_all()
+    items = after.shares[0].items
+    assert [item.suspect for item in items.values()] == [True] * 32 + [False] * 568
+    assert [item.repeated for item in items.values()] == [True] * 500 + [False] * 100
+
+
+# --- what stands between
+
+
+def test_what_is_settled_makes_no_part_smaller():
+    done = {offset for offset in range(REACH) if offset % 8}
+    world = World(random.Random(1), Order.NONE, {0: range(0, REACH, 8)})
+    world.told[0] = (0, as_text(Notes("t", REACH, 0, done), 0))
+    work(Life(world, limit=REACH))
+    assert world.claims == PARTS
+
+
+def test_as_logged_no_suspect_passes_a_retry():
+    world = World(random.Random(1), Order.AS_LOGGED, {0: range(64)})
+    world.told[0] = (0, as_text(Notes("t", 64), 0))
+    life = Life(world)
+    life.fetch_all()
+    assert claimed(life, 0) == [0, 1, 2, 3]
+    part = life.shares[0]
+    for offset in (0, 1, 3):
+        apply(Release(0), part, part.items[offset], world.now)
+    apply(Retry(0, 0.0, "no"), part, part.items[2], world.now)
+    life.work[0] = None
+    assert part.next_ready(world.now, {}) is None, "what comes before it is not settled"
+    assert claimed(life, 0) == [0, 1]
+    finish(life, 0)
+    assert claimed(life, 0) == [2]

@@ -188,7 +188,7 @@ class Suspects:
             item.suspect = item.repeated = True
         count = sum(item.suspect for item in self._there.values())
         # What was cut already must not be among more again.
-        size = part_of(len(late) if again else count)
+        size = part_of(count)
         self.size = min(self.size, size) if before else size
         self._end = max(self._end, *(item.offset + 1 for item in late))
         self.part = NOWHERE
