@@ -313,13 +313,20 @@ def test_after_a_death_each_of_them_is_suspect():
     first = after.suspect({})
     assert first is not None
     assert (first.offset, first.repeated) == (0, True)
-    fed(after, records(range(20, 60)))
-    assert after.runs.count == 40
-    assert claim(after)[1] == [], "nothing new starts beside them"
-    assert take_items(after) == []
+    assert take_items(after) == [], "nothing new starts beside them"
     for item in [item for item in after.items.values() if item.suspect]:
         after.done(item)
     assert take_items(after) == list(range(15, 20)), "what nobody had is as if new"
+
+
+def test_no_run_is_claimed_beside_suspects():
+    part = fed(share(notes=Notes(suspects=15)), records(range(15)))
+    fed(part, records(range(15, 60)))
+    assert part.runs.count == 45
+    assert claim(part)[1] == []
+    for offset in range(15):
+        part.done(part.items[offset])
+    assert offsets(claim(part)[1]) == list(range(15, 60))
 
 
 def test_what_is_handed_over_is_marked():
