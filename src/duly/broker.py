@@ -253,8 +253,9 @@ class Subscription(Protocol):
         while what is due waits for this worker, or has it, with nothing else beside it: so it
         may stay empty for a while though something is due, and always comes to an end.
         Either every delivery is for one run together, or there is exactly one with ``alone``
-        set, whose start has been counted where its worker holds nothing else. In order by key, nothing of a key is delivered while
-        an earlier message of it is claimed or waits for a retry. Raises `BrokerError`.
+        set, whose start has been counted where its worker holds nothing else. In order by key,
+        nothing of a key is delivered while an earlier message of it is claimed or waits for a
+        retry. Raises `BrokerError`.
         """
         ...
 
