@@ -11,6 +11,9 @@ from duly.broker import Delivery, Subscription
 from duly.guarantees import Dead, Done, Release, Retry, Settlement
 from duly.testing.conformance.backend import LEASE_S, Backend, claim
 
+FEW = 32
+"""Of more suspects than so many a log may first give out several at once."""
+
 
 @dataclass
 class Fate:
@@ -21,6 +24,7 @@ class Fate:
     alone: bool = False
     asked_for_one: bool = False
     suspect: bool = False
+    among_many: bool = False
     perhaps: bool = False
     ended: str = ""
     offset: int = 0
@@ -53,7 +57,7 @@ class Model:
         assert not fate.ended, f"delivered again after {fate.ended}"
         assert fate.holder is None, f"delivered while lane {fate.holder} holds it"
         assert fate.due <= self.backend.clock() + 0.001, "delivered before it is due"
-        assert delivery.alone or not fate.suspect, "a suspect comes alone"
+        assert delivery.alone or not fate.suspect or fate.among_many, "a suspect comes alone"
         # A server that confirms no settlement may hold somebody for dead who is not.
         if self.backend.can.confirms_settlement:
             assert fate.suspect or not delivery.alone, "nobody else says that it is alone"
@@ -88,7 +92,7 @@ class Model:
             fate.ended = type(end).__name__
         elif isinstance(end, Retry):
             fate.charged += 1
-            fate.suspect = False
+            fate.suspect = fate.among_many = False
             fate.due = self.backend.clock() + end.delay_s
 
     def fall_silent(self) -> None:
@@ -101,7 +105,8 @@ class Model:
         self.backend.fall_silent()
         if self.backend.deviates("prefix-only") and any(self.held):
             self._lose_what_is_behind_a_gap()
-        only_one = sum(map(len, self.held)) == 1
+        lost = sum(map(len, self.held))
+        only_one = lost == 1
         for deliveries in self.held:
             for delivery in deliveries:
                 fate = self.fates[delivery.message.id]
@@ -109,6 +114,7 @@ class Model:
                 by_itself = fate.alone or (fate.asked_for_one and len(deliveries) == 1)
                 fate.perhaps = by_itself and not (fate.alone and only_one)
                 fate.suspect, fate.holder = True, None
+                fate.among_many |= self.backend.can.is_log and lost > FEW
             deliveries.clear()
 
     def _lose_what_is_behind_a_gap(self) -> None:
