@@ -90,13 +90,15 @@ class Reading:
                 self._ended.add(record.partition())
 
     def to_the_end(self) -> None:
-        """Read all."""
+        """Read all. Before a transaction that is left open a reader of what is committed stands for
+        up to a minute.
+        """
 
         def ended() -> bool:
             self.some()
             return len(self._ended) == len(self._places)
 
-        eventually(ended, "the topic is read to its end")
+        eventually(ended, "the topic is read to its end", timeout_s=90.0)
 
     def ends(self) -> int:
         """How many offsets there are for it, in all partitions."""

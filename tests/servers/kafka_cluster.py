@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import confluent_kafka.admin as driver
-from confluent_kafka import TopicCollection
+from confluent_kafka import KafkaException, TopicCollection
 
 from duly.testing.kafka import new_cluster
 from tests.servers.kafka import KafkaNode
@@ -81,11 +81,19 @@ class KafkaCluster:
     def wait_until_whole(self) -> None:
         """Until every partition of every topic is in sync on all three."""
 
-        def behind() -> int:
-            names = self._client().list_topics(timeout=30).topics
-            return sum(len(each.isr) < len(each.replicas) for each in self._partitions(names))
+        seen: list[object] = []
 
-        eventually(lambda: behind() == 0, "all copies are in sync", lambda: str(behind()), 120.0)
+        def whole() -> bool:
+            try:
+                names = self._client().list_topics(timeout=30).topics
+                there = self._partitions(names)
+            except KafkaException as error:  # of a node that has just begun to answer, or to end
+                seen.append(error)
+                return False
+            seen.append(sum(len(each.isr) < len(each.replicas) for each in there))
+            return seen[-1] == 0
+
+        eventually(whole, "all copies are in sync", lambda: str(seen[-1]), 120.0)
 
     def close(self) -> None:
         """End all of them at once, and remove their data."""
