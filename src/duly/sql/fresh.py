@@ -46,7 +46,7 @@ def claim(
                 lane.lane,
                 lane.boot_id,
                 lease_until_boot_ms,
-                lane.settles_first or lane.identities,
+                lane.with_ids or lane.identities,
             ),
         )
         for token, *one in found:

@@ -183,7 +183,7 @@ def lanes_of(
 ) -> list[Lane]:
     """One lane of a worker, for each topic of its subscription."""
     kept_s = min(topic.retention_s for topic in topics)
-    settles_first = options.guarantee is Guarantee.AT_MOST_ONCE and kept_s < _LOOKED_UP_S
+    with_ids = options.guarantee is Guarantee.AT_MOST_ONCE and kept_s < _LOOKED_UP_S
     return [
         Lane(
             number,
@@ -193,7 +193,7 @@ def lanes_of(
             options.order_by_key,
             options.hold_key_on_dead,
             options.bodies_only,
-            settles_first,
+            with_ids,
             options.identities,
         )
         for number in numbers

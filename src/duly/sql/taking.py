@@ -26,8 +26,8 @@ NOT_ALONE, SUSPECT, ASKED_FOR_ONE, ACCUSED, LEFT_ALONE = range(5)
 class Lane:
     """Who claims: one lane of a worker, for one topic of a subscription.
 
-    ``settles_first``: ids come with the bodies, for of what is settled the log keeps nothing;
-    ``identities``: they do, and the sources.
+    ``with_ids``: they come with the bodies, for of what is settled the log keeps nothing;
+    ``identities``: so they do, and the sources.
     """
 
     subscription_no: int
@@ -37,7 +37,7 @@ class Lane:
     order_by_key: bool
     hold_key_on_dead: bool
     bodies_only: bool = False
-    settles_first: bool = False
+    with_ids: bool = False
     identities: bool = False
 
 
@@ -187,7 +187,7 @@ def _fetch_span(lane: Lane, first: int, last: int) -> Steps[_Fetched]:
         if source != greatest:
             rows = yield Ask("fetch_span_with_identities", (first, last))
             return _Fetched(rows, is_span=True)
-    elif lane.settles_first:
+    elif lane.with_ids:
         [(ids,)] = yield Ask("ids_of_span", (first, last))
     return _Fetched((yield Column("fetch_span", (first, last))), True, ids or "", source or "")
 
