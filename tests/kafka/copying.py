@@ -98,7 +98,14 @@ class Reading:
             self.some()
             return len(self._ended) == len(self._places)
 
-        eventually(ended, "the topic is read to its end", timeout_s=90.0)
+        eventually(ended, "the topic is read to its end", self._stands, timeout_s=90.0)
+
+    def _stands(self) -> str:
+        """Where it stands that is not at its end, and where that is for who reads everything."""
+        left = [each for each in self._places if each.partition not in self._ended]
+        at = self._consumer.position(left)
+        ends = [self._consumer.get_watermark_offsets(each, 30)[1] for each in left]
+        return str([(p.partition, p.offset, end) for p, end in zip(at, ends, strict=True)])
 
     def ends(self) -> int:
         """How many offsets there are for it, in all partitions."""
