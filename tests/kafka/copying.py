@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -69,14 +69,15 @@ class Reading:
         there = self._consumer.list_topics(self._topic, timeout=30).topics[self._topic]
         self._places = [TopicPartition(self._topic, number, 0) for number in there.partitions]
         self._consumer.assign(self._places)
-        self._ended: set[int] = set()
+        # What is before these has been seen, where a reader like this may see it.
+        self._reached = dict.fromkeys(there.partitions, 0)
 
     def some(self) -> None:
         """Read what is there."""
         for record in self._consumer.consume(500, 0.2):
             error = record.error()
             if error is None:
-                self._ended.discard(record.partition())
+                self._reached[record.partition()] = record.offset() + 1
                 self.seen.append(
                     Copied(
                         record.partition(),
@@ -87,29 +88,37 @@ class Reading:
                     )
                 )
             elif error.code() == KafkaError._PARTITION_EOF:
-                self._ended.add(record.partition())
+                self._reached[record.partition()] = record.offset()
 
     def to_the_end(self) -> None:
-        """Read all. Before a transaction that is left open a reader of what is committed stands for
-        up to a minute.
+        """Read all that is there now: others may go on writing. Before a transaction that is left
+        open a reader of what is committed stands for up to a minute.
         """
+        ends = self._ends()
 
         def ended() -> bool:
             self.some()
-            return len(self._ended) == len(self._places)
+            return not self._left(ends)
 
-        eventually(ended, "the topic is read to its end", self._stands, timeout_s=90.0)
+        eventually(
+            ended,
+            "the topic is read to its end",
+            lambda: str([(at, self._reached[at], ends[at]) for at in self._left(ends)]),
+            timeout_s=90.0,
+        )
 
-    def _stands(self) -> str:
-        """Where it stands that is not at its end, and where that is for who reads everything."""
-        left = [each for each in self._places if each.partition not in self._ended]
-        at = self._consumer.position(left)
-        ends = [self._consumer.get_watermark_offsets(each, 30)[1] for each in left]
-        return str([(p.partition, p.offset, end) for p, end in zip(at, ends, strict=True)])
+    def _left(self, ends: Mapping[int, int]) -> list[int]:
+        return [number for number, end in ends.items() if self._reached[number] < end]
+
+    def _ends(self) -> Mapping[int, int]:
+        return {
+            place.partition: self._consumer.get_watermark_offsets(place, 30)[1]
+            for place in self._places
+        }
 
     def ends(self) -> int:
         """How many offsets there are for it, in all partitions."""
-        return sum(self._consumer.get_watermark_offsets(each, 30)[1] for each in self._places)
+        return sum(self._ends().values())
 
     def close(self) -> None:
         self._consumer.close()

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from duly.brokers.kafka import KafkaBroker
+from duly.brokers.kafka import intake as intake_module
 from duly.brokers.kafka.assigned import Beginnings
 from duly.errors import BrokerUnavailable
 from duly.guarantees import Done, Retry
@@ -33,6 +35,9 @@ from tests.waiting import eventually
 
 EAGER = "&partition.assignment.strategy=range"
 NEW = "&group.protocol=consumer"
+QUICK = "&session.timeout.ms=2000&heartbeat.interval.ms=400"
+POLLS_MS = 3000
+"""So rarely a member may ask for more; as the driver has it, not less than its session."""
 
 NUMBERS = [str(number) for number in range(60)]
 
@@ -116,6 +121,62 @@ def test_a_rebalance_waits_for_what_runs(kafka_url: str):
         eventually(lambda: owned(two), "the second has partitions")
         [lane] = two._lanes.values()
         assert list(lane.claim(100, A_LOT, 0.0)) == []
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        QUICK,
+        pytest.param(QUICK + EAGER, marks=pytest.mark.long),
+        pytest.param(NEW, marks=pytest.mark.long),
+    ],
+    ids=["cooperative", "eager", "kip-848"],
+)
+def test_positions_that_nobody_tells_for_long_are_waited_for(
+    kafka_url: str, monkeypatch: pytest.MonkeyPatch, protocol: str
+):
+    """As of brokers whose leader has just died; even for longer than the group waits for who does
+    not ask for more.
+    """
+    settings, of = intake_module.consuming, Beginnings.of
+    silent, asked = threading.Event(), Counter[str]()
+
+    def impatient(*args: Any) -> dict[str, Any]:
+        return {**settings(*args), "max.poll.interval.ms": POLLS_MS}
+
+    def silent_for_long(self: Beginnings, consumer: Any, given: Any) -> Any:
+        if silent.is_set():
+            asked["in vain"] += 1
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        return of(self, consumer, given)
+
+    monkeypatch.setattr(intake_module, "consuming", impatient)
+    monkeypatch.setattr(Beginnings, "of", silent_for_long)
+    with broker_at(kafka_url + protocol) as one, broker_at(kafka_url + protocol) as two:
+        publish(one, *NUMBERS)
+        first = one.subscribe([ORDERS], "sub", OPTIONS)
+        held = awaited(first, 7, limit=7)
+        assert list(first.settle([Done(each.receipt) for each in held])) == []
+        silent.set()
+        joining = threading.Thread(target=lambda: two.subscribe([ORDERS], "sub", OPTIONS))
+        joining.start()
+        eventually(lambda: asked["in vain"], "a rebalance asks in vain")
+        threading.Event().wait(2 * POLLS_MS / 1000)
+        silent.clear()
+        joining.join(60)
+        [second] = two._lanes.values()
+        handled = Counter(bodies(held))
+
+        def all_is_handled() -> bool:
+            for lane in (first, second):
+                got = lane.claim(10, A_LOT, 0.1)
+                # What one of them lost meanwhile is refused, and comes again.
+                refused = set(lane.settle([Done(each.receipt) for each in got]))
+                handled.update(bodies([each for each in got if each.receipt not in refused]))
+            return handled.keys() == set(NUMBERS)
+
+        eventually(all_is_handled, "all is handled", lambda: str(handled), 60.0)
+        assert handled == Counter(NUMBERS)
 
 
 def test_attempts_and_delays_outlive_the_process(kafka_url: str):

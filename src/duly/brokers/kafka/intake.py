@@ -246,9 +246,8 @@ class Intake:
                 share.reached(record.offset())
         elif (why := self._ending(error, record, share)) is not None:
             self._end(why)
-        elif time.monotonic() > self._told_s + _TELLS_S:
-            self._told_s = time.monotonic()
-            log.warning("subscription %r: %s", self.subscription, error)
+        else:
+            self._tell(error)
 
     def _ending(self, error: KafkaError, record: Any, share: Share | None) -> str | None:
         """Why nothing goes on after this; None where the driver asks again until it does."""
@@ -257,6 +256,12 @@ class Intake:
         told = broker_error(error, f"subscription {self.subscription!r}: {record.topic()}")
         denied = share is not None and isinstance(told, BrokerUnusable)
         return str(told) if denied or error.fatal() else None
+
+    def _tell(self, what: object) -> None:
+        """Say what the driver meets time and again, now and then."""
+        if time.monotonic() > self._told_s + _TELLS_S:
+            self._told_s = time.monotonic()
+            log.warning("subscription %r: %s", self.subscription, what)
 
     def _end(self, why: str) -> None:
         """Nothing more is given out. The first reason is the one that is told."""
@@ -301,11 +306,11 @@ class Intake:
         self.commits.rebalanced(consumer)
 
     def _begun(self, consumer: Any, given: Sequence[TopicPartition]) -> Sequence[Share]:
-        """Where these go on; asked again while nobody answers: what is not assigned now, this
-        generation is never given again.
+        """Where these go on; asked again for as long as nobody answers: what is not assigned now,
+        this generation is never given again. Where that lasts too long for the group, it tells
+        afterwards that they were lost.
         """
         self.commits.take_over(given)
-        until = time.monotonic() + _JOINS_S
         while not self._stop.is_set():
             self._hear_of_itself()
             try:
@@ -314,11 +319,7 @@ class Intake:
                 self._end(str(error))
                 break
             except (BrokerError, KafkaException, KeyError) as error:
-                if time.monotonic() > until:
-                    text = f"subscription {self.subscription!r}: nobody knows where to go on"
-                    self._end(f"{text}: {error!r}")
-                    break
-                log.warning("subscription %r: asking again: %s", self.subscription, error)
+                self._tell(f"asking again: {error}")
                 if isinstance(error, KafkaException):
                     with contextlib.suppress(BrokerError):  # it is asked again
                         self.commits.unblock(consumer, given, self._beginnings.beginners())

@@ -70,6 +70,9 @@ _FENCED = frozenset(
 # How long one call of the driver's may take; only a commit waits for as long as there is time.
 _CALLS_S = 10.0
 _STEP_S = 0.05
+# The first time; the driver doubles it, up to a second. A transaction that begins while the one
+# before is being marked in its partitions has to ask again, which they nearly all have to.
+_ASKS_AGAIN_MS = 5
 # How long the driver may take beyond the timeout it was given.
 _GRACE_S = 1.0
 
@@ -96,6 +99,7 @@ class TransactionalProducer:
                 "transactional.id": id,
                 # The driver bounds by it how long it tries to deliver, too.
                 "transaction.timeout.ms": int(address.transaction_timeout_s * 1000),
+                "retry.backoff.ms": _ASKS_AGAIN_MS,
                 "logger": _Ear(self._lost_a_connection),
                 "log_level": 6,
             },
