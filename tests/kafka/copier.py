@@ -3,6 +3,7 @@
 ``COPIER_BROKER`` is the broker's URL. ``COPIER_STRIKES=step:n:signal`` sends that signal to itself
 at this step of the n-th transaction that stores records: ``begun``, ``sent`` (the records),
 ``stored`` (the cluster has them), ``placed`` (the positions), ``committed``.
+``COPIER_FAILS=n:m``: of these transactions, from the n-th to the m-th, none can be committed.
 ``COPIER_TAKES=payloads``: its handler takes those, which are claimed and settled many at a time.
 ``COPIER_KILLS=n:attempts:batch``: this number kills its process each time, and so on.
 """
@@ -18,6 +19,7 @@ import duly
 from duly.brokers.kafka import producers
 from duly.brokers.kafka.producer import Sending
 from duly.brokers.kafka.transactions import TransactionalProducer
+from duly.errors import TransactionInterrupted
 from duly.worker import Worker
 
 HERE = duly.Topic("here", int, guarantee="at-least-once", partitions=4)
@@ -53,6 +55,7 @@ class Struck(TransactionalProducer):
     """Of all producers of this process the n-th transaction is struck."""
 
     step, at, by = "", 0, signal.SIGKILL
+    failing = range(0)
     count = 0
     stores = False
 
@@ -61,6 +64,9 @@ class Struck(TransactionalProducer):
         Struck.count += self.stores
         self._strike("begun")
         super().send(sendings)
+        if self.stores and self.count in self.failing:
+            self.abort()
+            raise TransactionInterrupted("rolled back: it is to fail")
         self._strike("sent")
         if self.step == "stored":
             self._producer.flush(10)
@@ -84,6 +90,8 @@ def main() -> None:
     if strikes := os.environ.get("COPIER_STRIKES"):
         step, at, by = strikes.split(":")
         Struck.step, Struck.at, Struck.by = step, int(at), signal.Signals[by]
+        first, last = map(int, os.environ.get("COPIER_FAILS", "0:-1").split(":"))
+        Struck.failing = range(first, last + 1)
         setattr(producers, "TransactionalProducer", Struck)  # noqa: B010 - types
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())

@@ -361,13 +361,18 @@ def test_what_kafka_forgets_to_end_is_ended(kafka_node: KafkaNode, tmp_path: Pat
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("struck", "fails"),
+    [("placed:2:SIGKILL", "0:-1"), ("placed:6:SIGKILL", "2:5")],
+    ids=["under the id that its position names", "behind others that failed"],
+)
 def test_positions_that_kafka_forgets_to_end_keep_nobody_waiting(
-    kafka_node: KafkaNode, tmp_path: Path
+    kafka_node: KafkaNode, tmp_path: Path, struck: str, fails: str
 ):
     """Their worker is dead, and nobody would be told where its group stands, for ever."""
     broker = in_namespace(f"forgotten{secrets.token_hex(4)}", kafka_node.url) + HASTY
     publish(broker, 100)
-    with Process(broker, tmp_path, "placed:2:SIGKILL") as worker:
+    with Process(broker, tmp_path, struck, COPIER_FAILS=fails) as worker:
         eventually(lambda: worker.ended, "it is dead", lambda: worker.told, 60)
         eventually(lambda: ends(broker, committed=True) == ends(broker), "it is aborted")
     assert forget_the_end(kafka_node, "__consumer_offsets")

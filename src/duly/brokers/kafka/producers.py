@@ -3,13 +3,15 @@
 Each is under an id that no other process has. What a process left open that died is ended by who
 begins under its ids; so these are committed with every position (`Notes.owner`), for whoever takes
 over the partition. After a transaction that was not committed another id is taken
-(`TransactionalProducer.is_clean`).
+(`TransactionalProducer.is_clean`). Of those that were taken since the last position was committed
+no position tells: what stands open under them Kafka ends by itself, after a while, and where it
+forgets that `end_standing_positions` finds them by trying.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from confluent_kafka import TopicPartition
@@ -19,7 +21,8 @@ from duly.brokers.kafka.transactions import Standing, TransactionalProducer
 from duly.errors import BrokerUnavailable
 from duly.identity import ids
 
-# The latest that one process may be thought to have had; the timeout ends the rest.
+# The latest that one process may be thought to have had; the timeout ends the rest. And so many
+# more are tried in each turn, where it has not.
 _MOST_ENDED = 16
 
 
@@ -42,28 +45,46 @@ class Producers:
     def owner(self) -> str:
         """What those who take over have to know: how many there are, with the next to be taken."""
         with self._lock:
-            return f"{self._process}/{self._count + (not self._idle)}"
+            return f"{self._process}/{self._count + (not (self._idle and self._idle[-1].is_clean))}"
 
     def _called(self, process: str, number: int) -> TransactionalProducer:
         return TransactionalProducer(self._address, f"{self._prefix}-{process}-{number}")
 
-    def end_those_of(
-        self, owners: Iterable[str], stuck: tuple[Sequence[TopicPartition], bytes] | None = None
-    ) -> None:
+    def end_those_of(self, owners: Iterable[str]) -> None:
         """End what these have open, unless they are this process. One that lives finds out, and
-        does it again where it still may. ``stuck``: positions of a group that Kafka may have
-        forgotten to end. Raises `BrokerError`.
+        does it again where it still may. Raises `BrokerError`.
         """
+        for process, count in self._others(owners).items():
+            for one in self._numbered(process, max(1, count - _MOST_ENDED + 1), count):
+                one.close()
+
+    def end_standing_positions(
+        self, owners: Iterable[str], places: Sequence[TopicPartition], group: bytes, turn: int
+    ) -> None:
+        """End what of a group's positions Kafka has forgotten to end under the ids of these, and
+        the more of those behind them the higher the ``turn``, from 1. To begin under one that
+        nobody has had harms nobody. Raises `BrokerError`.
+        """
+        for process, count in self._others(owners).items():
+            first, last = max(1, count - _MOST_ENDED + 1), count + turn * _MOST_ENDED
+            for one in self._numbered(process, first, last):
+                one.end_positions(places, group)
+                one.close()
+
+    def _others(self, owners: Iterable[str]) -> Mapping[str, int]:
+        counts: dict[str, int] = {}
         for owner in sorted(owners):
             process, _, count = owner.partition("/")
-            if process == self._process or not count.isdigit():
-                continue
-            for number in range(max(1, int(count) - _MOST_ENDED + 1), int(count) + 1):
-                one = self._called(process, number)
-                one.prepare()
-                if stuck is not None:
-                    one.end_positions(*stuck)
-                one.close()
+            if process != self._process and count.isdigit():
+                counts[process] = max(counts.get(process, 0), int(count))
+        return counts
+
+    def _numbered(self, process: str, first: int, last: int) -> Iterator[TransactionalProducer]:
+        """Producers under these ids, which have begun: what others had open there has ended."""
+        for number in range(first, last + 1):
+            one = self._called(process, number)
+            one.prepare()
+            yield one
 
     def take(self) -> TransactionalProducer:
         """One that nobody uses. Raises `BrokerUnavailable` once closed, and as long as what one

@@ -82,6 +82,7 @@ class Transacted:
         self._positions = positions
         self._group = b""
         self._doubts: list[_Doubt] = []
+        self._unblocked = 0
         self._ended = False
 
     # --- on the thread that polls
@@ -115,6 +116,7 @@ class Transacted:
         """End what those left open who had these before: until then nobody knows where to go on.
         Where that fails, the cluster ends it by itself, after a while.
         """
+        self._unblocked = 0
         names = {(each.topic, each.partition) for each in given}
         try:
             told = self._positions.now(names) if names else {}
@@ -126,14 +128,17 @@ class Transacted:
         self, consumer: Any, given: Sequence[TopicPartition], beginners: Iterable[str]
     ) -> None:
         """Nobody is told where the group stands: end what a dead process may have left open that
-        Kafka has forgotten, also of those that never committed a position.
+        Kafka has forgotten, also of those that never committed a position. Each time more is tried.
         """
+        self._unblocked += 1
         group: bytes = consumer.consumer_group_metadata()
         try:
             told = self._positions.now({(each.topic, each.partition) for each in given})
             owners = {in_text(text, at).owner for at, text in told.values()}
             places = [TopicPartition(each.topic, each.partition, 0) for each in given]
-            self._producers.end_those_of(owners | {*beginners}, (places, group))
+            self._producers.end_standing_positions(
+                owners | {*beginners}, places, group, self._unblocked
+            )
         except BrokerError as error:
             log.warning("subscription %r: waiting for others: %s", self._subscription, error)
 

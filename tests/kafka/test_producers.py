@@ -1,0 +1,58 @@
+"""Which transactional ids a process has, and which of another's are ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from duly.brokers.kafka import producers as producers_module
+from duly.brokers.kafka.address import address_of
+from duly.brokers.kafka.producers import Producers
+
+
+class Played:
+    """A producer that does nothing, and tells which ids positions were ended under."""
+
+    ended: list[str]
+
+    def __init__(self, _: Any, id: str) -> None:
+        self.id = id
+        self.is_clean = True
+
+    def prepare(self) -> None: ...
+
+    def end_standing(self, _: Any) -> None: ...
+
+    def end_positions(self, _places: Sequence[Any], _group: bytes) -> None:
+        self.ended.append(self.id)
+
+    def abort(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def producers(monkeypatch: pytest.MonkeyPatch) -> Producers:
+    monkeypatch.setattr(Played, "ended", [], raising=False)
+    monkeypatch.setattr(producers_module, "TransactionalProducer", Played)
+    return Producers(address_of("kafka://here", ""), "ids", lambda _: ())
+
+
+def test_a_position_names_the_id_of_the_transaction_that_commits_it(producers: Producers):
+    """Also behind one that was not committed, after which another id is taken."""
+    for is_clean in (True, False, False, True, True):
+        named = producers.owner
+        one = producers.take()
+        assert one.id == f"ids-{named.replace('/', '-')}"
+        one.is_clean = is_clean
+        producers.give_back(one)
+
+
+def test_of_positions_that_stay_open_more_ids_are_tried_each_time(producers: Producers):
+    """What failed since the last position was committed left ids that no position names."""
+    for turn, last in ((1, 20 + 16), (2, 20 + 32)):
+        Played.ended.clear()
+        producers.end_standing_positions(["dead/20", "dead/3", producers.owner], [], b"", turn)
+        assert Played.ended == [f"ids-dead-{number}" for number in range(5, last + 1)]
