@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from tests.kafka.copier import HERE, KEYS, THERE, copier
 from tests.kafka.work import host_of, namespace_of
@@ -111,10 +111,17 @@ class Reading:
         return [number for number, end in ends.items() if self._reached[number] < end]
 
     def _ends(self) -> Mapping[int, int]:
-        return {
-            place.partition: self._consumer.get_watermark_offsets(place, 30)[1]
-            for place in self._places
-        }
+        """As soon as they are told: a node that has just started may not lead yet."""
+        found: dict[int, int] = {}
+
+        def told() -> bool:
+            with contextlib.suppress(KafkaException):
+                for place in self._places:
+                    found[place.partition] = self._consumer.get_watermark_offsets(place, 30)[1]
+            return len(found) == len(self._places)
+
+        eventually(told, "the ends of a topic are told")
+        return found
 
     def ends(self) -> int:
         """How many offsets there are for it, in all partitions."""

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
+from confluent_kafka.admin import AdminClient
 
 import duly
 from duly.broker import SubscribeOptions
@@ -375,6 +377,7 @@ def test_positions_that_kafka_forgets_to_end_keep_nobody_waiting(
     with Process(broker, tmp_path, struck, COPIER_FAILS=fails) as worker:
         eventually(lambda: worker.ended, "it is dead", lambda: worker.told, 60)
         eventually(lambda: ends(broker, committed=True) == ends(broker), "it is aborted")
+        eventually(lambda: are_told(broker), "so are its positions")
     assert forget_the_end(kafka_node, "__consumer_offsets")
     with Process(broker, tmp_path) as worker:
         eventually(
@@ -383,6 +386,17 @@ def test_positions_that_kafka_forgets_to_end_keep_nobody_waiting(
         )  # fmt: skip
         worker.end()
     check_copied(read(broker), 100)
+
+
+def are_told(broker: str) -> bool:
+    """Whether somebody who waits for the end of transactions is told where the group stands."""
+    admin: Any = AdminClient({"bootstrap.servers": host_of(broker)})
+    asked = ConsumerGroupTopicPartitions(f"{namespace_of(broker)}.copy")
+    [told] = admin.list_consumer_group_offsets([asked], require_stable=True).values()
+    try:
+        return all(place.error is None for place in told.result(10).topic_partitions)
+    except KafkaException:
+        return False
 
 
 def ends(broker: str, *, committed: bool = False) -> int:
