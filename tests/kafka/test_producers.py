@@ -50,9 +50,12 @@ def test_a_position_names_the_id_of_the_transaction_that_commits_it(producers: P
         producers.give_back(one)
 
 
-def test_of_positions_that_stay_open_more_ids_are_tried_each_time(producers: Producers):
+@pytest.mark.parametrize(
+    ("turn", "first", "last"), [(0, 5, 36), (1, 37, 52), (3, 69, 84), (4, 5, 36)]
+)
+def test_of_positions_that_stay_open_other_ids_are_tried_each_time(
+    producers: Producers, turn: int, first: int, last: int
+):
     """What failed since the last position was committed left ids that no position names."""
-    for turn, last in ((1, 20 + 16), (2, 20 + 32)):
-        Played.ended.clear()
-        producers.end_standing_positions(["dead/20", "dead/3", producers.owner], [], b"", turn)
-        assert Played.ended == [f"ids-dead-{number}" for number in range(5, last + 1)]
+    producers.end_standing_positions(["dead/20", "dead/3", producers.owner], [], b"", turn)
+    assert Played.ended == [f"ids-dead-{number}" for number in range(first, last + 1)]

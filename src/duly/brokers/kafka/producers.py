@@ -21,9 +21,10 @@ from duly.brokers.kafka.transactions import Standing, TransactionalProducer
 from duly.errors import BrokerUnavailable
 from duly.identity import ids
 
-# The latest that one process may be thought to have had; the timeout ends the rest. And so many
-# more are tried in each turn, where it has not.
+# The latest that one process may be thought to have had; the timeout ends the rest. Where it has
+# not, so many more are tried in each turn, and after these turns the same again.
 _MOST_ENDED = 16
+_TURNS = 4
 
 
 class Producers:
@@ -61,13 +62,14 @@ class Producers:
     def end_standing_positions(
         self, owners: Iterable[str], places: Sequence[TopicPartition], group: bytes, turn: int
     ) -> None:
-        """End what of a group's positions Kafka has forgotten to end under the ids of these, and
-        the more of those behind them the higher the ``turn``, from 1. To begin under one that
-        nobody has had harms nobody. Raises `BrokerError`.
+        """End what of a group's positions Kafka has forgotten to end under the ids of these; and
+        under those behind them, others in each ``turn``. To begin under one that nobody has had
+        harms nobody. Raises `BrokerError`.
         """
+        ahead = turn % _TURNS * _MOST_ENDED
         for process, count in self._others(owners).items():
-            first, last = max(1, count - _MOST_ENDED + 1), count + turn * _MOST_ENDED
-            for one in self._numbered(process, first, last):
+            first = count + ahead + 1 if ahead else max(1, count - _MOST_ENDED + 1)
+            for one in self._numbered(process, first, count + ahead + _MOST_ENDED):
                 one.end_positions(places, group)
                 one.close()
 

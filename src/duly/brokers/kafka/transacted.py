@@ -128,9 +128,8 @@ class Transacted:
         self, consumer: Any, given: Sequence[TopicPartition], beginners: Iterable[str]
     ) -> None:
         """Nobody is told where the group stands: end what a dead process may have left open that
-        Kafka has forgotten, also of those that never committed a position. Each time more is tried.
+        Kafka has forgotten, also of those that never committed a position. Each time others are tried.
         """
-        self._unblocked += 1
         group: bytes = consumer.consumer_group_metadata()
         try:
             told = self._positions.now({(each.topic, each.partition) for each in given})
@@ -139,6 +138,7 @@ class Transacted:
             self._producers.end_standing_positions(
                 owners | {*beginners}, places, group, self._unblocked
             )
+            self._unblocked += 1
         except BrokerError as error:
             log.warning("subscription %r: waiting for others: %s", self._subscription, error)
 
