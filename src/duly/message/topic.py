@@ -7,6 +7,7 @@ import copy
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, Generic, TypeVar, overload
 
 from duly.codec import ENCODE_FAILURES, Codec, codec_for, not_of_type
@@ -264,10 +265,10 @@ class Topic(Generic[T]):
         checked = NO_HEADERS if not headers else check_headers(self.name, ids[0], headers)
         bodies = self._bodies(payloads, ids)
         keys = self._keys(payloads, ids, keys)
-        name, time_ms = self.name, now_ms()
+        # Without a line of Python for each; ids, bodies and keys are one for each payload.
+        topic, time_ms, due = repeat(self.name), repeat(now_ms()), repeat(due_ms)
         return [
-            Message(name, source, id, body, time_ms, key, checked, due_ms)
-            for id, body, key in zip(ids, bodies, keys, strict=True)
+            *map(Message, topic, repeat(source), ids, bodies, time_ms, keys, repeat(checked), due)
         ]
 
     def _new_ids(self, payloads: Sequence[T], headers: Mapping[str, str] | None) -> Sequence[str]:
@@ -302,18 +303,24 @@ class Topic(Generic[T]):
             ) from error
 
     def _bodies(self, payloads: Sequence[T], ids: Sequence[str]) -> list[bytes]:
-        encode, bodies = self.codec.encode_fast, list[bytes]()
-        append, limit = bodies.append, self.max_body_bytes
+        bodies: list[bytes] = []
         try:
-            for payload in payloads:
-                body = encode(payload)
-                if len(body) > limit:
-                    raise self._too_large(body, ids[len(bodies)])
-                append(body)
+            bodies.extend(map(self.codec.encode_fast, payloads))
         except ENCODE_FAILURES as error:
             at = len(bodies)
+            self._check_sizes(bodies, ids)
             raise self._not_of_type(payloads[at], ids[at], error) from error
+        self._check_sizes(bodies, ids)
         return bodies
+
+    def _check_sizes(self, bodies: Sequence[bytes], ids: Sequence[str]) -> None:
+        limit = self.max_body_bytes
+        if max(map(len, bodies), default=0) > limit:
+            raise next(
+                self._too_large(body, id)
+                for id, body in zip(ids, bodies, strict=False)
+                if len(body) > limit
+            )
 
     def _not_of_type(self, payload: T, id: str, error: Exception) -> InvalidMessage:
         return InvalidMessage(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from operator import attrgetter
 from typing import Any, cast
 
 from duly.broker import Broker, Outcome, Published, RepeatDropped
@@ -26,6 +27,8 @@ the running code: set around exactly-once handlers by the worker, and by ``app.t
 # nothing, small enough that others get their turn.
 PORTION_MESSAGES = 1000
 PORTION_BYTES = 4 * 1024 * 1024
+
+_body = attrgetter("body")
 
 
 def refuse_on_loop(call: str, instead: str) -> None:
@@ -93,7 +96,7 @@ def _because(cause: Exception, outcome: PublishFailed | PublishUnknown) -> Outco
 def in_portions(messages: Sequence[Message[Any]]) -> Iterator[Sequence[Message[Any]]]:
     """The messages in order, in portions that a broker stores at once."""
     small = len(messages) <= PORTION_MESSAGES
-    if small and sum([len(message.body) for message in messages]) <= PORTION_BYTES:
+    if small and sum(map(len, map(_body, messages))) <= PORTION_BYTES:
         if messages:
             yield messages
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 from duly.broker import Outcome
@@ -10,6 +11,8 @@ from duly.errors import BrokerError, CommitUnknown, MessageTooLarge, PublishFail
 from duly.message import Message
 
 Messages = Sequence[Message[Any]]
+
+_body = attrgetter("body")
 
 
 def told(messages: Messages, publish: Callable[[], Sequence[Outcome]]) -> Sequence[Outcome]:
@@ -26,7 +29,7 @@ def fitting(
     messages: Messages, most_bytes: int, name: str, publish: Callable[[Messages], Sequence[Outcome]]
 ) -> Sequence[Outcome]:
     """Publish those whose bodies are no larger than the broker of this name carries."""
-    if max([len(message.body) for message in messages]) <= most_bytes:
+    if max(map(len, map(_body, messages))) <= most_bytes:
         return publish(messages)
     small = [message for message in messages if len(message.body) <= most_bytes]
     stored = iter(publish(small) if small else [])

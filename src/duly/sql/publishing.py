@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from operator import attrgetter
 
 import msgspec
 
@@ -17,6 +18,10 @@ from duly.sql.steps import Ask, Many, Steps
 Messages = Sequence[Message[object]]
 
 _encode_headers = msgspec.json.Encoder().encode
+# By `map` with these a column of a batch takes half as long as by a comprehension.
+_source, _id = attrgetter("source"), attrgetter("id")
+_time_ms, _body = attrgetter("time_ms"), attrgetter("body")
+_due_ms = attrgetter("due_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ def _publish_topic(topic: TopicRecord, messages: Messages, now_ms: int) -> Steps
     if topic.exactly_once:
         return (yield from _publish_once(topic, messages, now_ms))
     yield from _append(messages, (yield from _take_positions(topic, messages)))
-    return [Published(message.id) for message in messages]
+    return [*map(Published, map(_id, messages))]
 
 
 def _undeclared(message: Message[object]) -> PublishFailed:
@@ -105,20 +110,18 @@ def stream_for(topic: TopicRecord, message: Message[object]) -> int:
 
 def _next_positions(stream: int, messages: Messages) -> Steps[range]:
     count = len(messages)
-    largest = max([len(m.body) for m in messages])
-    latest_due_ms = max([m.due_ms for m in messages if m.due_ms is not None], default=0)
+    largest = max(map(len, map(_body, messages)))
+    latest_due_ms = max(filter(None, map(_due_ms, messages)), default=0)
     [(end,)] = yield Ask("take_positions", (count, largest, latest_due_ms, stream))
     return range(at(stream, end - count), at(stream, end))
 
 
 def _append(messages: Messages, positions: Sequence[int]) -> Steps[None]:
-    if all(m.key is None and m.due_ms is None and not m.headers for m in messages):
+    more = [m for m in messages if m.key is not None or m.due_ms is not None or m.headers]
+    if not more:
         # Most have none of these, and each column that is bound costs a tenth of the whole.
-        plain = [
-            (position, m.source, m.id, m.time_ms, m.body)
-            for position, m in zip(positions, messages, strict=True)
-        ]
-        yield Many("append_plain", plain)
+        columns = [map(of, messages) for of in (_source, _id, _time_ms, _body)]
+        yield Many("append_plain", list(zip(positions, *columns, strict=True)))
         return
     rows = [
         (
@@ -155,7 +158,7 @@ def _publish_once(topic: TopicRecord, messages: Messages, now_ms: int) -> Steps[
     remembered = yield Many("remember", mine, (topic_no, now_ms))
     if remembered == len(mine):
         yield from _append(messages, positions)
-        return [Published(message.id) for message in messages]
+        return [*map(Published, map(_id, messages))]
     # Nobody else can have taken positions since: give these back, so that the log has no gaps.
     yield Many("forget", [(topic_no, source, id, position) for source, id, _, position in mine])
     for stream in {position >> 40 for position in positions}:

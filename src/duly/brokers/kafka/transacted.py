@@ -128,7 +128,8 @@ class Transacted:
         self, consumer: Any, given: Sequence[TopicPartition], beginners: Iterable[str]
     ) -> None:
         """Nobody is told where the group stands: end what a dead process may have left open that
-        Kafka has forgotten, also of those that never committed a position. Each time others are tried.
+        Kafka has forgotten, also of those that never committed a position. Each time others are
+        tried.
         """
         group: bytes = consumer.consumer_group_metadata()
         try:
