@@ -58,8 +58,9 @@ class KafkaNode:
     pace_s = (1.5, 4.0)
     # What is claimed is settled soon, and whoever is struck at any time seldom holds anything.
     takes_aim = True
-    # Each time that a message kills its worker, it waits for a session, and for all groups.
-    more_rest_s = 200.0
+    # Each message that kills its worker, or stops it, costs all groups a session and more; those
+    # are handled at last that come one by one after a death.
+    more_rest_s = 500.0
 
     def __init__(self) -> None:
         try:
