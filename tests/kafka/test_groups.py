@@ -9,15 +9,15 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from duly.brokers.kafka import KafkaBroker
-from duly.brokers.kafka import intake as intake_module
 from duly.brokers.kafka.assigned import Beginnings
+from duly.brokers.kafka.client import consuming
 from duly.errors import BrokerUnavailable
 from duly.guarantees import Done, Retry
 from duly.message import Topic, now_ms
@@ -135,14 +135,14 @@ def test_a_rebalance_waits_for_what_runs(kafka_url: str):
 def test_positions_that_nobody_tells_for_long_are_waited_for(
     kafka_url: str, monkeypatch: pytest.MonkeyPatch, protocol: str
 ):
-    """As of brokers whose leader has just died; even for longer than the group waits for who does
-    not ask for more.
+    """As of brokers whose leader has just died; even for longer than who starts waits, and than
+    the group waits for who does not ask for more.
     """
-    settings, of = intake_module.consuming, Beginnings.of
+    of = Beginnings.of
     silent, asked = threading.Event(), Counter[str]()
 
     def impatient(*args: Any) -> dict[str, Any]:
-        return {**settings(*args), "max.poll.interval.ms": POLLS_MS}
+        return {**consuming(*args), "max.poll.interval.ms": POLLS_MS}
 
     def silent_for_long(self: Beginnings, consumer: Any, given: Any) -> Any:
         if silent.is_set():
@@ -150,7 +150,8 @@ def test_positions_that_nobody_tells_for_long_are_waited_for(
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
         return of(self, consumer, given)
 
-    monkeypatch.setattr(intake_module, "consuming", impatient)
+    monkeypatch.setattr("duly.brokers.kafka.intake._JOINS_S", 1.5 * POLLS_MS / 1000)
+    monkeypatch.setattr("duly.brokers.kafka.intake.consuming", impatient)
     monkeypatch.setattr(Beginnings, "of", silent_for_long)
     with broker_at(kafka_url + protocol) as one, broker_at(kafka_url + protocol) as two:
         publish(one, *NUMBERS)
@@ -158,13 +159,20 @@ def test_positions_that_nobody_tells_for_long_are_waited_for(
         held = awaited(first, 7, limit=7)
         assert list(first.settle([Done(each.receipt) for each in held])) == []
         silent.set()
-        joining = threading.Thread(target=lambda: two.subscribe([ORDERS], "sub", OPTIONS))
+        lanes: list[Any] = []
+
+        def join() -> None:
+            while not lanes:
+                with suppress(BrokerUnavailable):
+                    lanes.append(two.subscribe([ORDERS], "sub", OPTIONS))
+
+        joining = threading.Thread(target=join)
         joining.start()
         eventually(lambda: asked["in vain"], "a rebalance asks in vain")
         threading.Event().wait(2 * POLLS_MS / 1000)
         silent.clear()
         joining.join(60)
-        [second] = two._lanes.values()
+        [second] = lanes
         handled = Counter(bodies(held))
 
         def all_is_handled() -> bool:

@@ -57,5 +57,13 @@ def test_of_positions_that_stay_open_other_ids_are_tried_each_time(
     producers: Producers, turn: int, first: int, last: int
 ):
     """What failed since the last position was committed left ids that no position names."""
-    producers.end_standing_positions(["dead/20", "dead/3", producers.owner], [], b"", turn)
+    owners = ["dead/20", "dead/3", producers.owner]
+    assert producers.end_standing_positions(owners, [], b"", turn, lambda: True)
     assert Played.ended == [f"ids-dead-{number}" for number in range(first, last + 1)]
+
+
+def test_who_is_to_stop_tries_no_further_id(producers: Producers):
+    assert not producers.end_standing_positions(
+        ["dead/20"], [], b"", 0, lambda: len(Played.ended) < 3
+    )
+    assert len(Played.ended) == 3

@@ -258,7 +258,7 @@ def _passed_on(options: Mapping[str, str], shown: str) -> Mapping[str, str]:
     if not (size.isascii() and size.isdigit() and 64_000 <= int(size) <= 1_000_000_000):
         raise ConfigurationError(f"{shown!r}: message.max.bytes is a number from 64000")
     longest = passed.setdefault("transaction.timeout.ms", _TRANSACTION_MS)
-    # Who takes over a partition asks for a minute where to go on, until it is known.
+    # Who starts waits for a minute to be told where to go on, which it is not before that.
     if not (longest.isascii() and longest.isdigit() and 1000 <= int(longest) <= 40_000):
         raise ConfigurationError(
             f"{shown!r}: transaction.timeout.ms is a number from 1000 to 40000"

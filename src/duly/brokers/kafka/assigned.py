@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
 from duly.broker import Start
 from duly.brokers.kafka.admin import Admin, Found
+from duly.brokers.kafka.client import broker_error
+from duly.brokers.kafka.commits import Commits
 from duly.brokers.kafka.notes import Notes, as_text, in_text
 from duly.brokers.kafka.records import Records
 from duly.brokers.kafka.share import Order, Share
-from duly.errors import BrokerUnavailable, BrokerUnusable
+from duly.brokers.kafka.transacted import Transacted, is_member
+from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 
 _generations = itertools.count(1)
 
 _ASKS_S = 15.0
+_ASKS_AGAIN_S = 0.5
 
 
 class Beginnings:
@@ -48,6 +53,43 @@ class Beginnings:
         self._ids: dict[str, str] = {}
         self._away: frozenset[str] = frozenset()
         self._checked: set[tuple[str, int]] = set()
+
+    def at_last(
+        self,
+        consumer: Any,
+        given: Sequence[TopicPartition],
+        commits: Commits | Transacted,
+        asks: Callable[[], bool],
+        tell: Callable[[str], None],
+        rest: Callable[[float], object],
+    ) -> Sequence[Share]:
+        """As `of`, asked again for as long as nobody answers and it ``asks``: what is not assigned
+        now, this generation is never given again. None of them to whom the group throws out
+        meanwhile, which deals anew. Raises `BrokerUnusable`.
+        """
+
+        def belongs() -> bool:
+            return asks() and is_member(consumer.consumer_group_metadata())
+
+        while asks():
+            try:
+                return self.of(consumer, given)
+            except KafkaException as error:
+                told = broker_error(error, f"subscription {self._subscription!r}")
+                if error.args[0].fatal() or isinstance(told, BrokerUnusable):
+                    raise BrokerUnusable(str(told)) from error
+                tell(f"asking again: {told}")
+                with contextlib.suppress(BrokerError):  # it is asked again
+                    if belongs():
+                        commits.unblock(consumer, given, self.beginners(), belongs)
+            except KeyError as error:
+                tell(f"asking again: topic {error} is not there")
+            except BrokerUnavailable as error:
+                tell(f"asking again: {error}")
+            if not belongs():
+                break
+            rest(_ASKS_AGAIN_S)
+        return []
 
     def of(self, consumer: Any, given: Iterable[TopicPartition]) -> Sequence[Share]:
         """A share of each of these partitions, at its position. Raises `BrokerError`: one whose

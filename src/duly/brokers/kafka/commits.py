@@ -124,7 +124,11 @@ class Commits:
         """Who had these before has left nothing open."""
 
     def unblock(
-        self, consumer: Any, given: Sequence[TopicPartition], beginners: Iterable[str]
+        self,
+        consumer: Any,
+        given: Sequence[TopicPartition],
+        beginners: Iterable[str],
+        goes_on: Callable[[], bool],
     ) -> None:
         """What it commits is in no transaction."""
 

@@ -7,7 +7,6 @@ thread alone: while it polls, others would wait.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import math
@@ -16,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from duly.broker import Start
 from duly.brokers.kafka.address import Address
@@ -34,7 +33,7 @@ from duly.brokers.kafka.runs import Run
 from duly.brokers.kafka.share import Item, Order, Share
 from duly.brokers.kafka.stillness import Stillness
 from duly.brokers.kafka.transacted import Transacted
-from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable, SubscriptionEnded
+from duly.errors import BrokerUnavailable, BrokerUnusable, SubscriptionEnded
 from duly.guarantees import Guarantee
 from duly.message import Topic
 
@@ -44,7 +43,6 @@ numbers = itertools.count(1)
 """What receipts name an intake by."""
 
 _JOINS_S = 60.0
-_ASKS_AGAIN_S = 0.5
 _LEAVES_S = 15.0
 _POLLS_S = 0.05
 # So many records are taken from the driver in one go; and so few where lanes have something to do:
@@ -306,25 +304,20 @@ class Intake:
         self.commits.rebalanced(consumer)
 
     def _begun(self, consumer: Any, given: Sequence[TopicPartition]) -> Sequence[Share]:
-        """Where these go on; asked again for as long as nobody answers: what is not assigned now,
-        this generation is never given again. Where that lasts too long for the group, it tells
-        afterwards that they were lost.
-        """
-        self.commits.take_over(given)
-        while not self._stop.is_set():
+        """Where these go on, as soon as that is told."""
+
+        def asks() -> bool:
             self._hear_of_itself()
-            try:
-                return self._beginnings.of(consumer, given)
-            except BrokerUnusable as error:
-                self._end(str(error))
-                break
-            except (BrokerError, KafkaException, KeyError) as error:
-                self._tell(f"asking again: {error}")
-                if isinstance(error, KafkaException):
-                    with contextlib.suppress(BrokerError):  # it is asked again
-                        self.commits.unblock(consumer, given, self._beginnings.beginners())
-                self._stop.wait(_ASKS_AGAIN_S)
-        return []
+            return not self._stop.is_set() and self.failed is None
+
+        self.commits.take_over(given)
+        try:
+            return self._beginnings.at_last(
+                consumer, given, self.commits, asks, self._tell, self._stop.wait
+            )
+        except BrokerUnusable as error:
+            self._end(str(error))
+            return []
 
     def _on_revoke(self, consumer: Any, taken: Sequence[TopicPartition]) -> None:
         """Hand over in an orderly way: what runs is settled first, as far as time allows."""

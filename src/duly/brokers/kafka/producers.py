@@ -11,7 +11,7 @@ forgets that `end_standing_positions` finds them by trying.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from confluent_kafka import TopicPartition
@@ -60,18 +60,29 @@ class Producers:
                 one.close()
 
     def end_standing_positions(
-        self, owners: Iterable[str], places: Sequence[TopicPartition], group: bytes, turn: int
-    ) -> None:
+        self,
+        owners: Iterable[str],
+        places: Sequence[TopicPartition],
+        group: bytes,
+        turn: int,
+        goes_on: Callable[[], bool],
+    ) -> bool:
         """End what of a group's positions Kafka has forgotten to end under the ids of these; and
         under those behind them, others in each ``turn``. To begin under one that nobody has had
-        harms nobody. Raises `BrokerError`.
+        harms nobody. ``goes_on`` is asked before each; whether it always said so. Raises
+        `BrokerError`.
         """
         ahead = turn % _TURNS * _MOST_ENDED
         for process, count in self._others(owners).items():
             first = count + ahead + 1 if ahead else max(1, count - _MOST_ENDED + 1)
             for one in self._numbered(process, first, count + ahead + _MOST_ENDED):
-                one.end_positions(places, group)
-                one.close()
+                try:
+                    if not goes_on():
+                        return False
+                    one.end_positions(places, group)
+                finally:
+                    one.close()
+        return True
 
     def _others(self, owners: Iterable[str]) -> Mapping[str, int]:
         counts: dict[str, int] = {}

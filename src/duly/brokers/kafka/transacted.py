@@ -125,21 +125,24 @@ class Transacted:
             log.warning("subscription %r: waiting for others: %s", self._subscription, error)
 
     def unblock(
-        self, consumer: Any, given: Sequence[TopicPartition], beginners: Iterable[str]
+        self,
+        consumer: Any,
+        given: Sequence[TopicPartition],
+        beginners: Iterable[str],
+        goes_on: Callable[[], bool],
     ) -> None:
         """Nobody is told where the group stands: end what a dead process may have left open that
         Kafka has forgotten, also of those that never committed a position. Each time others are
-        tried.
+        tried, as long as it ``goes_on``.
         """
         group: bytes = consumer.consumer_group_metadata()
         try:
             told = self._positions.now({(each.topic, each.partition) for each in given})
             owners = {in_text(text, at).owner for at, text in told.values()}
             places = [TopicPartition(each.topic, each.partition, 0) for each in given]
-            self._producers.end_standing_positions(
-                owners | {*beginners}, places, group, self._unblocked
+            self._unblocked += self._producers.end_standing_positions(
+                owners | {*beginners}, places, group, self._unblocked, goes_on
             )
-            self._unblocked += 1
         except BrokerError as error:
             log.warning("subscription %r: waiting for others: %s", self._subscription, error)
 

@@ -46,6 +46,7 @@ from duly.brokers.kafka.client import broker_error, log, quiet, settings
 from duly.brokers.kafka.producer import SURELY, Sending
 from duly.errors import (
     BrokerError,
+    BrokerUnavailable,
     CommitUnknown,
     DulyError,
     Superseded,
@@ -244,6 +245,8 @@ class TransactionalProducer:
         # Refused, they are part of the transaction all the same.
         with contextlib.suppress(DulyError):
             self.send_offsets(places, group)
+        if self._producer is None:
+            raise BrokerUnavailable(f"what stands open under {self.id!r} was not ended")
         self.abort()
 
     def abort(self) -> None:
