@@ -47,7 +47,7 @@ class Decoder:
                     raise ValueError("one is too large")
                 if self._when_called and isinstance(claimed, Span):
                     return BodyWork(claimed, decode, self._argument)
-                payloads = [decode(body) for body in bodies]
+                payloads = [*map(decode, bodies)]
             except Exception:  # noqa: BLE001 - whatever a damaged body does
                 pass  # found, one by one, below
             else:

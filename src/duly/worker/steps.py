@@ -183,7 +183,7 @@ class BodyWork(Work):
     def decoded(self) -> Work:
         """The same, with all bodies decoded now."""
         try:
-            payloads = [self._decode(body) for body in self.arguments]
+            payloads = [*map(self._decode, self.arguments)]
         except Exception:  # noqa: BLE001 - whatever a damaged body does: found one by one
             return Work([*self.deliveries], [self._argument_of(d) for d in self.deliveries])
         return Work(self.deliveries, payloads, plain=True)
