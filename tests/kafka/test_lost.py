@@ -16,7 +16,16 @@ from duly.brokers.kafka import KafkaBroker
 from duly.errors import BrokerUnusable
 from duly.guarantees import Guarantee
 from duly.worker import Worker
-from tests.kafka.work import A_LOT, OPTIONS, awaited, bodies, broker_at, namespace_of, stranger
+from tests.kafka.work import (
+    A_LOT,
+    OPTIONS,
+    awaited,
+    bodies,
+    broker_at,
+    namespace_of,
+    settled,
+    stranger,
+)
 from tests.kafka.work import host_of as bootstrap_of
 from tests.waiting import eventually
 
@@ -151,6 +160,8 @@ def test_what_was_rolled_back_leaves_no_lag(kafka_url: str, admin: Any, guarante
             producer.produce(name, "x", headers={"ce_id": "x"})
             producer.flush(30)
             producer.abort_transaction(30)
+        # Before that there seems to be nothing to pass over.
+        settled(kafka_url, "one")
         assert list(lane.claim(1, A_LOT, 0.0)) == []
         eventually(lambda: broker.queued()[0].backlog == 0, "it is committed")
         answered(admin.delete_records([TopicPartition(name, 0, -1)]))
