@@ -91,9 +91,7 @@ class Reading:
                 self._reached[record.partition()] = record.offset()
 
     def to_the_end(self) -> None:
-        """Read all that is there now: others may go on writing. Before a transaction that is left
-        open a reader of what is committed stands for up to a minute.
-        """
+        """Read all that a reader of this kind may see now; others may go on writing."""
         ends = self._ends()
 
         def ended() -> bool:
