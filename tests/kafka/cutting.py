@@ -22,7 +22,7 @@ _ABORT = 0
 
 def forget_the_end(node: KafkaNode, topic: str) -> int:
     """Kill the node, cut off what says at last in this topic's partitions that a transaction was
-    aborted, with all that follows, and start it again; how often.
+    aborted, with all that follows, and start it again; how often. ``topic`` may be a pattern.
     """
     node.kill()
     count = 0

@@ -76,7 +76,7 @@ def test_the_largest_notes_fit():
         REACH,
         set(range(0, REACH, 2)) | {REACH - 1},
         {offset: Known(99, True, 4_102_444_800_000) for offset in range(REACH - MOST, REACH)},
-        Producers(address_of("kafka://here", ""), "duly", lambda _: ()).owner,
+        Producers(address_of("kafka://here", ""), "duly", lambda _: {}).owner,
     )
     assert len(as_text(notes, 0)) <= LIMIT
 

@@ -37,7 +37,7 @@ class Played:
 def producers(monkeypatch: pytest.MonkeyPatch) -> Producers:
     monkeypatch.setattr(Played, "ended", [], raising=False)
     monkeypatch.setattr(producers_module, "TransactionalProducer", Played)
-    return Producers(address_of("kafka://here", ""), "ids", lambda _: ())
+    return Producers(address_of("kafka://here", ""), "ids", lambda _: {})
 
 
 def test_a_position_names_the_id_of_the_transaction_that_commits_it(producers: Producers):

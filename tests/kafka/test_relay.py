@@ -28,9 +28,10 @@ from duly.brokers.kafka.producer import Sending
 from duly.contract import contract_on, render
 from duly.errors import CommitUnknown, Superseded
 from duly.store import outbox_of
+from tests.kafka.cutting import forget_the_end
 from tests.kafka.relaying import ORDERS, STEPS, relay_of, shop_at
 from tests.kafka.test_survey import configure
-from tests.kafka.work import host_of, namespace_of, settled
+from tests.kafka.work import host_of, namespace_of, open_in, settled
 from tests.servers.kafka import KafkaNode, in_namespace
 from tests.servers.postgres import PostgresServer, Schema
 from tests.waiting import eventually
@@ -389,6 +390,37 @@ def test_a_cluster_that_is_killed_in_the_middle(kafka_node: KafkaNode, store: st
                 kafka_node.start()
             eventually(lambda: unsent(app) == 0, "all is sent", lambda: str(unsent(app)), 120.0)
         check(url, 300)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("topics", [["orders"], ["orders", "duly.relayed.*"]], ids=len)
+@pytest.mark.parametrize("heirs", [0, 2])
+def test_what_a_dead_relay_left_and_kafka_forgets_to_end_is_ended(
+    kafka_node: KafkaNode, tmp_path: Path, topics: Sequence[str], heirs: int
+):
+    """Readers would stay before it for ever. Those who took over first may have died, too, before
+    they published anything.
+    """
+    namespace = f"relayed{random.randrange(1 << 32)}"
+    url = in_namespace(namespace, kafka_node.url) + "&transaction.timeout.ms=2000"
+    store = f"sqlite:///{tmp_path}/effects.db"
+    with shop_at(url, store) as app:
+        app.backends()
+        fill(app)
+        with started(url, store, "sent", "3") as dead:
+            assert dead.wait(60) == -signal.SIGKILL
+        settled(url, "orders")
+        for topic in topics:
+            assert forget_the_end(kafka_node, f"{namespace}.{topic}")
+        assert open_in(url, "orders")
+        for _ in range(heirs):
+            with started(url, store, "begun", "2") as dead:
+                assert dead.wait(60) == -signal.SIGKILL
+        relay = relay_of(app)
+        until_empty(app, relay)
+        relay.close()
+        check(url)
 
 
 @pytest.mark.long

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -86,23 +86,22 @@ def settled(url: str, topic: str) -> None:
     """Wait until readers of what is committed are shown all that is there: Kafka answers the end of
     a transaction a moment before.
     """
+    eventually(lambda: not open_in(url, topic), "nothing is open", timeout_s=60.0)
+
+
+def open_in(url: str, topic: str) -> int:
+    """In how many partitions there is more than readers of what is committed are shown."""
     name = f"{namespace_of(url)}.{topic}"
-    readers: list[Any] = [
-        Consumer(
+    ends = []
+    for level in ("read_committed", "read_uncommitted"):
+        reader: Any = Consumer(
             {"bootstrap.servers": host_of(url), "group.id": "settled", "isolation.level": level}
         )
-        for level in ("read_committed", "read_uncommitted")
-    ]
-    places = [
-        TopicPartition(name, n) for n in readers[0].list_topics(name, 30).topics[name].partitions
-    ]
-
-    def ends(reader: Any) -> list[int]:
-        return [reader.get_watermark_offsets(place, 30)[1] for place in places]
-
-    eventually(lambda: ends(readers[0]) == ends(readers[1]), "nothing is open", timeout_s=60.0)
-    for reader in readers:
-        reader.close()
+        with closing(reader):
+            numbers = sorted(reader.list_topics(name, 30).topics[name].partitions)
+            places = [TopicPartition(name, number) for number in numbers]
+            ends.append([reader.get_watermark_offsets(place, 30)[1] for place in places])
+    return sum(shown < there for shown, there in zip(*ends, strict=True))
 
 
 def host_of(url: str) -> str:

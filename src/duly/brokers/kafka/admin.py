@@ -141,9 +141,9 @@ class Admin:
         """Where each partition ends, for a reader of what is committed."""
         return self._offsets(dict.fromkeys(places, OffsetSpec.latest()))
 
-    def standing(self, topics: Iterable[str]) -> Sequence[tuple[str, int]]:
+    def standing(self, topics: Iterable[str]) -> Mapping[tuple[str, int], int]:
         """Partitions of these where readers of what is committed stand before what is there, and
-        do not come further for a moment. Raises `BrokerError`.
+        do not come further for a moment, and where that is. Raises `BrokerError`.
         """
         found = self.find(topics)
         places = [(name, n) for name, each in found.items() for n in range(each.partitions)]
@@ -151,7 +151,7 @@ class Admin:
         if before:
             _never.wait(_LOOKS_AGAIN_S)
         after = self._held_up(before)
-        return [place for place, offset in before.items() if after.get(place) == offset]
+        return {place: at for place, at in before.items() if after.get(place) == at}
 
     def _held_up(self, places: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
         """Where readers of what is committed stand, in those of these that have more."""

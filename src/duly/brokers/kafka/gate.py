@@ -23,6 +23,7 @@ from typing import Any
 from duly.broker import Outcome, Published
 from duly.brokers.kafka.address import Address
 from duly.brokers.kafka.admin import COMPACTED, Admin, Wanted
+from duly.brokers.kafka.leavings import Leavings
 from duly.brokers.kafka.names import Names
 from duly.brokers.kafka.producer import Sending
 from duly.brokers.kafka.reader import Reader
@@ -78,6 +79,7 @@ class Gate:
         self._given_up: TransactionalProducer | None = None
         self._tried: bytes | None = None
         self._turn = _Turn()
+        self._leavings: Leavings | None = None
         self._resumed = False
 
     def resume(self) -> bytes | None:
@@ -112,6 +114,7 @@ class Gate:
                 if self._last() == mine:
                     otherwise.pop_all()
                     self._producer, self._turn = producer, mine
+                    self._leavings = Leavings(self._address, self._admin, self._called, mine.number)
                     return
         raise BrokerUnavailable(f"{self._name!r}: others resume at the same time")
 
@@ -175,6 +178,8 @@ class Gate:
         at = [place for place, each in enumerate(ready) if isinstance(each, Sending)]
         sendings = [each for each in ready if isinstance(each, Sending)]
         if sendings:
+            if self._leavings is not None:
+                self._leavings.end(sendings)
             turn = replace(self._turn, note=note_of(at))
             self._resumed, self._tried = False, turn.note
             if not self._store(producer, sendings, self._record(turn)):

@@ -36,7 +36,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
@@ -77,8 +77,10 @@ _ASKS_AGAIN_MS = 5
 # How long the driver may take beyond the timeout it was given.
 _GRACE_S = 1.0
 
-Standing = Callable[[Iterable[str]], Sequence[tuple[str, int]]]
-"""Of these topics the partitions where readers of what is committed do not come further."""
+Standing = Callable[[Iterable[str]], Mapping[tuple[str, int], int]]
+"""Of these topics the partitions where readers of what is committed do not come further, and where
+they stay.
+"""
 
 
 class TransactionalProducer:
@@ -224,17 +226,24 @@ class TransactionalProducer:
         """
         if not self._aborted:
             return
-        if places := standing(self._aborted):
-            log.warning("Kafka: %s was aborted, and is open in %s: aborting again", self.id, places)
+        if standing_at := standing(self._aborted):
+            where = list(standing_at)
+            log.warning("Kafka: %s was aborted, and is open in %s: aborting again", self.id, where)
             self._discard()  # what is late of before is about another epoch
-            self.begin()
-            try:
-                self.send([Sending(name, None, None, [], partition=at) for name, at in places])
-                self._producer.flush(self._timeout_s)
-            except (DulyError, KafkaException) as error:
-                log.warning("Kafka: %s stays open: %s", self.id, error)
-            self.abort()
+            self.end_records(where)
         self._aborted = set()
+
+    def end_records(self, places: Sequence[tuple[str, int]]) -> None:
+        """End what Kafka has forgotten to end under this id in these partitions. Raises
+        `BrokerError`.
+        """
+        self.begin()
+        try:
+            self.send([Sending(name, None, None, [], partition=at) for name, at in places])
+            self._producer.flush(self._timeout_s)
+        except (DulyError, KafkaException) as error:
+            log.warning("Kafka: %s stays open in %s: %s", self.id, places, error)
+        self.abort()
 
     def end_positions(self, places: Sequence[TopicPartition], group: bytes) -> None:
         """End what Kafka has forgotten to end of a group's positions under this id, which nobody is
