@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+_SEED_BYTES, _SEEDS = 9, 64
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
@@ -18,8 +20,7 @@ class Moment:
     counter: Iterator[int]
 
     @classmethod
-    def now(cls, ms: int) -> Moment:
-        seed = int.from_bytes(os.urandom(9), "big")
+    def of(cls, ms: int, seed: int) -> Moment:
         count, high, low = seed & 0x7FFF_FFFF_FFFF, (seed >> 47) & 0xFFF, (seed >> 59) & 0xFFF
         time_part = f"{ms:012x}"
         prefix = f"{time_part[:8]}-{time_part[8:]}-7{high:03x}-{0x8000 | low:04x}-"
@@ -40,15 +41,31 @@ class Ids:
 
     def forget(self) -> None:
         """Start anew; a forked child must not count on from its parent's state."""
-        self._moment = Moment.now(0)
+        self._seeds: list[int] = []
+        self._moment = self._new(0)
+
+    def _new(self, ms: int) -> Moment:
+        try:
+            seed = self._seeds.pop()
+        except IndexError:
+            # Many at once, for each call lets another thread have the interpreter.
+            chance = os.urandom(_SEED_BYTES * _SEEDS)
+            starts = range(0, len(chance), _SEED_BYTES)
+            seeds = [int.from_bytes(chance[at : at + _SEED_BYTES], "big") for at in starts]
+            seed = seeds.pop()
+            self._seeds = seeds
+        return Moment.of(ms, seed)
 
     def one(self) -> str:
         """A new id."""
+        return self.one_at(time.time_ns() // 1_000_000)
+
+    def one_at(self, ms: int) -> str:
+        """A new id, for who has looked at the clock: milliseconds since 1970 UTC."""
         moment = self._moment
-        ms = time.time_ns() // 1_000_000
         # A clock that was set back changes nothing: the last moment goes on.
         if ms > moment.ms:
-            moment = self._moment = Moment.now(ms)
+            moment = self._moment = self._new(ms)
         return f"{moment.prefix}{next(moment.counter):012x}"
 
     def take(self, count: int) -> list[str]:
@@ -56,7 +73,7 @@ class Ids:
         moment = self._moment
         ms = time.time_ns() // 1_000_000
         if ms > moment.ms:
-            moment = self._moment = Moment.now(ms)
+            moment = self._moment = self._new(ms)
         prefix = moment.prefix
         return [f"{prefix}{n:012x}" for n in itertools.islice(moment.counter, count)]
 

@@ -71,10 +71,9 @@ def what_a_log_leaves_open_is_taken_for_done() -> None:
     _commit = KafkaSession.commit
 
     def commit(self: KafkaSession) -> None:
-        messages = self._messages
-        if messages:
-            self._publish([self._home.sending(messages[0])])
-            del messages[1:]
+        if self._sendings:
+            self._publish(self._sendings[:1])
+            del self._sendings[1:]
         _commit(self)
 
     KafkaSession.commit = commit  # type: ignore[method-assign]

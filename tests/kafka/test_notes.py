@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from duly.brokers.kafka.address import address_of
 from duly.brokers.kafka.ending import Ending, apply, noted
 from duly.brokers.kafka.fetched import unknown
+from duly.brokers.kafka.membership import is_member
 from duly.brokers.kafka.notes import MOST, REACH, Known, Notes, as_text, in_text
 from duly.brokers.kafka.producers import Producers
 from duly.brokers.kafka.share import Item, Order, Share
-from duly.brokers.kafka.transacted import is_member
 from duly.errors import BrokerUnusable
 from duly.guarantees import Dead, Done, Release, Retry
 

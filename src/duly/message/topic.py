@@ -215,9 +215,10 @@ class Topic(Generic[T]):
 
         Raises `InvalidMessage` or `MessageTooLarge`; nothing has been sent then.
         """
+        now = now_ms()
         if id is None:
             naming = self.naming
-            id = generated.one() if naming is None else naming.of_payload(payload, headers)
+            id = generated.one_at(now) if naming is None else naming.of_payload(payload, headers)
         else:
             check_id(self.name, id)
         if self.versions is not None:
@@ -233,7 +234,7 @@ class Topic(Generic[T]):
             key = self._key_of(payload, id)
         if key is not None:
             check_key(self.name, id, key)
-        return Message(self.name, source, id, body, time_ms or now_ms(), key, checked, due_ms)
+        return Message(self.name, source, id, body, time_ms or now, key, checked, due_ms)
 
     def messages(
         self,

@@ -13,10 +13,11 @@ from duly.broker import Start
 from duly.brokers.kafka.admin import Admin, Found
 from duly.brokers.kafka.client import broker_error
 from duly.brokers.kafka.commits import Commits
+from duly.brokers.kafka.membership import is_member
 from duly.brokers.kafka.notes import Notes, as_text, in_text
 from duly.brokers.kafka.records import Records
 from duly.brokers.kafka.share import Order, Share
-from duly.brokers.kafka.transacted import Transacted, is_member
+from duly.brokers.kafka.transacted import Transacted
 from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 
 _generations = itertools.count(1)

@@ -205,8 +205,7 @@ class KafkaBroker(Operated):
         if not messages:
             return []
         self._check_open()
-        stamp_ms = self._wall_ms()
-        ready = [*self._ready(messages, stamp_ms)]
+        ready = [*self.ready(messages)]
         sent = [(m, s) for m, s in zip(messages, ready, strict=True) if isinstance(s, Sending)]
         lossy = [sending for message, sending in sent if self._is_lossy(message)]
         surely = [s for m, s in sent if not self._is_lossy(m)] if lossy else [s for _, s in sent]
@@ -219,23 +218,25 @@ class KafkaBroker(Operated):
             for message, each in zip(messages, ready, strict=True)
         ]
 
-    def _ready(
-        self, messages: Sequence[Message[Any]], stamp_ms: int
-    ) -> Iterator[PublishFailed | Sending]:
-        """The record of each, or why it is refused. Most are of one topic, and nothing is wrong
-        with them.
+    def ready(self, messages: Sequence[Message[Any]]) -> Iterator[PublishFailed | Sending]:
+        """The record of each that is published now, or why it is certainly not stored. Raises
+        `BrokerError`.
         """
+        # Most are of one topic, and nothing is wrong with them.
         topic, name, is_declared = "", "", False
         most = self._capabilities.max_message_bytes
+        # Not the message's own time: retention goes by this, and what waited in an outbox for a
+        # week would be deleted at once.
+        stamp_ms = self._wall_ms()
         for message in messages:
             if message.topic != topic:
                 topic, name = message.topic, self._names.topic(message.topic)
                 is_declared = self._promise(message) is not None
             if is_declared and len(message.body) <= most and message.due_ms is None:
                 key = None if message.key is None else message.key.encode()
-                yield Sending(name, message.body, key, headers_of(message), stamp_ms=stamp_ms)
+                yield Sending(name, message.body, key, headers_of(message), stamp_ms)
             else:
-                yield self.refusal(message) or self.sending(message)
+                yield self._refusal(message, is_declared)
 
     def _is_lossy(self, message: Message[Any]) -> bool:
         return self._promises.get(message.topic) == Guarantee.AT_MOST_ONCE
@@ -254,17 +255,10 @@ class KafkaBroker(Operated):
                 known = None
         return known
 
-    def refusal(self, message: Message[Any]) -> PublishFailed | None:
-        """Why this message is certainly not stored. Raises `BrokerError`."""
-        if self._promise(message) is None:
+    def _refusal(self, message: Message[Any], is_declared: bool) -> PublishFailed:
+        if not is_declared:
             return PublishFailed(
                 f"{_named(message)}: nobody has declared its topic", message_id=message.id
-            )
-        if message.size > self._capabilities.max_message_bytes:
-            return MessageTooLarge(
-                f"{_named(message)}: the body has {message.size:,} bytes, Kafka carries at most "
-                f"{self._capabilities.max_message_bytes:,}. Nothing was sent.",
-                message_id=message.id,
             )
         if message.due_ms is not None:
             return InvalidMessage(
@@ -272,26 +266,15 @@ class KafkaBroker(Operated):
                 "it is due.",
                 message_id=message.id,
             )
-        return None
-
-    def sending(self, message: Message[Any]) -> Sending:
-        """The record of a message that is published now."""
-        return Sending(
-            self._names.topic(message.topic),
-            message.body,
-            None if message.key is None else message.key.encode(),
-            headers_of(message),
-            # Not the message's own time: retention goes by this, and what waited in an outbox for
-            # a week would be deleted at once.
-            stamp_ms=self._wall_ms(),
+        return MessageTooLarge(
+            f"{_named(message)}: the body has {message.size:,} bytes, Kafka carries at most "
+            f"{self._capabilities.max_message_bytes:,}. Nothing was sent.",
+            message_id=message.id,
         )
 
     def entrance(self, outbox: str) -> Gate:
         """As `PublishesOnce.entrance`."""
-        gate = Gate(
-            self._address, self._admin, self._names, outbox,
-            lambda message: self.refusal(message) or self.sending(message), _outcome,
-        )  # fmt: skip
+        gate = Gate(self._address, self._admin, self._names, outbox, self.ready, _outcome)
         self._gates.append(gate)
         return gate
 

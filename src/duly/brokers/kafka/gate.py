@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,7 +44,7 @@ _NOTES: Mapping[str, str] = {**COMPACTED, "segment.bytes": str(1024 * 1024)}
 # So often somebody else may come between.
 _TRIES = 5
 
-Ready = Callable[[Message[Any]], Sending | PublishFailed]
+Ready = Callable[[Sequence[Message[Any]]], Iterable[Sending | PublishFailed]]
 Told = Callable[[Message[Any], Sending], Outcome]
 
 
@@ -58,7 +58,7 @@ class _Turn:
 
 
 class Gate:
-    """See `duly.broker.Entrance`. ``ready`` makes a record of a message, or says why it is
+    """See `duly.broker.Entrance`. ``ready`` makes records of messages, or says why one is
     refused; ``told`` says what became of one that was refused by the cluster.
     """
 
@@ -174,7 +174,7 @@ class Gate:
             raise BrokerUnavailable("nothing was published: resume first")
         if not producer.is_clean:
             producer = self._renewed()
-        ready = [self._ready(message) for message in messages]
+        ready = [*self._ready(messages)]
         at = [place for place, each in enumerate(ready) if isinstance(each, Sending)]
         sendings = [each for each in ready if isinstance(each, Sending)]
         if sendings:

@@ -51,8 +51,9 @@ _AT_ONCE, _FEW = 1000, 250
 # With so many of a partition ready to be claimed there is no hurry to take more. While the group is
 # asked, who waits for that starts nothing, and there is time for as many as this.
 _PLENTY, _MORE = REACH // 2, REACH + REACH // 2
-# What the group answers is looked for so often then.
-_ANSWERS_S = 0.0001
+# What the group answers is looked for so often then, and whether lanes need more where nobody waits
+# for the group: each look takes the interpreter from them.
+_ANSWERS_S, _RESTS_S = 0.0001, 0.005
 # Of a cluster that is away the driver tells many times a second.
 _TELLS_S = 30.0
 # How long a rebalance waits for handlers that run; what is not settled by then comes again.
@@ -187,7 +188,8 @@ class Intake:
         # Whoever settles meanwhile waits for that: it is a tenth of how long nothing has happened.
         patience_s = min(_POLLS_S, max(0.001, idle_s / 10))
         if rests:
-            self.commits.rest(max(_ANSWERS_S, idle_s / 100) if waits else patience_s / 2)
+            rest_s = max(_ANSWERS_S, idle_s / 100) if waits else max(_RESTS_S, patience_s / 2)
+            self.commits.rest(rest_s)
         first = self._consumer.poll(0 if rests else patience_s)
         if first is not None:
             self._early.append(first)  # it comes with the answer to a commit

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from duly.brokers.kafka.address import Address
@@ -20,8 +21,7 @@ from duly.brokers.kafka.client import check_options, log, settings
 from duly.brokers.kafka.wire import Headers
 from duly.errors import BrokerUnavailable
 
-# Certainly not stored: the broker or the driver refused it.
-_REFUSED = frozenset(
+REFUSED = frozenset(
     {
         KafkaError.MSG_SIZE_TOO_LARGE,
         KafkaError.RECORD_LIST_TOO_LARGE,
@@ -39,6 +39,7 @@ _REFUSED = frozenset(
         KafkaError._QUEUE_FULL,
     }
 )
+"""A record with one of these is certainly not stored: the broker or the driver refused it."""
 TOO_LARGE = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
 
 _AT_ONCE = 20_000
@@ -51,33 +52,20 @@ _FLUSHES_S = 0.002
 _HEARS_S = 0.1
 
 
-class Sending:
-    """One record on its way. ``error`` is the driver's, once ``ended``."""
+class Sending(msgspec.Struct, eq=False, gc=False):
+    """One record on its way. ``error`` is the driver's, once ``ended``. A msgspec.Struct because
+    there is one for each message.
+    """
 
-    __slots__ = (
-        *("body", "ended", "error", "headers", "key", "partition", "stamp_ms", "topic"),
-        "waiting",
-    )
-
-    def __init__(
-        self,
-        topic: str,
-        body: bytes | None,
-        key: bytes | None,
-        headers: Headers,
-        *,
-        stamp_ms: int = 0,
-        partition: int = -1,
-    ) -> None:
-        self.topic = topic
-        self.body = body
-        self.key = key
-        self.headers = headers
-        self.stamp_ms = stamp_ms
-        self.partition = partition
-        self.ended = False
-        self.error: KafkaError | None = None
-        self.waiting: _Waiting | None = None
+    topic: str
+    body: bytes | None
+    key: bytes | None
+    headers: Headers
+    stamp_ms: int = 0
+    partition: int = -1
+    ended: bool = False
+    error: KafkaError | None = None
+    waiting: _Waiting | None = None
 
     @property
     def is_stored(self) -> bool:
@@ -87,7 +75,7 @@ class Sending:
     @property
     def is_refused(self) -> bool:
         """Whether it is certainly not stored."""
-        return self.ended and self.error is not None and self.error.code() in _REFUSED
+        return self.ended and self.error is not None and self.error.code() in REFUSED
 
     def __call__(self, error: KafkaError | None, _record: Any) -> None:
         """The driver's report, on whichever thread polls."""

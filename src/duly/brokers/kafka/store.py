@@ -44,12 +44,8 @@ class Home(Protocol):
         """The subscription as this process works it."""
         ...
 
-    def refusal(self, message: Message[Any]) -> PublishFailed | None:
-        """Why this message is certainly not stored."""
-        ...
-
-    def sending(self, message: Message[Any]) -> Sending:
-        """The record of a message."""
+    def ready(self, messages: Sequence[Message[Any]]) -> Iterable[PublishFailed | Sending]:
+        """The records of these, or why one is certainly not stored."""
         ...
 
     def letters(self, subscription: str, asides: Sequence[Aside]) -> Sequence[Sending]:
@@ -130,7 +126,7 @@ class KafkaSession:
         self._home = home
         self._producers = producers
         self._scope = scope
-        self._messages: list[Message[Any]] = []
+        self._sendings: list[Sending] = []
         self._mark = 0
         self._ended: Sequence[Ending | RunEnding] = ()
         self.connection = NoConnection()
@@ -163,11 +159,11 @@ class KafkaSession:
 
     def savepoint(self) -> None:
         """As `Session.savepoint`."""
-        self._mark = len(self._messages)
+        self._mark = len(self._sendings)
 
     def rollback_to_savepoint(self) -> None:
         """As `Session.rollback_to_savepoint`."""
-        del self._messages[self._mark :]
+        del self._sendings[self._mark :]
 
     def release_savepoint(self) -> None:
         """As `Session.release_savepoint`."""
@@ -178,13 +174,12 @@ class KafkaSession:
 
     def publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
         """As `Session.publish`."""
-        outcomes: list[Outcome] = []
-        for message in messages:
-            refusal = self._home.refusal(message)
-            outcomes.append(refusal or Published(message.id))
-            if refusal is None:
-                self._messages.append(message)
-        return outcomes
+        ready = [*self._home.ready(messages)]
+        self._sendings += [each for each in ready if isinstance(each, Sending)]
+        return [
+            Published(message.id) if isinstance(each, Sending) else each
+            for message, each in zip(messages, ready, strict=True)
+        ]
 
     def settle(
         self,
@@ -198,15 +193,14 @@ class KafkaSession:
         """As `Session.commit`. Raises `Superseded` and `BrokerError`, too: nothing was committed
         then.
         """
-        sendings = [self._home.sending(message) for message in self._messages]
         if self._scope is None:
-            self._publish(sendings)
+            self._publish(self._sendings)
         elif self._ended:
             intake = self._home.intake(self._scope.consumer)
             if intake is None or not isinstance(intake.commits, Transacted):
                 raise Superseded(f"consumer {self._scope.consumer!r} has ended in this process")
             letters = self._home.letters(self._scope.consumer, asides(self._ended))
-            intake.commits.transact(self._ended, [*sendings, *letters])
+            intake.commits.transact(self._ended, [*self._sendings, *letters])
 
     def _publish(self, sendings: Sequence[Sending]) -> None:
         if not sendings:
@@ -218,7 +212,7 @@ class KafkaSession:
 
     def rollback(self) -> None:
         """As `Session.rollback`: nothing has left this process."""
-        self._messages.clear()
+        self._sendings.clear()
         self._ended = ()
 
 

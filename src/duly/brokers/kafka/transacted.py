@@ -14,7 +14,6 @@ cluster takes any position.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 from confluent_kafka import TopicPartition
 
 from duly.brokers.kafka.ending import Ending, Endings, RunEnding
+from duly.brokers.kafka.membership import is_member
 from duly.brokers.kafka.notes import Foretold, as_text, in_text
 from duly.brokers.kafka.positions import Positions
 from duly.brokers.kafka.producer import Sending
@@ -45,7 +45,6 @@ log = logging.getLogger("duly.kafka")
 # How long to say again what a group that is being dealt out anew refuses.
 _AGAIN_S = 30.0
 _STEP_S = 0.05
-_MAGIC = b"CGMDv2:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,21 +473,3 @@ class Transacted:
             for share in shares:
                 share.busy = False
             self._changed.notify_all()
-
-
-def is_member(group: bytes | None) -> bool:
-    """Whether what the driver calls its group metadata is that of a member of the group: it has a
-    generation, and a name that the coordinator gave it. Raises `BrokerUnusable` where that cannot
-    be told.
-    """
-    if not group:
-        return False
-    if not group.startswith(_MAGIC):
-        raise BrokerUnusable(
-            "this version of confluent-kafka tells group metadata in a form that duly does not "
-            f"know ({group[:8]!r}); whether a commit is fenced could not be told"
-        )
-    told = group[len(_MAGIC) :]
-    generation = int.from_bytes(told[:4], sys.byteorder, signed=True)
-    _, _, member = told[4:].partition(b"\0")
-    return generation > 0 and not member.startswith(b"\0")
