@@ -103,8 +103,12 @@ Run = Callable[[Sequence[bytes], int, int], None]
 """Given the bodies of a batch, its first offset, and the one behind its last."""
 
 
-def consume(place: Both, messages: int, run: Run, *, waits: bool = True) -> Sample:
-    """A batch is fetched, run, and its position committed; ``waits``: for the answer to that."""
+def consume(
+    place: Both, messages: int, run: Run, *, waits: bool = True, named: bool = False
+) -> Sample:
+    """A batch is fetched, run, and its position committed; ``waits``: for the answer to that.
+    ``named``: each record is to have an id.
+    """
     topic = filled(place, WARM + messages)
     consumer = consumer_of(place, topic)
     watch, done, until = Stopwatch(messages), 0, time.monotonic() + 200
@@ -118,6 +122,8 @@ def consume(place: Both, messages: int, run: Run, *, waits: bool = True) -> Samp
         for record in batch:
             if record.error() is not None:
                 raise RuntimeError(record.error())
+            if named and not dict(record.headers() or ()).get("ce_id"):
+                raise RuntimeError(f"offset {record.offset()} has no id")
             bodies.append(record.value())
         behind = batch[-1].offset() + 1
         run(bodies, batch[0].offset(), behind)
@@ -130,12 +136,12 @@ def consume(place: Both, messages: int, run: Run, *, waits: bool = True) -> Samp
     return watch.sample
 
 
-def consume_empty(place: str, messages: int) -> Sample:
+def consume_empty(place: str, messages: int, *, named: bool = False) -> Sample:
     def run(bodies: Sequence[bytes], _first: int, _behind: int) -> None:
         for body in bodies:
             ignore(decode(body))
 
-    return consume(Both.named(place), messages, run)
+    return consume(Both.named(place), messages, run, named=named)
 
 
 def consume_and_charge(

@@ -23,6 +23,7 @@ CURVE = "Kafka to Kafka, 1 KB, exactly-once by the length of its transactions"
 RAW_PUBLISH = "raw: confluent-kafka, publish in batches"
 RAW_SINGLE = "raw: confluent-kafka, publish, one caller"
 RAW_EMPTY = "raw: confluent-kafka, empty handler, one commit a batch"
+RAW_NAMED = "raw: the same, and looks that each record has an id"
 RAW_CHARGE = "raw: confluent-kafka and psycopg, one row a message, then the position"
 RAW_CURSOR = "raw: confluent-kafka and psycopg, one row a message, a cursor by hand"
 RAW_LOAD = "raw: confluent-kafka and psycopg, one statement a batch, a cursor by hand"
@@ -45,7 +46,7 @@ DULY: list[Row] = [
         own.consume_empty,
         100_000,
         50_000,
-        beside(RAW_EMPTY, 0.7),
+        (Ratio((RAW_EMPTY,), 0.7), Ratio((RAW_NAMED,), 0.7)),
     ),
     Row(
         "duly: empty handler, at-most-once",
@@ -78,6 +79,7 @@ RAW: list[Row] = [
     Row(RAW_PUBLISH, PUBLISH, raw.publish, 60_000, 20_000),
     Row(RAW_SINGLE, CALLERS, partial(raw.publish, size=1), 1_000, 300),
     Row(RAW_EMPTY, CONSUME, raw.consume_empty, 100_000, 50_000),
+    Row(RAW_NAMED, CONSUME, partial(raw.consume_empty, named=True), 100_000, 50_000),
     Row(RAW_CHARGE, CHARGED, partial(raw.consume_and_charge, by_cursor=False), 20_000, 5_000),
     Row(RAW_CURSOR, CHARGED, partial(raw.consume_and_charge, by_cursor=True), 20_000, 5_000),
     Row(

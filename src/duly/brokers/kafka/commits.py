@@ -15,6 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
 from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -32,6 +33,14 @@ _AGAIN_S = 0.05
 # What is refused sooner was asked once. Later the driver may have asked twice, and not have been
 # told what became of the first.
 _ONCE_S = 1.0
+
+
+class Awaits(Enum):
+    """Who waits for an answer of the group's: of nothing there is none to come."""
+
+    SOMEBODY = 0
+    NOBODY = 1
+    NOTHING = 2
 
 
 class _Request:
@@ -146,9 +155,11 @@ class Commits:
         self._answer()
 
     @property
-    def waits(self) -> bool:
-        """Whether somebody waits for an answer of the group's."""
-        return self._sent is not None and bool(self._requests)
+    def awaits(self) -> Awaits:
+        """Who waits for an answer of the group's."""
+        if self._sent is None:
+            return Awaits.NOTHING
+        return Awaits.SOMEBODY if self._requests else Awaits.NOBODY
 
     def rest(self, seconds: float) -> None:
         """Wait for that long, or until something is asked for that can be sent."""

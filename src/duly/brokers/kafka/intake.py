@@ -22,7 +22,7 @@ from duly.brokers.kafka.address import Address
 from duly.brokers.kafka.admin import Admin
 from duly.brokers.kafka.assigned import Beginnings, nothing_there
 from duly.brokers.kafka.client import broker_error, consuming
-from duly.brokers.kafka.commits import Commits
+from duly.brokers.kafka.commits import Awaits, Commits
 from duly.brokers.kafka.fetched import Fetched, all_are_there, by_partition
 from duly.brokers.kafka.notes import REACH
 from duly.brokers.kafka.positions import Positions
@@ -51,9 +51,9 @@ _AT_ONCE, _FEW = 1000, 250
 # With so many of a partition ready to be claimed there is no hurry to take more. While the group is
 # asked, who waits for that starts nothing, and there is time for as many as this.
 _PLENTY, _MORE = REACH // 2, REACH + REACH // 2
-# What the group answers is looked for so often then, and whether lanes need more where nobody waits
-# for the group: each look takes the interpreter from them.
-_ANSWERS_S, _RESTS_S = 0.0001, 0.005
+# What the group answers is looked for so often then, and less often where nobody waits for it, or
+# nothing is on its way: each look takes the interpreter from the lanes.
+_ANSWERS_S = {Awaits.SOMEBODY: 0.0001, Awaits.NOBODY: 0.001, Awaits.NOTHING: 0.005}
 # Of a cluster that is away the driver tells many times a second.
 _TELLS_S = 30.0
 # How long a rebalance waits for handlers that run; what is not settled by then comes again.
@@ -182,14 +182,14 @@ class Intake:
         to do, little of that is taken: to be paused and resumed costs the driver all that it has
         fetched ahead, and who is quick would wait for it.
         """
-        ready, waits = self._ready(), self.commits.waits
-        rests = ready >= (_MORE if waits else _PLENTY) and len(self._early) < _AT_ONCE
+        ready, awaits = self._ready(), self.commits.awaits
+        plenty = _MORE if awaits is Awaits.SOMEBODY else _PLENTY
+        rests = ready >= plenty and len(self._early) < _AT_ONCE
         idle_s = time.monotonic() - self.commits.active_s
         # Whoever settles meanwhile waits for that: it is a tenth of how long nothing has happened.
         patience_s = min(_POLLS_S, max(0.001, idle_s / 10))
         if rests:
-            rest_s = max(_ANSWERS_S, idle_s / 100) if waits else max(_RESTS_S, patience_s / 2)
-            self.commits.rest(rest_s)
+            self.commits.rest(min(_POLLS_S, max(_ANSWERS_S[awaits], idle_s / 100)))
         first = self._consumer.poll(0 if rests else patience_s)
         if first is not None:
             self._early.append(first)  # it comes with the answer to a commit

@@ -22,6 +22,7 @@ from typing import Any
 
 from confluent_kafka import TopicPartition
 
+from duly.brokers.kafka.commits import Awaits
 from duly.brokers.kafka.ending import Ending, Endings, RunEnding
 from duly.brokers.kafka.membership import is_member
 from duly.brokers.kafka.notes import Foretold, as_text, in_text
@@ -87,9 +88,9 @@ class Transacted:
     # --- on the thread that polls
 
     @property
-    def waits(self) -> bool:
+    def awaits(self) -> Awaits:
         """A transaction is asked for on the thread of who waits for it."""
-        return False
+        return Awaits.NOTHING
 
     def rest(self, seconds: float) -> None:
         """Wait for that long, or until something changes."""
