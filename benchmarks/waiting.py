@@ -9,6 +9,7 @@ import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from random import Random
 from statistics import median
 from typing import Any
 
@@ -19,7 +20,8 @@ import duly
 from duly import events
 from duly.worker import Worker
 
-# Apart by more than any batch or wait of the worker, so that each message finds it idle.
+# Apart by more than any batch or wait of the worker, so that each message finds it idle. Never by
+# the same: in step with what a worker looks at every few milliseconds, all would wait as long.
 APART_S = 0.03
 IDLE_S = 10.0
 TRIES_BEFORE = 20
@@ -60,12 +62,12 @@ class Arrivals:
 
 def idle_latency(directory: Path, messages: int) -> Sample:
     """From the call of ``publish`` to the start of the handler, in one process."""
-    arrivals, latencies = Arrivals(), []
+    arrivals, latencies, chance = Arrivals(), [], Random(1)
     with app_in(directory) as app:
         app.consumer(LEAST, name="idle", guarantee="at-least-once")(arrivals.handle)
         with Worker(app), measured(messages + TRIES_BEFORE) as sample:
             for order in orders(messages + TRIES_BEFORE):
-                time.sleep(APART_S)
+                time.sleep(chance.uniform(APART_S, 2 * APART_S))
                 arrivals.there.clear()
                 called = time.monotonic()
                 app.publish(LEAST, order)
@@ -97,12 +99,12 @@ def idle_latency_across(directory: Path, messages: int) -> Sample:
     spawn = multiprocessing.get_context("spawn")
     child = spawn.Process(target=work_elsewhere, args=(directory, theirs))
     child.start()
-    latencies = []
+    latencies, chance = [], Random(1)
     try:
         told(ours)
         with app_in(directory) as app, measured(messages + TRIES_BEFORE) as sample:
             for order in orders(messages + TRIES_BEFORE):
-                time.sleep(APART_S)
+                time.sleep(chance.uniform(APART_S, 2 * APART_S))
                 called = time.monotonic()
                 app.publish(LEAST, order)
                 latencies.append(told(ours) - called)
