@@ -42,13 +42,17 @@ class Ids:
     def forget(self) -> None:
         """Start anew; a forked child must not count on from its parent's state."""
         self._seeds: list[int] = []
+        self._drawn_ms = 0
         self._moment = self._new(0)
 
     def _new(self, ms: int) -> Moment:
+        if ms > self._drawn_ms + _SEEDS:
+            self._seeds = []  # a machine that was copied meanwhile goes on with its own
         try:
             seed = self._seeds.pop()
         except IndexError:
             # Many at once, for each call lets another thread have the interpreter.
+            self._drawn_ms = ms
             chance = os.urandom(_SEED_BYTES * _SEEDS)
             starts = range(0, len(chance), _SEED_BYTES)
             seeds = [int.from_bytes(chance[at : at + _SEED_BYTES], "big") for at in starts]

@@ -20,6 +20,7 @@ from tests.kafka.late import END_TXN, TXN_OFFSET_COMMIT, LateLink, late_link
 from tests.kafka.work import ORDERS, message
 from tests.servers.kafka import KafkaNode
 from tests.servers.postgres import free_port
+from tests.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +34,18 @@ def link() -> Iterator[LateLink]:
         yield link
 
 
-def store(one: TransactionalProducer, body: bytes) -> None:
+def store(one: TransactionalProducer, body: bytes) -> Sending:
     """In a transaction that is open, as far as the cluster has it."""
+    sending = Sending("late.there", body, None, [])
     one.begin()
-    one.send([Sending("late.there", body, None, [])])
-    assert one._producer.flush(30) == 0, "the record is stored"
+    one.send([sending])
+
+    def is_there() -> bool:
+        one._producer.poll(0.01)
+        return sending.is_stored
+
+    eventually(is_there, "the record is stored")
+    return sending
 
 
 def test_the_end_of_a_transaction_that_comes_twice_ends_no_later_one(link: LateLink):

@@ -22,7 +22,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 import duly
 from duly.broker import Published
-from duly.brokers.kafka import KafkaBroker
+from duly.brokers.kafka import KafkaBroker, leavings
 from duly.brokers.kafka import transactions as room
 from duly.brokers.kafka.producer import Sending
 from duly.contract import contract_on, render
@@ -31,7 +31,7 @@ from duly.store import outbox_of
 from tests.kafka.cutting import forget_the_end
 from tests.kafka.relaying import ORDERS, STEPS, relay_of, shop_at
 from tests.kafka.test_survey import configure
-from tests.kafka.work import host_of, namespace_of, open_in, settled
+from tests.kafka.work import ends_in, host_of, namespace_of, open_in, settled
 from tests.servers.kafka import KafkaNode, in_namespace
 from tests.servers.postgres import PostgresServer, Schema
 from tests.waiting import eventually
@@ -421,6 +421,50 @@ def test_what_a_dead_relay_left_and_kafka_forgets_to_end_is_ended(
         until_empty(app, relay)
         relay.close()
         check(url)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_what_a_dead_relay_left_behind_a_transaction_of_others_is_ended_when_that_is(
+    kafka_node: KafkaNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """By then it is published, and its messages stand there twice."""
+    monkeypatch.setattr(leavings, "_AGAIN_S", 0.1)
+    namespace = f"relayed{random.randrange(1 << 32)}"
+    url = in_namespace(namespace, kafka_node.url) + "&transaction.timeout.ms=2000"
+    store = f"sqlite:///{tmp_path}/effects.db"
+    with shop_at(url, store) as app:
+        app.backends()
+        others: Any = Producer(
+            {"bootstrap.servers": host_of(url), "transactional.id": f"{namespace}.others"}
+        )
+        others.init_transactions(30)
+        others.begin_transaction()
+        for number in range(ORDERS.partitions):
+            others.produce(f"{namespace}.orders", b"-1", partition=number)
+        assert others.flush(30) == 0
+        fill(app)
+        with started(url, store, "sent", "3") as dead:
+            assert dead.wait(60) == -signal.SIGKILL
+        before = ends_in(url, "orders", "read_uncommitted")
+        eventually(
+            lambda: ends_in(url, "orders", "read_uncommitted") > before,
+            "Kafka has ended it", timeout_s=60.0,
+        )  # fmt: skip
+        assert forget_the_end(kafka_node, f"{namespace}.orders")
+        relay = relay_of(app)
+        until_empty(app, relay)
+        assert open_in(url, "orders") == ORDERS.partitions
+        others.abort_transaction(30)
+        fill(app, range(COUNT, COUNT + 5))
+
+        def told() -> bool:
+            relay.step()
+            return not open_in(url, "orders")
+
+        eventually(told, "nothing is open")
+        relay.close()
+        check(url, COUNT + 5)
 
 
 @pytest.mark.long

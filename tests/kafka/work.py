@@ -91,17 +91,20 @@ def settled(url: str, topic: str) -> None:
 
 def open_in(url: str, topic: str) -> int:
     """In how many partitions there is more than readers of what is committed are shown."""
+    shown, there = (ends_in(url, topic, level) for level in ("read_committed", "read_uncommitted"))
+    return sum(one < other for one, other in zip(shown, there, strict=True))
+
+
+def ends_in(url: str, topic: str, level: str) -> list[int]:
+    """Where its partitions end, for a reader of this isolation level."""
     name = f"{namespace_of(url)}.{topic}"
-    ends = []
-    for level in ("read_committed", "read_uncommitted"):
-        reader: Any = Consumer(
-            {"bootstrap.servers": host_of(url), "group.id": "settled", "isolation.level": level}
-        )
-        with closing(reader):
-            numbers = sorted(reader.list_topics(name, 30).topics[name].partitions)
-            places = [TopicPartition(name, number) for number in numbers]
-            ends.append([reader.get_watermark_offsets(place, 30)[1] for place in places])
-    return sum(shown < there for shown, there in zip(*ends, strict=True))
+    reader: Any = Consumer(
+        {"bootstrap.servers": host_of(url), "group.id": "ends", "isolation.level": level}
+    )
+    with closing(reader):
+        numbers = sorted(reader.list_topics(name, 30).topics[name].partitions)
+        places = [TopicPartition(name, number) for number in numbers]
+        return [reader.get_watermark_offsets(place, 30)[1] for place in places]
 
 
 def host_of(url: str) -> str:

@@ -145,20 +145,26 @@ class Admin:
         """Partitions of these where readers of what is committed stand before what is there, and
         do not come further for a moment, and where that is. Raises `BrokerError`.
         """
-        found = self.find(topics)
-        places = [(name, n) for name, each in found.items() for n in range(each.partitions)]
-        before = self._held_up(places)
+        before = self.held_up(topics)
         if before:
             _never.wait(_LOOKS_AGAIN_S)
         after = self._held_up(before)
-        return {place: at for place, at in before.items() if after.get(place) == at}
+        return {place: at for place, (at, _) in before.items() if after.get(place, (-1,))[0] == at}
 
-    def _held_up(self, places: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
-        """Where readers of what is committed stand, in those of these that have more."""
+    def held_up(self, topics: Iterable[str]) -> Mapping[tuple[str, int], tuple[int, int]]:
+        """Partitions of these where readers of what is committed stand before what is there just
+        now: where they stand, and where it ends. Raises `BrokerError`.
+        """
+        found = self.find(topics)
+        return self._held_up([(name, n) for name, f in found.items() for n in range(f.partitions)])
+
+    def _held_up(
+        self, places: Iterable[tuple[str, int]]
+    ) -> Mapping[tuple[str, int], tuple[int, int]]:
         asked = dict.fromkeys(places, OffsetSpec.latest())
         seen = self._offsets(asked)
         there = self._offsets(asked, IsolationLevel.READ_UNCOMMITTED)
-        return {place: offset for place, offset in seen.items() if offset < there[place]}
+        return {place: (at, there[place]) for place, at in seen.items() if at < there[place]}
 
     def starts(self, places: Iterable[tuple[str, int]], at: Any) -> Mapping[tuple[str, int], int]:
         """Where to begin: at the oldest that is kept, after the newest, or at a time."""

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
@@ -255,10 +256,28 @@ class KafkaBroker(Operated):
                 known = None
         return known
 
+    def look_for(self, topics: AbstractSet[str]) -> None:
+        """Look, behind an error, whether these are still there, by their names on the cluster. What
+        is not counts as declared by nobody: the driver would look for it at each try, for longer
+        than the others of its transaction should wait. Never raises.
+        """
+        try:
+            found = self._admin.find(topics)
+        except BrokerError as error:
+            log.debug("Kafka: whether %s are there is not known: %s", topics, error)
+            return
+        gone = {*topics} - found.keys()
+        for name in list(self._promises):
+            if self._names.topic(name) in gone:
+                log.warning("Kafka: topic %r is not there any more", name)
+                self._promises.pop(name, None)
+                self._topics.pop(name, None)
+
     def _refusal(self, message: Message[Any], is_declared: bool) -> PublishFailed:
         if not is_declared:
             return PublishFailed(
-                f"{_named(message)}: nobody has declared its topic", message_id=message.id
+                f"{_named(message)}: nobody has declared its topic, or it was deleted since",
+                message_id=message.id,
             )
         if message.due_ms is not None:
             return InvalidMessage(
@@ -274,7 +293,9 @@ class KafkaBroker(Operated):
 
     def entrance(self, outbox: str) -> Gate:
         """As `PublishesOnce.entrance`."""
-        gate = Gate(self._address, self._admin, self._names, outbox, self.ready, _outcome)
+        gate = Gate(
+            self._address, self._admin, self._names, outbox, self.ready, _outcome, self.look_for
+        )
         self._gates.append(gate)
         return gate
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +31,7 @@ from duly.brokers.kafka.reader import Reader
 from duly.brokers.kafka.transactions import TransactionalProducer
 from duly.errors import (
     BrokerUnavailable,
+    CommitUnknown,
     PublishFailed,
     Superseded,
     TransactionError,
@@ -46,6 +48,7 @@ _TRIES = 5
 
 Ready = Callable[[Sequence[Message[Any]]], Iterable[Sending | PublishFailed]]
 Told = Callable[[Message[Any], Sending], Outcome]
+LookFor = Callable[[AbstractSet[str]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,19 @@ class _Turn:
 
 class Gate:
     """See `duly.broker.Entrance`. ``ready`` makes records of messages, or says why one is
-    refused; ``told`` says what became of one that was refused by the cluster.
+    refused; ``told`` says what became of one that was refused by the cluster; ``look_for`` looks,
+    behind an error, whether topics are still there.
     """
 
     def __init__(
-        self, address: Address, admin: Admin, names: Names, outbox: str, ready: Ready, told: Told
+        self,
+        address: Address,
+        admin: Admin,
+        names: Names,
+        outbox: str,
+        ready: Ready,
+        told: Told,
+        look_for: LookFor,
     ) -> None:
         # What a store calls its database may be long, and have characters that no topic has.
         self._outbox = hashlib.blake2b(outbox.encode(), digest_size=12).hexdigest()
@@ -74,6 +85,7 @@ class Gate:
         self._reader = Reader(address, self._name)
         self._ready = ready
         self._told = told
+        self._look_for = look_for
         self._producer: TransactionalProducer | None = None
         # It knows what it has not committed; the note tells of its last commit.
         self._given_up: TransactionalProducer | None = None
@@ -113,8 +125,9 @@ class Gate:
                 producer.prepare()
                 if self._last() == mine:
                     otherwise.pop_all()
+                    if self._leavings is None or last.owner != self._turn.owner:
+                        self._leavings = self._left_before(mine.number)
                     self._producer, self._turn = producer, mine
-                    self._leavings = Leavings(self._address, self._admin, self._called, mine.number)
                     return
         raise BrokerUnavailable(f"{self._name!r}: others resume at the same time")
 
@@ -133,6 +146,9 @@ class Gate:
         """Of this number: the one that was given up knows what it has not committed."""
         given_up, called = self._given_up, self._called(number)
         return given_up if given_up is not None and given_up.id == called.id else called
+
+    def _left_before(self, number: int) -> Leavings:
+        return Leavings(self._address, self._admin, self._called, number)
 
     def _called(self, number: int) -> TransactionalProducer:
         return TransactionalProducer(self._address, self._names.relay(self._outbox, number))
@@ -198,7 +214,8 @@ class Gate:
             producer.begin()
             producer.send([*sendings, note])
             producer.commit()
-        except TransactionInterrupted:
+        except (CommitUnknown, TransactionInterrupted):
+            self._look_for({each.topic for each in sendings})
             raise
         except TransactionFailed as error:
             if note.is_refused:

@@ -21,7 +21,8 @@ from duly.brokers.kafka.client import check_options, log, settings
 from duly.brokers.kafka.wire import Headers
 from duly.errors import BrokerUnavailable
 
-REFUSED = frozenset(
+# Certainly not stored: the broker or the driver refused it.
+_REFUSED = frozenset(
     {
         KafkaError.MSG_SIZE_TOO_LARGE,
         KafkaError.RECORD_LIST_TOO_LARGE,
@@ -39,7 +40,6 @@ REFUSED = frozenset(
         KafkaError._QUEUE_FULL,
     }
 )
-"""A record with one of these is certainly not stored: the broker or the driver refused it."""
 TOO_LARGE = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
 
 _AT_ONCE = 20_000
@@ -75,7 +75,7 @@ class Sending(msgspec.Struct, eq=False, gc=False):
     @property
     def is_refused(self) -> bool:
         """Whether it is certainly not stored."""
-        return self.ended and self.error is not None and self.error.code() in REFUSED
+        return self.ended and self.error is not None and self.error.code() in _REFUSED
 
     def __call__(self, error: KafkaError | None, _record: Any) -> None:
         """The driver's report, on whichever thread polls."""

@@ -11,6 +11,7 @@ for, and a savepoint is a mark in a list.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, NoReturn, Protocol
 
 from duly.broker import Delivery, Outcome, Published, Span
@@ -20,7 +21,13 @@ from duly.brokers.kafka.intake import Intake
 from duly.brokers.kafka.producer import Sending
 from duly.brokers.kafka.producers import Producers
 from duly.brokers.kafka.transacted import Transacted
-from duly.errors import ConfigurationError, PublishFailed, Superseded
+from duly.errors import (
+    CommitUnknown,
+    ConfigurationError,
+    PublishFailed,
+    Superseded,
+    TransactionInterrupted,
+)
 from duly.guarantees import Release, Settlement
 from duly.message import Message, Topic
 from duly.store import Admitted, Scope, StoreCapabilities
@@ -46,6 +53,10 @@ class Home(Protocol):
 
     def ready(self, messages: Sequence[Message[Any]]) -> Iterable[PublishFailed | Sending]:
         """The records of these, or why one is certainly not stored."""
+        ...
+
+    def look_for(self, topics: AbstractSet[str]) -> None:
+        """Look, behind an error, whether these are still there."""
         ...
 
     def letters(self, subscription: str, asides: Sequence[Aside]) -> Sequence[Sending]:
@@ -193,6 +204,13 @@ class KafkaSession:
         """As `Session.commit`. Raises `Superseded` and `BrokerError`, too: nothing was committed
         then.
         """
+        try:
+            self._commit()
+        except (CommitUnknown, TransactionInterrupted):
+            self._home.look_for({each.topic for each in self._sendings})
+            raise
+
+    def _commit(self) -> None:
         if self._scope is None:
             self._publish(self._sendings)
         elif self._ended:

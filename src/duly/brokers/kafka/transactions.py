@@ -43,7 +43,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from duly.brokers.kafka.address import Address
 from duly.brokers.kafka.client import broker_error, log, quiet, settings
-from duly.brokers.kafka.producer import REFUSED, SURELY, Sending
+from duly.brokers.kafka.producer import SURELY, Sending
 from duly.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -151,8 +151,8 @@ class TransactionalProducer:
         return broker_error(error, f"no transaction was begun as {self.id!r}")
 
     def send(self, sendings: Sequence[Sending]) -> None:
-        """Hand over these records, in order. What becomes of them `commit` tells, and of one that
-        was refused that itself.
+        """Hand over these records, in order. What becomes of them `commit` tells, and each of them
+        afterwards.
         """
         for sending in sendings:
             sending.ended, sending.error = False, None  # perhaps of another try
@@ -160,30 +160,23 @@ class TransactionalProducer:
         self._topics |= {sending.topic for sending in sendings}
         until = time.monotonic() + self._timeout_s
         for sending in sendings:
-            try:
-                # Without a report of each, which costs as much as to send it: see `_culprit`.
-                self._produce(sending, until, None)
-            except BufferError as error:
-                self.abort()
-                raise TransactionInterrupted(
-                    f"rolled back: {sending.topic!r} takes no records"
-                ) from error
-            except KafkaException as error:
-                sending.end(error.args[0])
-                raise self._failed(error, f"a record for {sending.topic!r}") from error
-
-    def _produce(self, sending: Sending, until: float, report: Sending | None) -> None:
-        while True:
-            try:
-                self._producer.produce(
-                    sending.topic, sending.body, sending.key, sending.partition,
-                    on_delivery=report, timestamp=sending.stamp_ms, headers=sending.headers,
-                )  # fmt: skip
-                return
-            except BufferError:
-                if time.monotonic() > until:
-                    raise
-                self._hear(_STEP_S)
+            while True:
+                try:
+                    self._producer.produce(
+                        sending.topic, sending.body, sending.key, sending.partition,
+                        on_delivery=sending, timestamp=sending.stamp_ms, headers=sending.headers,
+                    )  # fmt: skip
+                    break
+                except BufferError as error:
+                    if time.monotonic() > until:
+                        self.abort()
+                        raise TransactionInterrupted(
+                            f"rolled back: {sending.topic!r} takes no records"
+                        ) from error
+                    self._hear(_STEP_S)
+                except KafkaException as error:
+                    sending.end(error.args[0])
+                    raise self._failed(error, f"a record for {sending.topic!r}") from error
 
     def send_offsets(self, places: Sequence[TopicPartition], group: bytes) -> None:
         """Put a group's positions into the transaction. ``group`` is what its consumer tells as
@@ -212,9 +205,8 @@ class TransactionalProducer:
             reason, topics = error.args[0], self._topics
             # A commit that was sent and carried out cannot be aborted any more: where that
             # succeeds, it was not.
-            sendings = self._sendings
             if reason.txn_requires_abort() and self._is_aborted():
-                raise self._why(error, "its commit", sendings) from error
+                raise self._why(error, "its commit") from error
             self._discard()
             self._aborted, self._doubtful = self._aborted - topics, topics
             raise CommitUnknown(
@@ -274,15 +266,16 @@ class TransactionalProducer:
 
     def _failed(self, error: KafkaException, what: str) -> DulyError:
         """What went wrong before a commit was sent: whatever it is, nothing was committed."""
-        sendings = self._sendings
-        if not self._is_aborted() or error.args[0].fatal():
+        raised = self._why(error, what)
+        if error.args[0].fatal() or not self._is_aborted():
             self._discard()
-        return self._why(error, what, sendings)
+        return raised
 
-    def _why(self, error: KafkaException, what: str, sendings: Sequence[Sending]) -> DulyError:
+    def _why(self, error: KafkaException, what: str) -> DulyError:
         reason = error.args[0]
-        self._sendings = []
-        refused = self._culprit(reason, sendings)
+        self._hear()
+        sendings, self._sendings = self._sendings, []
+        refused = next((each for each in sendings if each.is_refused), None)
         if refused is not None and refused.error is not None:
             return TransactionFailed(
                 f"rolled back: a record for {refused.topic!r} was not stored: {refused.error.str()}"
@@ -291,22 +284,6 @@ class TransactionalProducer:
         if reason.code() in MOVED_ON or reason.code() in _FENCED:
             return Superseded(text)
         return TransactionInterrupted(text)
-
-    def _culprit(self, reason: KafkaError, sendings: Sequence[Sending]) -> Sending | None:
-        """Which of these was refused, if this is why: they are sent once more, with a report of
-        each, and undone.
-        """
-        if reason.code() in REFUSED and not any(each.ended for each in sendings):
-            try:
-                self.begin()
-                until = time.monotonic() + self._timeout_s
-                for each in sendings:
-                    self._produce(each, until, each)
-                self._producer.flush(self._timeout_s)
-            except (BrokerError, BufferError, KafkaException) as error:
-                log.debug("Kafka: which record was refused as %s is not told: %s", self.id, error)
-            self.abort()
-        return next((each for each in sendings if each.is_refused), None)
 
     def _hear(self, wait_s: float = 0.0) -> None:
         """Be told what became of single records; of the rest the next call tells."""
