@@ -50,9 +50,9 @@ def test_one_that_is_too_large_among_thousands(
     address: Address, producer: TransactionalProducer, kafka_url: str, at: int
 ):
     name = f"{namespace_of(kafka_url)}.small"
-    Admin(address).make([Wanted(name, 1, {"max.message.bytes": "20000"})])
+    Admin(address).make([Wanted(name, 1, {"max.message.bytes": "500000"})])
     sendings = [Sending(name, b"x", None, []) for _ in range(10_000)]
-    sendings[at].body = secrets.token_bytes(50_000)
+    sendings[at].body = secrets.token_bytes(600_000)
 
     def store() -> None:
         producer.begin()

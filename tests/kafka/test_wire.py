@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import duly
@@ -23,6 +23,7 @@ def again(message: Message[bytes]) -> Message[bytes]:
     return message_in(T, read_headers(headers_of(message)), key, message.body, STAMP_MS)
 
 
+@example(id="0", source="", time=None, key=None, stamp_ms=8_975_044_746_272)
 @given(
     id=texts, source=texts, time=st.none() | texts | st.datetimes().map(str),
     key=st.none() | st.binary(max_size=20), stamp_ms=st.integers(-(1 << 63), (1 << 63) - 1),

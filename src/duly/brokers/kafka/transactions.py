@@ -206,7 +206,7 @@ class TransactionalProducer:
             # A commit that was sent and carried out cannot be aborted any more: where that
             # succeeds, it was not.
             if reason.txn_requires_abort() and self._is_aborted():
-                raise self._why(error, "its commit") from error
+                raise self._why(error, "its commit", self._sendings) from error
             self._discard()
             self._aborted, self._doubtful = self._aborted - topics, topics
             raise CommitUnknown(
@@ -266,15 +266,17 @@ class TransactionalProducer:
 
     def _failed(self, error: KafkaException, what: str) -> DulyError:
         """What went wrong before a commit was sent: whatever it is, nothing was committed."""
-        raised = self._why(error, what)
-        if error.args[0].fatal() or not self._is_aborted():
+        sendings = self._sendings
+        if not self._is_aborted() or error.args[0].fatal():
             self._discard()
-        return raised
+        return self._why(error, what, sendings)
 
-    def _why(self, error: KafkaException, what: str) -> DulyError:
-        reason = error.args[0]
+    def _why(self, error: KafkaException, what: str, sendings: Sequence[Sending]) -> DulyError:
+        """Asked once it has been aborted, for by then each record has been reported: a call that
+        follows the refusal of one is refused itself for another reason, and may be so sooner.
+        """
+        reason, self._sendings = error.args[0], []
         self._hear()
-        sendings, self._sendings = self._sendings, []
         refused = next((each for each in sendings if each.is_refused), None)
         if refused is not None and refused.error is not None:
             return TransactionFailed(
@@ -287,8 +289,9 @@ class TransactionalProducer:
 
     def _hear(self, wait_s: float = 0.0) -> None:
         """Be told what became of single records; of the rest the next call tells."""
-        with contextlib.suppress(KafkaException):
-            self._producer.poll(wait_s)
+        if self._producer is not None:
+            with contextlib.suppress(KafkaException):
+                self._producer.poll(wait_s)
 
     def _is_aborted(self) -> bool:
         self._is_open = self.is_clean = False

@@ -70,7 +70,10 @@ def _type(topic: str) -> tuple[str, bytes]:
 
 @functools.lru_cache(128)
 def _time(ms: int) -> tuple[str, bytes]:
-    text = datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
+    # In whole numbers: a float holds no milliseconds of the centuries to come.
+    seconds, rest = divmod(ms, 1000)
+    time = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest * 1000)
+    text = time.isoformat(timespec="milliseconds")
     return "ce_time", f"{text[:-6]}Z".encode()
 
 
