@@ -115,22 +115,23 @@ class Leavings:
             log.warning("Kafka: readers stay before what is not published: %s", places)
             with closing(self._called(number)) as before:
                 before.end_records(places)
-            self._admin.standing({topic for topic, _ in places})  # it takes a moment
+            # Its end takes a moment: who looks whether they move waits for that.
+            self._admin.standing({topic for topic, _ in places})
 
     def _still_open(self, topics: Collection[str]) -> list[Place]:
         """Where readers stay before a message that was not published when it was stored."""
         held = self._admin.held_up(topics)
-        found: list[Place] = []
+        ends: dict[Place, int] = {}
         for topic in topics:
-            mine = {p: e for p, e in self._before[topic].items() if p in held and held[p][0] < e}
-            self._before[topic] = mine
-            told = self._first({place: held[place][0] for place in mine})
-            found += [
-                place
-                for place, (offset, identity) in told.items()
-                if offset < mine[place] and identity in self._unpublished
-            ]
-        return found
+            before = self._before[topic].items()
+            self._before[topic] = {p: end for p, end in before if p in held and held[p][0] < end}
+            ends |= self._before[topic]
+        told = self._first({place: held[place][0] for place in ends})
+        return [
+            place
+            for place, (offset, identity) in told.items()
+            if offset < ends[place] and identity in self._unpublished
+        ]
 
     def _first(self, stays: Mapping[Place, int]) -> Mapping[Place, tuple[int, Identity]]:
         """What stands at each of these, or is the next, as far as it is told in time."""
