@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from duly.brokers.kafka.notes import Known
+from duly.brokers.kafka.notes import REACH, Known
 from duly.brokers.kafka.runs import Run
 from duly.brokers.kafka.share import Item, Order, Share
 from duly.guarantees import Dead, Done, Release, Retry, Settlement
@@ -92,6 +92,14 @@ class Endings:
     done: list[Run] = field(default_factory=list)
     begun: int = 0
     count: int = 0
+
+    @property
+    def ahead(self) -> int:
+        """How many the next claim may be of, to announce it: as many, and as many again where all
+        is settled, for claims differ, and to announce one by itself is another transaction.
+        """
+        settled = sum(map(len, self.done)) + sum(known is None for known in self.known.values())
+        return min(2 * self.count, REACH) if settled == self.count else self.count
 
     def add(self, each: Ending | RunEnding, wall_ms: int) -> None:
         """Say it of this one, too."""

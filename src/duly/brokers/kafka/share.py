@@ -477,9 +477,9 @@ class Share:
         begun: int = 0,
     ) -> Foretold:
         """What there will be to commit once these claimed items have ended: with None settled, the
-        others to come again, of which this is noted; and these runs, all of which are ``done``.
-        Before ``begun`` some may have been started that come again. What a claim of so many, or of
-        as many as the last one, would take next is announced with it, and as much again.
+        others to come again with what is noted; and these runs, ``done``. Before ``begun`` some may
+        have started that come again. What a claim of so many, or of as many as the last one, would
+        take next is announced with it.
         """
         notes = self.notes(wall_ms, now)
         notes.repeated = max(notes.repeated, begun)
@@ -495,6 +495,6 @@ class Share:
             notes.known.pop(offset, None)
             if known is not None:
                 notes.known[offset] = known
-        announced = self._extent_ahead(2 * max(ahead, self._latest), ended, done)
+        announced = self._extent_ahead(max(ahead, self._latest), ended, done)
         notes.since, notes.suspects = announced
         return Foretold(position, notes, announced, self.telling.doubts)

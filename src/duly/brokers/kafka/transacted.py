@@ -304,7 +304,7 @@ class Transacted:
                 number: (
                     one.share,
                     one.share.foretell(
-                        one.known, one.count, wall_ms, now, done=one.done, begun=one.begun
+                        one.known, one.ahead, wall_ms, now, done=one.done, begun=one.begun
                     ),
                 )
                 for number, one in ends.items()
