@@ -125,8 +125,10 @@ class Gate:
                 producer.prepare()
                 if self._last() == mine:
                     otherwise.pop_all()
+                    # Who goes on as another itself knows what stood there before it published.
                     if self._leavings is None or last.owner != self._turn.owner:
-                        self._leavings = self._left_before(mine.number)
+                        left = Leavings(self._address, self._admin, self._called, mine.number)
+                        self._leavings = left
                     self._producer, self._turn = producer, mine
                     return
         raise BrokerUnavailable(f"{self._name!r}: others resume at the same time")
@@ -146,9 +148,6 @@ class Gate:
         """Of this number: the one that was given up knows what it has not committed."""
         given_up, called = self._given_up, self._called(number)
         return given_up if given_up is not None and given_up.id == called.id else called
-
-    def _left_before(self, number: int) -> Leavings:
-        return Leavings(self._address, self._admin, self._called, number)
 
     def _called(self, number: int) -> TransactionalProducer:
         return TransactionalProducer(self._address, self._names.relay(self._outbox, number))

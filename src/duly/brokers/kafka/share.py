@@ -477,9 +477,9 @@ class Share:
         begun: int = 0,
     ) -> Foretold:
         """What there will be to commit once these claimed items have ended: with None settled, the
-        others to come again with what is noted; and these runs, ``done``. Before ``begun`` some may
-        have started that come again. What a claim of so many, or of as many as the last one, would
-        take next is announced with it.
+        others to come again, of which this is noted; and these runs, all of which are ``done``.
+        Before ``begun`` some may have been started that come again. What a claim of so many, or
+        of as many as the last one, would take next is announced with it.
         """
         notes = self.notes(wall_ms, now)
         notes.repeated = max(notes.repeated, begun)
