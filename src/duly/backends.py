@@ -218,4 +218,5 @@ def _options_of(consumer: Consumer) -> SubscribeOptions:
         order_by_key=consumer.options.order_by_key,
         hold_key_on_dead=consumer.options.hold_key_on_dead,
         start=consumer.options.start,
+        key_lanes=consumer.options.key_lanes,
     )

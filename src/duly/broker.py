@@ -172,6 +172,8 @@ class Capabilities:
     - ``delays``: messages may have a due time.
     - ``delays_in_order``: also those of a topic with partitions: the later ones of their key wait
       for them, where order by key is asked for.
+    - ``key_lanes``: a log whose partitions can be cut so for exactly-once subscriptions
+      (`SubscribeOptions`); another works a partition as one, whatever was asked for.
     - ``replays``: a new subscription may begin with messages from before it was made. Where it
       cannot, the broker is `Prepares`, and a message that no subscription takes is refused, unless
       the topic `may_go_unheard`.
@@ -195,6 +197,7 @@ class Capabilities:
     holds_keys: bool = True
     delays: bool = True
     delays_in_order: bool = True
+    key_lanes: bool = False
     replays: bool = True
     one_writer: bool = False
     relays_once: bool = False
@@ -228,7 +231,9 @@ class SubscribeOptions:
     with ``order_by_key``, messages of a key wait behind its dead letter until that is replayed
     or discarded; otherwise they go on. ``bodies_only``: deliveries may carry `Unread`, to save
     fetching what nobody looks at; a broker may ignore it. ``identities``: every message's source
-    and id will be looked at too.
+    and id will be looked at too. ``key_lanes``: an exactly-once subscription of a log that can do
+    so is worked in so many lanes of keys within a partition, each a log of its own by its
+    `LogPosition`; the number is recorded when it is first worked, and another one later refused.
     """
 
     guarantee: Guarantee
@@ -238,6 +243,7 @@ class SubscribeOptions:
     start: Start = "earliest"
     bodies_only: bool = False
     identities: bool = False
+    key_lanes: int = 1
 
 
 class Subscription(Protocol):

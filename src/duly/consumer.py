@@ -20,6 +20,7 @@ class ConsumerOptions(TypedDict, total=False):
     batch_bytes: int
     lanes: int
     concurrency: int
+    key_lanes: int
     rate_per_s: float | None
     lease_s: float
     max_run_s: float
@@ -42,6 +43,10 @@ class Options:
       messages one after the other.
     - ``concurrency``: ``async def`` handlers in flight at once in one lane (not exactly-once:
       there the messages of a transaction run in order).
+    - ``key_lanes``: where the source is a log (Kafka), exactly-once transactions of a partition run
+      one after the other; cut into so many lanes by the messages' keys, those of several lanes run
+      side by side, as many as there are ``lanes``. What has no key is dealt out. The number stays
+      as it is once the consumer has begun; other brokers need none.
     - ``rate_per_s``: handler starts a second and worker process, None: no limit. Each message of
       a batch is a start, and so is each that starts again; what is given back unstarted is none.
     - ``lease_s``: a claim is another worker's to take when it was not renewed for this long.
@@ -63,6 +68,7 @@ class Options:
     batch_bytes: int = 8 * 1024 * 1024
     lanes: int = 1
     concurrency: int = 1
+    key_lanes: int = 1
     rate_per_s: float | None = None
     lease_s: float = 30.0
     max_run_s: float = 60.0
@@ -75,10 +81,10 @@ class Options:
     pipeline: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("batch_bytes", 1), ("lanes", 1), ("concurrency", 1)):
+        for name in ("batch", "batch_bytes", "lanes", "concurrency", "key_lanes"):
             value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ConfigurationError(f"{name}={value!r}: give a whole number from {least} on")
+            if type(value) is not int or value < 1:
+                raise ConfigurationError(f"{name}={value!r}: give a whole number from 1 on")
         for name, shortest in (("lease_s", 0.2), ("max_run_s", 0.01), ("inbox_retention_s", 0.0)):
             value = getattr(self, name)
             if not is_number(value) or value < shortest:

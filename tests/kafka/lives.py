@@ -24,6 +24,7 @@ from duly.guarantees import Dead, Done, Release, Retry, Settlement
 ATTEMPTS = 3
 A_LOT = 1 << 30
 LEASE_S = 30.0
+KEY_LANES = 3
 
 _tokens = itertools.count(1)
 _generations = itertools.count(1)
@@ -103,13 +104,17 @@ class Life:
             notes = in_text(text, position)
             name = (f"t{partition}", 0)
             self.shares[partition] = Share(
-                name, "log", next(_generations), world.order, position, notes
+                name, "log", next(_generations), world.order, position, notes, KEY_LANES
             )
         self._numbers = {id(share): n for n, share in self.shares.items()}
         names = {share.name: share for share in self.shares.values()}
         declared = {share.name[0]: unknown("t") for share in self.shares.values()}
         intake: Any = SimpleNamespace(
-            shares=names, again="again", fetched=SimpleNamespace(declared=declared)
+            shares=names,
+            again="again",
+            key_lanes=KEY_LANES,
+            lanes={*range(lanes)},
+            fetched=SimpleNamespace(declared=declared),
         )
         self.choices = [Choice(intake, declared.keys(), as_runs=False) for _ in range(lanes)]
         self.work: list[Work | None] = [None] * lanes

@@ -24,8 +24,13 @@ from duly.guarantees import Dead, Done, Release, Retry
 LIMIT = 4096  # offset.metadata.max.bytes of a broker that nobody configured
 
 
-def share(order: Order = Order.NONE, position: int = 0, notes: Notes | None = None) -> Share:
-    return Share(("t", 0), "log", 1, order, position, notes or Notes())
+def share(
+    order: Order = Order.NONE,
+    position: int = 0,
+    notes: Notes | None = None,
+    key_lanes: int = 1,
+) -> Share:
+    return Share(("t", 0), "log", 1, order, position, notes or Notes(), key_lanes)
 
 
 def item(offset: int, key: str | None = None) -> Item:
@@ -40,11 +45,11 @@ def fed(share: Share, count: int, keys: list[str | None] | None = None) -> Share
     return share
 
 
-def taken(share: Share, limit: int = 100) -> list[int]:
+def taken(share: Share, limit: int = 100, now: float = 0.0, lanes: int = 1) -> list[int]:
     """What one claim takes."""
     lined: dict[str, int] = {}
     offsets: list[int] = []
-    while len(offsets) < limit and (found := share.next_ready(0.0, lined)) is not None:
+    while len(offsets) < limit and (found := share.next_ready(now, lined, lanes)) is not None:
         share.take(found, lined)
         offsets.append(found.offset)
     return offsets
@@ -198,27 +203,69 @@ def test_as_logged_every_claim_goes_on_where_the_last_one_ended(seed):
     assert seen == list(range(40))
 
 
+@pytest.mark.parametrize("order", [Order.BY_KEY, Order.BY_LANE], ids=lambda each: each.name)
 @pytest.mark.parametrize("seed", range(20))
-def test_by_key_nothing_is_claimed_beside_its_like(seed):
-    roll, part = random.Random(seed), share(Order.BY_KEY)
+def test_nothing_is_claimed_beside_its_like(seed: int, order: Order):
+    """Of a key; or of a lane of keys, to which everything belongs."""
+    roll, part = random.Random(seed), share(order, key_lanes=3)
     fed(part, 60, ["a", "b", None, "c"])
     held: list[list[int]] = []
-    order: dict[str | None, list[int]] = {"a": [], "b": [], "c": [], None: []}
+    seen: dict[str | None, list[int]] = {}
+    beside = 0
     for _ in range(2000):
         if offsets := taken(part, roll.randint(1, 5)):
             held.append(offsets)
-        keys = [{part.items[o].key for o in claim} - {None} for claim in held]
-        assert sum(map(len, keys)) == len(set().union(*keys)), "a key is claimed twice"
+        lines = [{part.items[o].line for o in claim} - {None} for claim in held]
+        assert sum(map(len, lines)) == len(set().union(*lines)), "a line is claimed twice"
+        beside = max(beside, len(held))
         if held and roll.random() < 0.7:
             claim = held.pop(roll.randrange(len(held)))
             ended = roll.randint(0, len(claim))
             for offset in claim[:ended]:
-                order[part.items[offset].key].append(offset)
+                seen.setdefault(part.items[offset].line, []).append(offset)
                 part.done(part.items[offset])
             for offset in claim[ended:]:
                 part.back(part.items[offset])
-    assert all(order[key] == sorted(order[key]) for key in "abc")
-    assert sum(map(len, order.values())) == 60
+    assert len(seen) == (4 if order is Order.BY_KEY else 3)
+    assert all(offsets == sorted(offsets) for line, offsets in seen.items() if line is not None)
+    assert sum(map(len, seen.values())) == 60
+    assert beside >= 2
+
+
+def test_a_lane_of_keys_follows_from_the_record_alone():
+    """Whoever reads it next has to find its cursor."""
+    first, second = (fed(share(Order.BY_LANE, key_lanes=5), 40, ["a", None, "b"]) for _ in range(2))
+    there = {o: first.log_of(item) for o, item in first.items.items()}
+    assert there == {o: second.log_of(item) for o, item in second.items.items()}
+    assert {*there.values()} == {f"log#{n}/5" for n in range(5)}
+    of_key = {there[o] for o, item in first.items.items() if item.message.key == "a"}
+    assert len(of_key) == 1
+    assert fed(share(Order.AS_LOGGED), 1).log_of(first.items[0]) == "log"
+
+
+def test_a_claim_takes_of_few_lanes_of_keys():
+    """Others are left for those beside it, and what waits holds up no lane but its own."""
+    part = fed(share(Order.BY_LANE, key_lanes=4), 40)
+    claims = [taken(part, 12) for _ in range(5)]
+    lines = [{part.items[o].line for o in claim} for claim in claims]
+    assert [len(each) for each in lines] == [1, 1, 1, 1, 0]
+    assert claims[0] == [*range(0, 40, 4)]
+    for offset in claims[0][1:]:
+        part.back(part.items[offset])
+    part.wait(part.items[0], due=60.0)
+    for offset in claims[1]:
+        part.done(part.items[offset])
+    fed(part, 4)
+    assert taken(part, 12) == [part.next - 4 + claims[1][0]]
+    assert taken(part, 12) == []
+    assert taken(part, 12, now=61.0) == [*range(0, 44, 4)]
+
+
+def test_a_claim_that_may_takes_of_several_lanes():
+    """One after the other, as far as there is anything."""
+    part = fed(share(Order.BY_LANE, key_lanes=4), 8)
+    assert taken(part, 12, lanes=3) == [0, 4, 1, 5, 2, 6]
+    assert taken(part, 1, lanes=3) == [3]
 
 
 def test_nothing_is_claimed_further_ahead_than_can_be_noted():

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil, inf
 from typing import Any, assert_never
 
+from duly.broker import Capabilities
 from duly.consumer import Consumer
 from duly.contract.setting import (
     Setting,
@@ -331,6 +332,26 @@ def _exactly_once_limits(
         )
     if store is not None and store.one_writer and consumer.options.lanes > 1:
         yield f"lanes={consumer.options.lanes} take turns: {store.name} has one writer"
+    elif setting.broker.is_log:
+        yield from _side_by_side(setting.broker, consumer)
+
+
+def _side_by_side(broker: Capabilities, consumer: Consumer) -> Iterator[str]:
+    """How many transactions of a partition run at once, where the source is a log."""
+    asked, lanes = consumer.options.key_lanes, consumer.options.lanes
+    if asked == 1 and lanes > 1:
+        hint = "; key_lanes lets them run side by side" if broker.key_lanes else ""
+        yield f"lanes={lanes}: transactions of one partition run one after the other{hint}"
+    elif asked > 1 and broker.key_lanes:
+        yield (
+            f"up to {asked} transactions of one partition run side by side (lanes={lanes}, a "
+            f"process), each with keys of its own; key_lanes={asked} is fixed once it has begun"
+        )
+    elif asked > 1:
+        yield (
+            f"key_lanes={asked} changes nothing: {broker.name} works the transactions of one "
+            "partition one after the other"
+        )
 
 
 def _through_outbox(setting: Setting, store: StoreCapabilities) -> str:
@@ -388,9 +409,11 @@ def _order_limits(setting: Setting, consumer: Consumer) -> Iterator[str]:
             "transaction that moves the cursor past it, and what is behind it goes on"
         )
         return
+    by_lane = setting.broker.key_lanes and consumer.options.key_lanes > 1
+    behind = "lane of keys" if by_lane else "partition"
     if not consumer.options.order_by_key:
         if setting.holds_partition(consumer):
-            yield "a retry holds up everything behind it in its partition"
+            yield f"a retry holds up everything behind it in its {behind}"
         else:
             yield "no order is promised: retries and other workers overtake"
         return
@@ -398,7 +421,7 @@ def _order_limits(setting: Setting, consumer: Consumer) -> Iterator[str]:
     dead = "its key waits until that is replayed or discarded" if held else "its key goes on"
     yield f"in order by key; behind a dead letter {dead}"
     if setting.holds_partition(consumer):
-        yield "a retry holds up everything behind it in its partition"
+        yield f"a retry holds up everything behind it in its {behind}"
 
 
 def _store_of(setting: Setting) -> str:

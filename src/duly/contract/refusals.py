@@ -144,6 +144,13 @@ def _of_consumer(setting: Setting, consumer: Consumer) -> Iterator[Refusal]:
             f"tx_s={consumer.options.tx_s:g} bounds a transaction, and it has none",
             "leave tx_s out",
         )
+    if consumer.options.key_lanes > 1 and consumer.guarantee is not Guarantee.EXACTLY_ONCE:
+        yield Refusal(
+            _named(consumer),
+            f"key_lanes={consumer.options.key_lanes} is about transactions side by side, and it "
+            "has none",
+            "leave key_lanes out; lanes=... or concurrency=... need none",
+        )
     if consumer.options.pipeline and consumer.guarantee is not Guarantee.EXACTLY_ONCE:
         yield Refusal(
             _named(consumer),

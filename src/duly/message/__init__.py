@@ -27,6 +27,7 @@ from duly.message.message import (
     Message,
     body_hashes,
     due_ms,
+    key_lane_of,
     now_ms,
     partition_of,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "due_ms",
     "is_number",
     "is_whole",
+    "key_lane_of",
     "now_ms",
     "partition_of",
 ]

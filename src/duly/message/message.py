@@ -114,6 +114,18 @@ def partition_of(message: Message[Any], partitions: int) -> int:
     return zlib.crc32(name.encode()) % partitions
 
 
+def key_lane_of(message: Message[Any], offset: int, lanes: int) -> int:
+    """In which of so many lanes of keys of its partition a message belongs: that of its key, or of
+    its offset where it has none. It follows from the record alone, for whoever reads it next has to
+    find its cursor.
+    """
+    if message.key is None:
+        return offset % lanes
+    # Not by what deals keys to partitions: those of one partition could all be of one lane then.
+    digest = hashlib.blake2b(message.key.encode(), digest_size=4).digest()
+    return int.from_bytes(digest) % lanes
+
+
 def now_ms() -> int:
     """Milliseconds since 1970 UTC."""
     return time.time_ns() // 1_000_000

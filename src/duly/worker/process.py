@@ -365,4 +365,5 @@ def subscribe_options(
         bodies_only=not needs_more,
         # Each of many in flight is a delivery of its own, which knows its id.
         identities=admission is Admission.BY_INBOX or options.concurrency > 1,
+        key_lanes=options.key_lanes,
     )

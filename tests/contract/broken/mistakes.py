@@ -20,6 +20,7 @@ from tests.contract.broken.brokers import (
     CountsNoAttempts,
     CountsOffsetsAnew,
     CutsLongIds,
+    DealsLanesByTurns,
     DeliversAtOnce,
     DropsByContent,
     ErasesTheLogOnly,
@@ -41,6 +42,7 @@ from tests.contract.broken.brokers import (
     NeverWaits,
     PausesInWords,
     RecordsNoGuarantee,
+    RefusesLanes,
     RetriesAtOnce,
     RewindsWhatIsSettledOnly,
     RunsSuspectsTogether,
@@ -204,6 +206,8 @@ BROKERS = (
     ),
     Mistake(ErasesTheLogOnly, ("Erased::test_wherever_it_is",), SQLITE, "sqlite.md"),
     Mistake(CountsOffsetsAnew, ("Positions::test_a_message_keeps_its_position",), LOG),
+    Mistake(DealsLanesByTurns, ("KeyLanes::test_each_lane_comes_in_order",), LOG),
+    Mistake(RefusesLanes, ("NoKeyLanes::test_everything_comes_as_ever",)),
     Mistake(FencesNobodyOff, ("Entrances::test_whoever_resumes_fences_off_the_other",), LOG),
 )
 

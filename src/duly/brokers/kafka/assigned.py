@@ -41,6 +41,7 @@ class Beginnings:
         starts: Callable[[str], Start],
         commit: Callable[[Any, Sequence[TopicPartition]], None],
         owner: Callable[[], str],
+        key_lanes: int,
     ) -> None:
         self._admin = admin
         self._records = records
@@ -49,6 +50,7 @@ class Beginnings:
         self._starts = starts
         self._commit = commit
         self._owner = owner
+        self._key_lanes = key_lanes
         self._beginners = f"beginner/{subscription}/"
         # By topic, the id of the one that was assigned; those that were not there any more.
         self._ids: dict[str, str] = {}
@@ -220,7 +222,8 @@ class Beginnings:
     ) -> Share:
         topic, partition = place
         log = f"{self._admin.cluster}/{topics[topic].id}/{partition}"
-        return Share(place, log, next(_generations), self._order(topic), position, notes)
+        order = self._order(topic)
+        return Share(place, log, next(_generations), order, position, notes, self._key_lanes)
 
 
 def nothing_there(subscription: str, places: Sequence[tuple[str, int]], why: str) -> str:

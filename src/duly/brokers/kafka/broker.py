@@ -17,6 +17,7 @@ from duly.brokers.kafka.admin import COMPACTED, KEPT, Admin, Found, Wanted, conf
 from duly.brokers.kafka.client import check_consuming
 from duly.brokers.kafka.gate import Gate
 from duly.brokers.kafka.intake import Intake
+from duly.brokers.kafka.item import Way
 from duly.brokers.kafka.lane import Lane
 from duly.brokers.kafka.letters import LetterTopic
 from duly.brokers.kafka.names import Names
@@ -24,6 +25,7 @@ from duly.brokers.kafka.operated import Operated
 from duly.brokers.kafka.producer import TOO_LARGE, Sender, Sending
 from duly.brokers.kafka.producers import Producers
 from duly.brokers.kafka.reader import Reader
+from duly.brokers.kafka.recorded import check_promises, check_subscription, key_lanes_of
 from duly.brokers.kafka.records import Records
 from duly.brokers.kafka.share import Order
 from duly.brokers.kafka.span import takes_spans
@@ -46,7 +48,6 @@ from duly.message import Message, Topic, now_ms
 log = logging.getLogger("duly.kafka")
 
 WATCH_S = 5.0
-_WORKED = {"store": "with a database as store", "transactions": "by Kafka's transactions alone"}
 
 
 class KafkaBroker(Operated):
@@ -75,6 +76,7 @@ class KafkaBroker(Operated):
             identity_retention=False,
             holds_keys=False,
             delays=False,
+            key_lanes=True,
             relays_once=True,
             max_message_bytes=self._address.max_message_bytes,
         )
@@ -126,7 +128,8 @@ class KafkaBroker(Operated):
                 prefix, standing = self._names.group("duly"), self._admin.standing
                 self._producers = Producers(self._address, prefix, standing)
                 place = f"kafka://{self._address.bootstrap}/{self._address.namespace}"
-                self._capabilities = replace(self._capabilities, database=place)
+                # A transaction of Kafka's moves the one position that a partition has.
+                self._capabilities = replace(self._capabilities, database=place, key_lanes=False)
         return KafkaStore(self, self._producers, self._address.transaction_timeout_s)
 
     def intake(self, subscription: str) -> Intake | None:
@@ -148,7 +151,7 @@ class KafkaBroker(Operated):
         names = {self._names.topic(topic.name): topic for topic in topics}
         found = self._find(names)
         wanted = {f"topic/{topic.name}": str(topic.guarantee) for topic in topics}
-        _check_promises(topics, self._recorded().fix(wanted))
+        check_promises(topics, self._recorded().fix(wanted))
         self._admin.make(
             Wanted(name, max(1, topic.partitions), config_of(topic))
             for name, topic in names.items()
@@ -179,7 +182,7 @@ class KafkaBroker(Operated):
         self._find(names)
         if self._admin.find([self._names.records]):
             keys = [f"topic/{topic.name}" for topic in names.values()]
-            _check_promises(names.values(), self._recorded().found(keys))
+            check_promises(names.values(), self._recorded().found(keys))
         self._known.update(((subscription, topic.name), None) for topic in names.values())
 
     def _recorded(self) -> Records:
@@ -307,7 +310,9 @@ class KafkaBroker(Operated):
         """As `Broker.subscribe`; refuses a key that is held by a dead letter."""
         self._check_open()
         self._check_options(topics, subscription, options)
-        self._check_guarantee(subscription, options)
+        check_subscription(
+            self._recorded(), subscription, options, transactional=self._producers is not None
+        )
         self._make_again(subscription)
         names = {self._names.topic(topic.name): self._topics[topic.name] for topic in topics}
         with self._lock:
@@ -332,9 +337,10 @@ class KafkaBroker(Operated):
     def _intake_of(
         self, topics: Sequence[Topic[Any]], subscription: str, options: SubscribeOptions
     ) -> Intake:
-        order = _order(options)
+        key_lanes = key_lanes_of(options, transactional=self._producers is not None)
+        way = Way(_order(options, key_lanes), key_lanes, takes_spans(options, topics))
         intake = self._intakes.get(subscription)
-        if intake is not None and intake.order is not order:
+        if intake is not None and intake.order is not way.order:
             raise ConfigurationError(
                 f"subscription {subscription!r} is worked in this process "
                 f"{'in order by key' if intake.order is Order.BY_KEY else 'without order'}, and "
@@ -343,8 +349,7 @@ class KafkaBroker(Operated):
         if intake is None:
             intake = self._intakes[subscription] = Intake(
                 self._address, self._admin, self._recorded, subscription,
-                self._names.group(subscription), options.guarantee, order,
-                takes_spans(options, topics),
+                self._names.group(subscription), options.guarantee, way,
                 self._names.again(subscription), self.clock, self._wall_ms,
                 self._producers if options.guarantee is Guarantee.EXACTLY_ONCE else None,
             )  # fmt: skip
@@ -368,26 +373,6 @@ class KafkaBroker(Operated):
                 f"subscription {subscription!r} asks for hold_key_on_dead=True, and Kafka keeps "
                 "dead letters apart from what waits behind them: leave it out, or use a broker "
                 "that holds keys"
-            )
-
-    def _check_guarantee(self, subscription: str, options: SubscribeOptions) -> None:
-        wanted, key = str(options.guarantee), f"subscription/{subscription}"
-        kept, by = "", f"effects/{subscription}"
-        if options.guarantee is Guarantee.EXACTLY_ONCE:
-            kept = "store" if self._producers is None else "transactions"
-        fixed = self._recorded().fix({key: wanted, **({by: kept} if kept else {})})
-        found = fixed[key]
-        if found == wanted and kept and fixed[by] != kept:
-            raise ConfigurationError(
-                f"subscription {subscription!r} was worked {_WORKED[fixed[by]]}, and is now to be "
-                f"{_WORKED[kept]}: what took effect is remembered in another place. Give the "
-                "consumer a new name."
-            )
-        if found != wanted:
-            raise ConfigurationError(
-                f"subscription {subscription!r} is recorded as {found!r}, and this consumer "
-                f"declares {wanted!r}. What was promised so far would no longer hold: give the "
-                "consumer a new name, or declare the recorded guarantee."
             )
 
     def _watching(self) -> None:
@@ -453,21 +438,10 @@ class KafkaBroker(Operated):
         self._letter_reader.close()
 
 
-def _order(options: SubscribeOptions) -> Order:
+def _order(options: SubscribeOptions, key_lanes: int) -> Order:
     if options.guarantee is Guarantee.EXACTLY_ONCE:
-        return Order.AS_LOGGED
+        return Order.BY_LANE if key_lanes > 1 else Order.AS_LOGGED
     return Order.BY_KEY if options.order_by_key else Order.NONE
-
-
-def _check_promises(topics: Iterable[Topic[Any]], recorded: Mapping[str, str]) -> None:
-    """Raises `ConfigurationError` for a topic that is recorded with another guarantee."""
-    for topic in topics:
-        text = recorded.get(f"topic/{topic.name}", str(topic.guarantee))
-        if text != str(topic.guarantee):
-            raise ConfigurationError(
-                f"topic {topic.name!r} is there with guarantee {text}, and declared with "
-                f"{topic.guarantee}. Give it another name, or declare it as it is there."
-            )
 
 
 def _named(message: Message[Any]) -> str:

@@ -122,12 +122,14 @@ class Choice:
     ) -> list[tuple[Share, Item]]:
         taken: list[tuple[Share, Item]] = []
         size = count = 0
+        # As many lanes of keys as leave some for each lane of this process.
+        lanes = -(-self._intake.key_lanes // max(1, len(self._intake.lanes)))
         for share in mine:
             lined: dict[str, int] = {}
             while count < limit:
                 if (run := share.next_run(now, lined)) is not None:
                     share.open(run)
-                item = share.next_ready(now, lined)
+                item = share.next_ready(now, lined, lanes)
                 if item is None:
                     break
                 if self._is_stray(item):

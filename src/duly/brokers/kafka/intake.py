@@ -24,6 +24,7 @@ from duly.brokers.kafka.assigned import Beginnings, nothing_there
 from duly.brokers.kafka.client import broker_error, consuming
 from duly.brokers.kafka.commits import Awaits, Commits
 from duly.brokers.kafka.fetched import Fetched, all_are_there, by_partition
+from duly.brokers.kafka.item import Way
 from duly.brokers.kafka.notes import REACH
 from duly.brokers.kafka.positions import Positions
 from duly.brokers.kafka.producers import Producers
@@ -65,8 +66,8 @@ _MOST_BYTES = 64 * 1024 * 1024
 
 class Intake:
     """``topics`` are those that it reads, by their names on the cluster; ``again`` is where what
-    only this subscription is given stands. ``as_runs``: whether its lanes take many at a time.
-    With ``producers`` positions are committed by transactions of Kafka's.
+    only this subscription is given stands; ``lanes`` are the numbers of those that share it. With
+    ``producers`` positions are committed by transactions of Kafka's.
     """
 
     def __init__(
@@ -77,8 +78,7 @@ class Intake:
         subscription: str,
         group: str,
         guarantee: Guarantee,
-        order: Order,
-        as_runs: bool,
+        way: Way,
         again: str,
         clock: Callable[[], float],
         wall_ms: Callable[[], int],
@@ -87,14 +87,16 @@ class Intake:
         self.number = next(numbers)
         self.subscription = subscription
         self.guarantee = guarantee
-        self.order = order
+        self.order = way.order
+        self.key_lanes = way.key_lanes
+        self.lanes: set[int] = set()
         self.changed = threading.Condition()
         self.shares: dict[tuple[str, int], Share] = {}
         self.by_generation: dict[int, Share] = {}
         self.failed: SubscriptionEnded | None = None
         self._moved: dict[int, int] = {}
         self.again = again
-        self.fetched = Fetched(again, clock, wall_ms, as_runs=as_runs)
+        self.fetched = Fetched(again, clock, wall_ms, as_runs=way.as_runs)
         around = (subscription, self.changed, self.by_generation, clock, wall_ms)
         self.commits: Commits | Transacted = (
             Commits(*around)
@@ -123,6 +125,7 @@ class Intake:
             self._start_of,
             self.commits.begin,
             lambda: "" if producers is None else producers.owner,
+            way.key_lanes,
         )
         self._consumer: Any = Consumer(consuming(address, group, self.commits.answered))
         self._thread = threading.Thread(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from duly.brokers.kafka.wire import message_in, read_headers
 from duly.errors import InvalidMessage
@@ -12,12 +12,29 @@ from duly.message import Message, Topic
 
 class Order(enum.Enum):
     """What may be claimed beside what. ``NONE``: anything. ``BY_KEY``: nothing of a key that is
-    claimed or waits. ``AS_LOGGED``: nothing beside anything, as a cursor needs it.
+    claimed or waits. ``BY_LANE``: nothing of a lane of keys that is. ``AS_LOGGED``: nothing beside
+    anything, as a cursor needs it.
     """
 
     NONE = "none"
     BY_KEY = "by key"
+    BY_LANE = "by lane of keys"
     AS_LOGGED = "as logged"
+
+    @property
+    def is_in_lines(self) -> bool:
+        """Whether what waits holds up its own line (`duly.brokers.kafka.lines`), and no other."""
+        return self in (Order.BY_KEY, Order.BY_LANE)
+
+
+class Way(NamedTuple):
+    """How a subscription is worked: in which order, in how many lanes of keys where it is by them,
+    and whether its lanes can be given many messages at a time.
+    """
+
+    order: Order
+    key_lanes: int
+    as_runs: bool
 
 
 class State(enum.Enum):
@@ -31,13 +48,14 @@ class State(enum.Enum):
 
 class Item:
     """A fetched record that is not settled. ``wrong``: why it is no message that duly carries;
-    ``noted``: what is known of it has to be committed, for the record does not say it.
+    ``noted``: what is known of it has to be committed, for the record does not say it; ``line``:
+    what it is in order with.
     """
 
     __slots__ = (
-        *("alone", "body", "charged", "declared", "due", "epoch", "lane", "message", "noted"),
-        *("offset", "record", "repeated", "replays", "settling", "state", "suspect", "token"),
-        *("until", "wrong"),
+        *("alone", "body", "charged", "declared", "due", "epoch", "lane", "line", "message"),
+        *("noted", "offset", "record", "repeated", "replays", "settling", "state", "suspect"),
+        *("token", "until", "wrong"),
     )
 
     def __init__(self, declared: Topic[Any], offset: int, epoch: int, body: bytes) -> None:
@@ -47,6 +65,7 @@ class Item:
         self.body = body
         self.message: Message[Any] | None = None
         self.record: Any = None
+        self.line: str | None = None
         self.wrong: str | None = None
         self.charged = 0
         self.replays = 0
@@ -55,11 +74,6 @@ class Item:
         self.state = State.READY
         self.token = self.lane = 0
         self.until = 0.0
-
-    @property
-    def key(self) -> str | None:
-        """What it is in order with."""
-        return None if self.message is None else self.message.key
 
     def is_late(self, now: float) -> bool:
         """Whether its lease is over, and nobody is settling it."""

@@ -87,6 +87,8 @@ class Lane:
         self._last = 1
         # At-most-once is settled before it is started: nobody need know who died with it.
         self._announces = options.guarantee is not Guarantee.AT_MOST_ONCE
+        with intake.changed:
+            intake.lanes.add(number)
 
     # --- claiming
 
@@ -186,7 +188,7 @@ class Lane:
             item.charged if item.alone else item.charged + 1,
             item.repeated,
             item.suspect and share.suspects.come_alone,
-            LogPosition(share.log, item.offset, item.epoch),
+            LogPosition(share.log_of(item), item.offset, item.epoch),
             item.replays,
         )
 
@@ -371,6 +373,7 @@ class Lane:
             if self._closed:
                 return
             self._closed = True
+            intake.lanes.discard(self.number)
             for share in intake.shares.values():
                 # What a transaction is about that is not over is held until it is known.
                 mine = [i for i in share.claimed.values() if i.lane == self.number]

@@ -4,6 +4,7 @@
 ``topic/<topic>``                    its guarantee
 ``subscription/<name>``              its guarantee
 ``effects/<name>``                   what remembers what took effect, of an exactly-once one
+``lanes/<name>``                     into how many lanes of keys an exactly-once one cuts partitions
 ``began/<name>/<topic>``              the id of the topic in which it began
 ``first/<name>/<topic's id>``        how many partitions there were when it began
 ``begun/<name>/<topic's id>/<n>``    it has a position in this partition

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 
+from duly.brokers.kafka.contents import Contents
 from duly.brokers.kafka.extent import NOWHERE, START, Extent
 from duly.brokers.kafka.item import Item, Order, State
 from duly.brokers.kafka.lines import Lines
 from duly.brokers.kafka.notes import MOST, REACH, Foretold, Known, Notes
-from duly.brokers.kafka.ready import Ready
-from duly.brokers.kafka.runs import Claim, Run, Runs
+from duly.brokers.kafka.ready import Ready, ReadyByLane
+from duly.brokers.kafka.runs import Claim, Run
 from duly.brokers.kafka.suspects import Suspects
 from duly.brokers.kafka.telling import Telling
 
@@ -27,8 +28,9 @@ _NONE: Mapping[int, Known | None] = {}
 _EMPTY: Mapping[str, int] = {}
 
 
-class Share:
-    """``position`` is where the notes were found, ``order`` what its subscription asks for.
+class Share(Contents):
+    """``position`` is where the notes were found, ``order`` what its subscription asks for, and
+    ``key_lanes`` how many there are in order by them.
 
     ``generation`` is given to one assignment of one partition, and never again.
     """
@@ -41,16 +43,13 @@ class Share:
         order: Order,
         position: int,
         notes: Notes,
+        key_lanes: int = 1,
     ) -> None:
+        super().__init__(position)
         self.name = name
         self.log = log
         self.generation = generation
         self.order = order
-        self.next = position
-        self.items: dict[int, Item] = {}
-        self.claimed: dict[int, Item] = {}
-        self.runs = Runs()
-        self.size = 0
         # Where somebody may be about to start what is there.
         self.announced = notes.extent
         self.telling = Telling(notes.extent)
@@ -73,8 +72,10 @@ class Share:
         notes.repeated = max(notes.repeated, notes.suspects)
         # From here on nothing is known of a message that is fetched.
         self._known_to = notes.known_to
+        self._lines = Lines(order, key_lanes)
         self._ready = Ready(self.items)
-        self._lines = Lines(in_order=order is Order.BY_KEY)
+        if order is Order.BY_LANE:
+            self._ready = ReadyByLane(self.items, self._lines.is_free)
         self._noted: dict[int, Item] = {}
 
     # --- what was fetched
@@ -127,37 +128,9 @@ class Share:
             self.next = offset
             self.version += not self.count
 
-    @property
-    def position(self) -> int:
-        """All before it is settled."""
-        item = next(iter(self.items), self.next)
-        run = self.runs.first
-        return item if run is None else min(item, run)
-
-    @property
-    def count(self) -> int:
-        """How many messages are not settled."""
-        return len(self.items) + self.runs.count
-
-    @property
-    def ready(self) -> int:
-        """How many messages nobody has claimed, though some of them may have to wait."""
-        return self.count - self._held
-
-    @property
-    def is_held(self) -> bool:
-        """Whether anything of it is claimed."""
-        return bool(self.claimed) or bool(self.runs.held)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no more should be fetched."""
-        return self.count >= 2 * REACH
-
-    @property
-    def is_half_full(self) -> bool:
-        """Whether to wait before more is fetched."""
-        return self.count >= REACH
+    def log_of(self, item: Item) -> str:
+        """The log that it stands in for a cursor."""
+        return self._lines.log_of(item, self.log)
 
     # --- claiming
 
@@ -206,14 +179,14 @@ class Share:
             suspects.part = NOWHERE
         return False
 
-    def next_ready(self, now: float, lined: dict[str, int]) -> Item | None:
-        """The next item that may be claimed beside what ``lined`` counts, by key, of this claim;
-        it is not taken off yet.
+    def next_ready(self, now: float, lined: dict[str, int], lanes: int = 1) -> Item | None:
+        """The next item that may be claimed beside what ``lined`` counts, by line, of this claim;
+        it is not taken off yet. Of so many ``lanes`` of keys, where there are any.
         """
         self._wake(now)
         if self._is_for_suspects:
             return None
-        while (item := self._ready.peek()) is not None:
+        while (item := self._ready.peek(lined, lanes)) is not None:
             if item.suspect:
                 self._ready.drop()
                 self.suspects.offer(item)
@@ -221,7 +194,7 @@ class Share:
                 return None
             elif self.may_start(item, lined):
                 return item
-            elif self.order is Order.BY_KEY and item.offset < self.position + REACH:
+            elif self.order.is_in_lines and item.offset < self.position + REACH:
                 self._ready.drop()
                 item.state = State.BLOCKED
             else:
@@ -229,12 +202,12 @@ class Share:
         return None
 
     def may_start(self, item: Item, lined: Mapping[str, int] = _EMPTY) -> bool:
-        """Whether it may be claimed beside what ``lined`` counts, by key, of this claim."""
+        """Whether it may be claimed beside what ``lined`` counts, by line, of this claim."""
         if self.leaving or item.offset >= self.position + REACH:
             return False
         if self.order is Order.AS_LOGGED:
             taken = lined.get("", 0)
-            return self._held == taken and self._is_next(item, taken)
+            return self.held == taken and self._is_next(item, taken)
         return self._lines.may_start(item, lined)
 
     def _is_next(self, item: Item, taken: int) -> bool:
@@ -250,10 +223,6 @@ class Share:
     def _is_too_much(self, offset: int) -> bool:
         return len(self._noted) >= MOST and offset > max(self._noted)
 
-    @property
-    def _held(self) -> int:
-        return len(self.claimed) + self.runs.held
-
     def next_run(self, now: float, lined: dict[str, int]) -> Run | None:
         """The next run of which something may be claimed beside what ``lined`` counts of this
         claim, where no item comes before it. It is not claimed yet.
@@ -266,7 +235,7 @@ class Share:
             return None
         if self.order is Order.AS_LOGGED:
             before = next(iter(self.items), run.first) < run.first
-            if before or self._held != lined.get("", 0):
+            if before or self.held != lined.get("", 0):
                 return None
         elif (item := self._ready.peek()) is not None and item.offset < run.first:
             return None
@@ -452,12 +421,12 @@ class Share:
         return Extent(START, max(held.end, self._last_ahead(count) + 1))
 
     def _last_ahead(self, count: int) -> int:
-        ready = self._ready.ahead(count)
-        last, found = self.runs.ahead(count - len(ready))
-        missing = count - len(ready) - found
+        one_by_one, ready = self._ready.ahead(count)
+        last, found = self.runs.ahead(count - ready)
+        missing = count - ready - found
         if missing > 0 and self.next > self._end + _FAR:
             last = self.next - 1 + missing
-        return max(last, *ready) if ready else last
+        return max(last, one_by_one)
 
     def _extent(self, ended: Container[int] = (), done: Container[Run] = ()) -> Extent:
         """Of what is claimed, once these have ended."""

@@ -15,12 +15,13 @@ from duly.message import Message, Topic
 
 
 def takes_spans(options: SubscribeOptions, topics: Collection[Any]) -> bool:
-    """Whether a lane can be given many at a time: a span is of one topic and in no order by key,
-    and of many handlers in flight each message is settled by itself.
+    """Whether a lane can be given many at a time: a span is of one topic and in no order by key or
+    by lanes of keys, and of many handlers in flight each message is settled by itself.
     """
     exactly = options.guarantee is Guarantee.EXACTLY_ONCE
     together = len(topics) == 1 and (exactly or not options.identities)
-    return options.bodies_only and together and not options.order_by_key
+    in_lines = options.order_by_key or (exactly and options.key_lanes > 1)
+    return options.bodies_only and together and not in_lines
 
 
 class Part(NamedTuple):

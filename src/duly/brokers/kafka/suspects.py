@@ -137,11 +137,11 @@ class Suspects:
         return None
 
     def next(self, may_start: Callable[[Item], bool], order: Order) -> Item | None:
-        """The first that may be claimed now; in order by key, what may not is held up from now on
-        and does not keep others.
+        """The first that may be claimed now; where there are lines, what may not is held up from
+        now on and does not keep others.
         """
         while (item := self.first()) is not None and not may_start(item):
-            if order is not Order.BY_KEY:
+            if not order.is_in_lines:
                 return None
             self.drop()
             item.state = State.BLOCKED

@@ -20,7 +20,7 @@ from duly.broker import (
 from duly.brokers.memory.entrance import Kept, MemoryEntrance
 from duly.brokers.memory.history import History, newest
 from duly.brokers.memory.lane import Clock, check_guarantee
-from duly.brokers.memory.loggroup import LogGroup
+from duly.brokers.memory.loggroup import LogGroup, key_lanes_of
 from duly.brokers.memory.partition import Partition
 from duly.brokers.memory.registry import Registry
 from duly.brokers.memory.schedules import Reached
@@ -49,6 +49,7 @@ class MemoryLog:
             identity_retention=False,
             retries_in_place=True,
             delays=False,
+            key_lanes=True,
             relays_once=True,
         )
         self.clock = clock
@@ -89,7 +90,7 @@ class MemoryLog:
             self._registry.forget(topic)
             for partition in self._partitions.pop(topic):
                 for group in self.groups.values():
-                    group.forget(partition.log)
+                    group.forget(partition)
             self.changed.notify_all()
 
     def partitions(self, topic: str) -> Sequence[Partition]:
@@ -103,8 +104,8 @@ class MemoryLog:
             partition = self.partitions(topic)[number]
             partition.truncate(offset)
             for group in self.groups.values():
-                if partition.log in group.shares:
-                    group.shares[partition.log].truncated()
+                for share in group.of(partition):
+                    share.truncated()
 
     # --- publishing
 
@@ -146,6 +147,7 @@ class MemoryLog:
                 group = LogGroup(subscription, options, self.history)
                 self.groups[subscription] = group
             check_guarantee(subscription, group.guarantee, options)
+            _check_key_lanes(group, options)
             group.ordered, group.holds = options.order_by_key, options.hold_key_on_dead
             group.read(partitions, options)
             names = frozenset(topic.name for topic in topics)
@@ -184,16 +186,14 @@ class MemoryLog:
             now = self.clock()
             refused = group.settle(settlements, now)
             for share in group.shares.values():
-                self._let_go(share.partition, now)
+                self._let_go(share.partition.whole, now)
             self.changed.notify_all()
             return refused
 
     def _let_go(self, partition: Partition, now: float) -> None:
         """What every subscription has committed may leave the log."""
-        shares = [
-            g.shares[partition.log] for g in self.groups.values() if partition.log in g.shares
-        ]
-        partition.committed(min(share.committed for share in shares), now)
+        shares = [share for group in self.groups.values() for share in group.of(partition)]
+        partition.committed(min(share.safe for share in shares), now)
 
     # --- what people and tests do
 
@@ -304,6 +304,15 @@ class MemoryLog:
                 self.leave(lane, died=False)
             self._closed = True
             self.changed.notify_all()
+
+
+def _check_key_lanes(group: LogGroup, options: SubscribeOptions) -> None:
+    if group.key_lanes != key_lanes_of(options):
+        raise ConfigurationError(
+            f"subscription {group.name!r} began with key_lanes={group.key_lanes}, and this "
+            f"consumer declares key_lanes={options.key_lanes}: what took effect is remembered by "
+            f"lane. Declare key_lanes={group.key_lanes}, or give the consumer a new name."
+        )
 
 
 class LogLane:

@@ -10,10 +10,15 @@ from typing import Any, assert_never
 
 from duly.broker import Delivery, SubscribeOptions
 from duly.brokers.memory.history import History
-from duly.brokers.memory.partition import Entry, Partition
+from duly.brokers.memory.partition import Entry, KeyLane, Partition
 from duly.brokers.memory.share import Flight, LogReceipt, Share
 from duly.guarantees import Dead, Done, Guarantee, Release, Retry, Settlement
 from duly.inspection import DeadLetter, SubscriptionState
+
+
+def key_lanes_of(options: SubscribeOptions) -> int:
+    """Into how many lanes of keys partitions are cut."""
+    return options.key_lanes if options.guarantee is Guarantee.EXACTLY_ONCE else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class LogGroup:
     ) -> None:
         self.name = name
         self.guarantee = options.guarantee
+        self.key_lanes = key_lanes_of(options)
         self.ordered = options.order_by_key
         self.holds = options.hold_key_on_dead
         self.generation = 0
@@ -56,13 +62,24 @@ class LogGroup:
     def read(self, partitions: Sequence[Partition], options: SubscribeOptions) -> None:
         """Read these partitions too, each new one from where the options say."""
         for partition in partitions:
-            if partition.log not in self.shares:
+            if not self.of(partition):
                 first = partition.first(options.start)
-                self.shares[partition.log] = Share(self.name, partition, first)
+                for part in self._cut(partition):
+                    self.shares[part.log] = Share(self.name, part, first)
 
-    def forget(self, log: str) -> None:
-        """A partition was deleted."""
-        self.shares.pop(log, None)
+    def _cut(self, partition: Partition) -> Sequence[Partition | KeyLane]:
+        if self.key_lanes == 1:
+            return [partition]
+        return [KeyLane(partition, number, self.key_lanes) for number in range(self.key_lanes)]
+
+    def of(self, partition: Partition) -> Sequence[Share]:
+        """What is read of a partition: all of it, or its lanes of keys."""
+        return [share for share in self.shares.values() if share.partition.whole is partition]
+
+    def forget(self, partition: Partition) -> None:
+        """It was deleted."""
+        for share in self.of(partition):
+            del self.shares[share.partition.log]
 
     def join(self, lane: int, topics: AbstractSet[str]) -> None:
         """A lane comes with the topics it reads, or comes back after it was taken for dead."""

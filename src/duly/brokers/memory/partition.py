@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from duly.broker import Start
-from duly.message import Message
+from duly.message import Message, key_lane_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,11 @@ class Partition:
         self._retention_s = retention_s
         self._entries: list[Entry] = []
         self._leaving: deque[tuple[float, int]] = deque()
+
+    @property
+    def whole(self) -> Partition:
+        """Itself: it is not cut."""
+        return self
 
     def append(self, message: Message[Any], stored_ms: int) -> None:
         """Store one message at the end."""
@@ -81,3 +86,40 @@ class Partition:
 
     def _place(self, offset: int) -> int:
         return bisect_left(self._entries, offset, key=lambda entry: entry.offset)
+
+
+class KeyLane:
+    """One lane of keys of a partition, as a log of its own."""
+
+    def __init__(self, whole: Partition, number: int, lanes: int) -> None:
+        self.whole = whole
+        self.log = f"{whole.log}#{number}/{lanes}"
+        self.topic = whole.topic
+        self._number = number
+        self._lanes = lanes
+
+    @property
+    def end(self) -> int:
+        """As `Partition.end`."""
+        return self.whole.end
+
+    def after(self, offset: int) -> Entry | None:
+        """The first message of this lane at or behind an offset."""
+        entry = self.whole.after(offset)
+        while entry is not None and not self._has(entry):
+            entry = self.whole.after(entry.offset + 1)
+        return entry
+
+    def _has(self, entry: Entry) -> bool:
+        return key_lane_of(entry.message, entry.offset, self._lanes) == self._number
+
+    def at(self, offset: int) -> Entry | None:
+        """As `Partition.at`."""
+        return self.whole.at(offset)
+
+    def count_from(self, offset: int) -> int:
+        """How many messages of this lane there are from an offset on."""
+        count, entry = 0, self.after(offset)
+        while entry is not None:
+            count, entry = count + 1, self.after(entry.offset + 1)
+        return count

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from duly.broker import Delivery, LogPosition
-from duly.brokers.memory.partition import Entry, Partition
+from duly.brokers.memory.partition import Entry, KeyLane, Partition
 
 
 class LogReceipt(msgspec.Struct, frozen=True, gc=False):
@@ -50,13 +50,14 @@ class Flight:
 
 
 class Share:
-    """One partition as one subscription sees it: owned by one lane at a time.
+    """One partition, or one lane of its keys, as one subscription sees it: owned by one lane at a
+    time.
 
     Only a contiguous prefix is committed: ``committed`` is the next offset behind it. What is
     done further on is remembered until the partition changes hands, and comes again then.
     """
 
-    def __init__(self, subscription: str, partition: Partition, first: int) -> None:
+    def __init__(self, subscription: str, partition: Partition | KeyLane, first: int) -> None:
         self.partition = partition
         self.committed = first
         self.owner: int | None = None
@@ -120,6 +121,14 @@ class Share:
             LogPosition(self.partition.log, entry.offset, entry.epoch, self.partition.end),
             past.replays,
         )
+
+    @property
+    def safe(self) -> int:
+        """The partition may let go what stands before this offset. In a lane of keys that is past
+        what others have in between.
+        """
+        left = self.partition.after(self.committed)
+        return self.partition.end if left is None else left.offset
 
     def entry(self, offset: int) -> Entry | None:
         """The message at an offset, as long as this subscription needs it."""

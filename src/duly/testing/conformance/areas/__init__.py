@@ -41,6 +41,7 @@ from duly.testing.conformance.areas.identity import Identity, NoIdentity
 from duly.testing.conformance.areas.inbox import ByInbox
 from duly.testing.conformance.areas.kills import Kills
 from duly.testing.conformance.areas.known import Known
+from duly.testing.conformance.areas.lanes import KeyLanes, NoKeyLanes
 from duly.testing.conformance.areas.leases import Leases
 from duly.testing.conformance.areas.limits import Limits
 from duly.testing.conformance.areas.mending import (
@@ -119,6 +120,7 @@ BY_CAPABILITY: dict[str, tuple[tuple[Area, ...], tuple[Area, ...]]] = {
     "identity_retention": ((Identity, IdentityInCrowds), (NoIdentity, NoIdentityInCrowds)),
     "delays": ((Delays,), (NoDelays,)),
     "delays_in_order": ((), (NoOrderWithDelays,)),
+    "key_lanes": ((KeyLanes,), (NoKeyLanes,)),
     "replays": ((Replays,), (NoReplays,)),
     "orders_by_key": ((Order,), (NoOrder,)),
     "holds_keys": ((HeldKeys,), (NoHeldKeys,)),
