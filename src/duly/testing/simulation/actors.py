@@ -141,6 +141,7 @@ class Worker:
                 order_by_key=scenario.ordered,
                 hold_key_on_dead=scenario.hold,
                 bodies_only=scenario.payloads,
+                key_lanes=scenario.key_lanes,
             ),
         )
         recording = process.recording

@@ -228,7 +228,9 @@ def terms_of(scenario: Scenario, place: Place) -> Terms:
         # the log itself counts no starts.
         confirms_settlement=can.confirms_settlement and not can.is_log,
         keeps_attempts=not can.is_log,
-        holds_partition=can.retries_in_place and not place.parks(scenario),
+        holds_partition=can.retries_in_place
+        and not place.parks(scenario)
+        and scenario.key_lanes == 1,
         may_duplicate=not can.confirms_settlement,
         tables=TABLES if exactly else (),
         has_output=exactly,

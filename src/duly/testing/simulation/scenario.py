@@ -64,6 +64,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     - ``preempt``: how often a process is interrupted by another between two statements.
     - ``payloads``: the handler takes payloads, so that the broker need not fetch more.
     - ``asynchronous``: the handler is a coroutine; ``concurrency``: so many of them at once.
+    - ``key_lanes``: so many in each partition of a log.
     """
 
     kind: Kind = "database"
@@ -82,6 +83,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     payloads: bool = False
     asynchronous: bool = False
     concurrency: int = 1
+    key_lanes: int = 1
 
     def text(self) -> str:
         """The scenario as one word for the command line."""
@@ -114,7 +116,7 @@ def scenario_of(text: str) -> Scenario:
 
 
 def _check(scenario: Scenario, text: str) -> None:
-    for name in ("messages", "workers", "batch", "concurrency"):
+    for name in ("messages", "workers", "batch", "concurrency", "key_lanes"):
         if getattr(scenario, name) < 1:
             raise ValueError(f"{text!r} is no scenario: {name} is 1 or more")
     if not scenario.manners:
@@ -152,11 +154,14 @@ def any_of(random: Random, kind: Kind, guarantee: GuaranteeName) -> Scenario:
     batch_handler = random.random() < 0.2
     asynchronous = random.random() < 0.3
     many = asynchronous and not exactly and not batch_handler and random.random() < 0.7
+    hold = ordered and guarantee != "at-most-once" and random.random() < 0.4
+    # What is held waits behind its partition's dead letter, or its lane's.
+    cut = exactly and not hold and kind in _LOGS and random.random() < 0.4
     return Scenario(
         kind=kind,
         guarantee=guarantee,
         ordered=ordered,
-        hold=ordered and guarantee != "at-most-once" and random.random() < 0.4,
+        hold=hold,
         messages=random.randint(2, 8),
         workers=random.randint(1, 3),
         batch=random.choice((1, 2, 3, 10)),
@@ -168,8 +173,11 @@ def any_of(random: Random, kind: Kind, guarantee: GuaranteeName) -> Scenario:
         preempt=random.choice((0.0, 0.05, 0.2)),
         asynchronous=asynchronous,
         concurrency=random.choice((2, 4)) if many else 1,
+        key_lanes=random.choice((2, 3)) if cut else 1,
     )
 
+
+_LOGS: tuple[Kind, ...] = ("log", "log-inbox", "sqlite-cursor", "postgres-cursor")
 
 _WITHOUT_STORE: dict[Kind, Kind] = {
     "log-inbox": "log",
