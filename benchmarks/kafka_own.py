@@ -9,7 +9,16 @@ from typing import Any
 import psycopg
 from kafka_place import Both
 from own import work
-from postgres_work import CHARGE, LOAD, charge, check_charges, columns, create_charges, load
+from postgres_work import (
+    CHARGE,
+    LOAD,
+    charge,
+    charge_slowly,
+    check_charges,
+    columns,
+    create_charges,
+    load,
+)
 from workload import (
     BATCH,
     BIG_BATCH,
@@ -25,6 +34,7 @@ from workload import (
 import duly
 from duly.guarantees import GuaranteeName
 
+SLOW_WARM = 200
 LEAST = duly.Topic("orders", Order, guarantee="at-least-once", partitions=1)
 
 
@@ -78,6 +88,21 @@ def consume_exactly(place: str, messages: int, *, together: bool = False) -> Sam
         fill(app, WARM + messages)
         sample = work(app, "billing", messages, WARM)
     check_charges(database, WARM + messages)
+    return sample
+
+
+def consume_slowly(place: str, messages: int, key_lanes: int) -> Sample:
+    """Exactly-once by cursor with a slow statement a message, in so many lanes of keys."""
+    database = Both.named(place).database
+    create_charges(database)
+    with app_at(place) as app:
+        app.consumer(
+            LEAST, name="billing", guarantee="exactly-once", batch=50,
+            lanes=key_lanes, key_lanes=key_lanes,
+        )(charge_slowly)  # fmt: skip
+        fill(app, SLOW_WARM + messages)
+        sample = work(app, "billing", messages, SLOW_WARM)
+    check_charges(database, SLOW_WARM + messages)
     return sample
 
 

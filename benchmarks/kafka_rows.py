@@ -17,6 +17,7 @@ CALLERS = "publish, one message a call, confirmed"
 CONSUME = "consume, empty handler"
 CHARGED = "consume, one inserted row a message"
 LOADED = "consume, batch handler with one statement"
+SLOW = "consume, a statement of 2 ms and a row a message, one partition"
 COPIED = "Kafka to Kafka, 1 KB, by each guarantee"
 CURVE = "Kafka to Kafka, 1 KB, exactly-once by the length of its transactions"
 
@@ -28,6 +29,7 @@ RAW_CHARGE = "raw: confluent-kafka and psycopg, one row a message, then the posi
 RAW_CURSOR = "raw: confluent-kafka and psycopg, one row a message, a cursor by hand"
 RAW_LOAD = "raw: confluent-kafka and psycopg, one statement a batch, a cursor by hand"
 LEAST = "duly: at-least-once, effects in a commit of their own"
+ONE_LANE = "duly: exactly-once by cursor, one lane"
 LEAST_LOAD = "duly: at-least-once, one statement a batch"
 
 DULY: list[Row] = [
@@ -72,6 +74,15 @@ DULY: list[Row] = [
         40_000,
         20_000,
         (Ratio((RAW_LOAD,), 0.7), Ratio((LEAST_LOAD,), 0.95)),
+    ),
+    Row(ONE_LANE, SLOW, partial(own.consume_slowly, key_lanes=1), 1_000, 300),
+    Row(
+        "duly: exactly-once by cursor, 8 lanes of keys",
+        SLOW,
+        partial(own.consume_slowly, key_lanes=8),
+        4_000,
+        1_000,
+        beside(ONE_LANE, 4.0),
     ),
 ]
 
@@ -150,6 +161,6 @@ COPIES: list[Row] = [
     Row(RAW_COPY, COPIED, partial(copying.raw_exactly_once, tx_s=0.1), 40_000, 20_000),
 ]
 
-SECTIONS = (PUBLISH, CALLERS, CONSUME, CHARGED, LOADED, COPIED, CURVE)
+SECTIONS = (PUBLISH, CALLERS, CONSUME, CHARGED, LOADED, SLOW, COPIED, CURVE)
 # Within a section: duly, then the raw loops, then the peers.
 ROWS = sorted([*DULY, *RAW, *PEERS, *COPIES], key=lambda row: SECTIONS.index(row.section))

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 from workload import HasConnection, Order
 
+SLOW_S = 0.002  # how long a slow statement takes
 WAIT_S = 0.01  # what an async handler that waits does: somebody else's answer
 IN_FLIGHT = 500
 
@@ -19,6 +20,12 @@ LOAD = "insert into charges select * from unnest(%s::text[], %s::bigint[])"
 def charge(order: Order, tx: HasConnection) -> None:
     """One inserted row a message."""
     tx.connection.execute(CHARGE, (order.order_id, order.cents))
+
+
+def charge_slowly(order: Order, tx: HasConnection) -> None:
+    """The same behind a statement that takes its time."""
+    tx.connection.execute("select pg_sleep(%s)", (SLOW_S,))
+    charge(order, tx)
 
 
 async def acharge(order: Order, tx: HasConnection) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from duly.broker import SubscribeOptions
 from duly.brokers.memory import MemoryLog
 from duly.errors import BrokerUnusable
 from duly.guarantees import Admission, Done, Guarantee
-from duly.message import Topic
+from duly.message import Topic, key_lane_of, partition_of
 from duly.testing.conformance.backend import Place, bodies, claim, place_on, settle_done
 from duly.testing.conformance.memory import LOG, STORE_APART
 from duly.testing.conformance.page import expected_on
@@ -112,3 +114,25 @@ def test_an_epoch_going_backwards_stops(place: Place, log: MemoryLog, topic: Top
     place.backend.publish(topic, "b")
     with pytest.raises(BrokerUnusable, match="epoch"):
         take_effect(place, claim(lane))
+
+
+def test_keys_of_one_partition_are_of_all_lanes():
+    """Where the same hash dealt them to partitions, they would all be of one."""
+    topic: Topic[str] = Topic("t", str, guarantee="at-least-once", partitions=8)
+    found = [topic.message("x", source="s", key=f"k{number}") for number in range(2000)]
+    mine = [each for each in found if partition_of(each, 8) == 0]
+    lanes = Counter(key_lane_of(each, 0, 8) for each in mine)
+    assert sorted(lanes) == [*range(8)]
+    assert min(lanes.values()) > len(mine) / 8 / 3
+
+
+def test_what_all_lanes_of_keys_are_done_with_leaves_the_log(log: MemoryLog):
+    """Also where one of them never had anything."""
+    topic: Topic[str] = Topic("one", str, guarantee="at-least-once", partitions=1)
+    log.declare([topic])
+    options = SubscribeOptions(Guarantee.EXACTLY_ONCE, key_lanes=8)
+    lane = log.subscribe([topic], "sub", options)
+    log.publish([topic.message(body, source="s", key="k") for body in "abc"])
+    settle_done(lane, claim(lane))
+    [partition] = log.partitions("one")
+    assert partition.after(0) is None

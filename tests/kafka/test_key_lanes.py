@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg import sql
 
 import duly
 from duly.broker import SubscribeOptions
@@ -50,8 +51,9 @@ def charges(schema: Schema) -> list[tuple[int, str]]:
 
 def cursors(schema: Schema) -> list[str]:
     """The logs that have one, without the name of their partition's."""
+    logs = sql.SQL("select log from {}.log_cursors").format(sql.Identifier(schema.duly))
     with closing(schema.connect()) as own:
-        rows = own.execute(f'select log from "{schema.duly}".log_cursors').fetchall()
+        rows = own.execute(logs).fetchall()
     return sorted(log.partition("#")[2] for (log,) in rows)
 
 

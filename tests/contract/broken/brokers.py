@@ -262,10 +262,10 @@ class DealsLanesByTurns(Broken):
 
 
 class RefusesLanes(Broken):
-    def subscribe(self, topics: Any, name: str, options: Any):
+    def subscribe(self, topics: Any, subscription: str, options: Any):
         if options.key_lanes > 1:
-            raise ConfigurationError(f"subscription {name!r}: this is no log")
-        return super().subscribe(topics, name, options)
+            raise ConfigurationError(f"subscription {subscription!r}: this is no log")
+        return super().subscribe(topics, subscription, options)
 
 
 class ShowsNoDeadLetters(Broken):
