@@ -66,7 +66,8 @@ views: Topic[Item] = Topic("views", Item, guarantee="at-most-once", retention_s=
 @dataclass(frozen=True, slots=True)
 class Spec:
     """One consumer. ``apart``: its effects are in another place than the messages. ``copies``: they
-    are what it publishes, by transactions of its broker's own.
+    are what it publishes, by transactions of its broker's own. ``key_lanes``: into so many each
+    partition is cut, and as many of its lanes work them.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Spec:
     concurrency: int = 0
     apart: bool = False
     copies: bool = False
+    key_lanes: int = 1
 
     @property
     def exactly(self) -> bool:
@@ -120,6 +122,8 @@ class Spec:
             options["order_by_key"] = True
         if self.concurrency > 1:
             options["concurrency"] = self.concurrency
+        if self.key_lanes > 1:
+            options |= {"lanes": self.key_lanes, "key_lanes": self.key_lanes}
         return options
 
 
@@ -145,6 +149,7 @@ SPECS: Sequence[Spec] = (
 OF_A_LOG: Sequence[Spec] = (
     Spec("cursor", "exactly-once", plain(inputs), apart=True),
     Spec("cursor-ordered", "exactly-once", plain(lines), ordered=True, apart=True),
+    Spec("cursor-lanes", "exactly-once", plain(lines), apart=True, key_lanes=2),
     Spec("copied", "exactly-once", plain(inputs), copies=True),
     Spec("copied-ordered", "exactly-once", plain(lines), ordered=True, copies=True),
 )
