@@ -8,7 +8,7 @@ from heapq import heappop, heappush, nsmallest
 
 from duly.brokers.kafka.item import Item, State
 
-_NONE: Mapping[str, int] = {}
+_NONE: dict[str, int] = {}
 
 
 class Ready:
@@ -49,7 +49,7 @@ class Ready:
         """Whether one waits that stands before this offset."""
         return any(each.state is State.WAITING and o < offset for _, o, each in self._waiting)
 
-    def peek(self, lined: Mapping[str, int] = _NONE, lanes: int = 1) -> Item | None:  # noqa: ARG002
+    def peek(self, lined: dict[str, int] = _NONE, lanes: int = 1) -> Item | None:  # noqa: ARG002
         """The first of them, whatever this claim has by now."""
         while self._back and not self._is_ready(self._back[0][1]):
             heappop(self._back)
@@ -103,11 +103,12 @@ class ReadyByLane(Ready):
         """As `Ready.offer`."""
         self._queue(item).offer(item)
 
-    def peek(self, lined: Mapping[str, int] = _NONE, lanes: int = 1) -> Item | None:
+    def peek(self, lined: dict[str, int] = _NONE, lanes: int = 1) -> Item | None:
         """The first of the lane that ``lined`` has last; of another, where it has less than so many
         ``lanes``.
         """
-        found = self._first([line for line in self._queues if line is None or line == _last(lined)])
+        mine = (None, next(reversed(lined), None))
+        found = self._first([line for line in mine if line in self._queues])
         if found is None and len(lined) < lanes:
             others = [line for line in self._queues if line not in lined and self._is_free(line)]
             found = self._first(others)
@@ -131,7 +132,3 @@ class ReadyByLane(Ready):
         """
         each = [queue.ahead(count) for queue in self._queues.values()]
         return max([last for last, _ in each], default=-1), min(count, sum(n for _, n in each))
-
-
-def _last(lined: Mapping[str, int]) -> str | None:
-    return next(reversed([*lined]), None)
