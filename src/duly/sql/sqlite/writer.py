@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -20,6 +21,7 @@ from duly.sql.sqlite.driver import (
     error_code,
     roll_back,
 )
+from duly.sql.sqlite.gate import Gate
 from duly.sql.sqlite.place import Place
 from duly.sql.sqlite.schema import Tables
 from duly.sql.sqlite.turn import Turn, forked
@@ -34,6 +36,8 @@ Together = Callable[[Sequence[Any]], Steps[Sequence[Any]]]
 _GROUP_S = 0.05
 # And runs so many items of several callers at once, between two looks at the clock.
 _ITEMS = 1000
+# So many who wait for a group are woken singly: one to lead it, one to wake all the others.
+_ALONE = 2
 
 
 class _Write(Generic[R]):
@@ -42,8 +46,8 @@ class _Write(Generic[R]):
     """
 
     __slots__ = (
-        *("durable", "ended", "error", "items", "leads", "make_steps", "result", "together"),
-        "woken",
+        *("durable", "ended", "error", "gate", "items", "leads", "make_steps", "opener", "opens"),
+        *("result", "together", "woken"),
     )
 
     def __init__(
@@ -61,12 +65,24 @@ class _Write(Generic[R]):
         self.error: BaseException | None = None
         self.ended = False
         self.leads = False
+        # Where its caller waits: alone, or at a gate that the caller of another opens.
         self.woken: threading.Lock | None = None
+        self.gate: Gate | None = None
+        self.opener: _Write[Any] | None = None
+        # The gate that its own caller opens when it wakes.
+        self.opens: Gate | None = None
 
     def end(self, result: Any = None, error: BaseException | None = None) -> None:
         self.result = result
         self.error = error
         self.ended = True
+
+    def will_wait_alone(self) -> threading.Lock:
+        """A lock for its caller to wait on, unless it has ``ended`` or ``leads`` after this."""
+        woken = threading.Lock()
+        woken.acquire()
+        self.woken = woken
+        return woken
 
     def outcome(self) -> R:
         if self.error is not None:
@@ -81,7 +97,10 @@ class GroupWriter:
     transaction and then hands the lead to the first who came meanwhile. That one wakes those
     whose writes were just stored, once it has run its own statements and has nothing left but to
     sync: who is awake contends with it for the interpreter, and the sync is when that is free.
-    It wakes them before it waits for anything else. ``committed`` is called after each commit
+    It wakes them before it waits for anything else. The first two that come while another leads
+    wait each on a lock: one to lead next, one to open the gate at which all further ones wait
+    (see `Gate`). A gate may be opened at any time: whose write has not ended then waits alone.
+    ``committed`` is called after each commit
     with whether it was synced; ``before_release`` while the turn is still held, with what to call
     before something that takes long.
     """
@@ -116,6 +135,9 @@ class GroupWriter:
         self._sent: list[_Write[Any]] = []
         # The last group, as long as it has not been woken.
         self._asleep: Sequence[_Write[Any]] = ()
+        # The first of the next group, which wait alone; and gates that are shut.
+        self._alone: list[_Write[Any]] = []
+        self._gates: list[Gate] = []
 
     def write(self, make_steps: Callable[[], Steps[R]], durable: bool) -> R:
         """Run the steps in a transaction, stored on return.
@@ -135,13 +157,17 @@ class GroupWriter:
     def _write(self, write: _Write[R]) -> R:
         if os.getpid() != self._pid:
             raise ConfigurationError(forked(self._path))
-        with self._mutex:
-            if self._closed:
-                raise ConfigurationError(f"{self._path}: already closed")
-            self._queue.append(write)
-            woken = self._place_in_line(write)
-        if woken is not None:
-            self._wait(write, woken)
+        try:
+            with self._mutex:
+                if self._closed:
+                    raise ConfigurationError(f"{self._path}: already closed")
+                self._queue.append(write)
+                self._place_in_line(write)
+            if not write.leads:
+                self._wait(write)
+        except BaseException:  # interrupted, mostly
+            self._leave(write)
+            raise
         if write.leads:
             self._lead(write)
         return write.outcome()
@@ -163,28 +189,65 @@ class GroupWriter:
     def _close(self) -> None:
         """Nobody leads and nobody will; the mutex is held."""
         self._discard()
+        self._gates.clear()
         self._turn.close()
         self._let_go.set()
 
-    def _place_in_line(self, write: _Write[Any]) -> threading.Lock | None:
-        """Lead at once (None), or the lock to wait on; the mutex is held."""
+    def _place_in_line(self, write: _Write[Any]) -> None:
+        """Let it lead at once, or else wait somewhere; the mutex is held."""
         if not self._led:
             self._led = write.leads = True
-            return None
-        write.woken = woken = threading.Lock()
-        woken.acquire()
-        return woken
+        elif len(self._alone) < _ALONE:
+            self._alone.append(write)
+            write.will_wait_alone()
+        elif (gate := self._gate_of(self._alone[-1])) is not None:
+            gate.join()
+            write.gate, write.opener = gate, self._alone[-1]
+        else:
+            write.will_wait_alone()
 
-    def _wait(self, write: _Write[Any], woken: threading.Lock) -> None:
-        try:
+    def _gate_of(self, opener: _Write[Any]) -> Gate | None:
+        """The gate that it opens when it wakes; none for one that is to lead instead, and where
+        there are no descriptors left: it is only the quicker way.
+        """
+        if opener.opens is None and not opener.leads:
+            with contextlib.suppress(OSError):
+                opener.opens = self._gates.pop() if self._gates else Gate.made()
+        return opener.opens
+
+    def _wait(self, write: _Write[Any]) -> None:
+        if (woken := write.woken) is not None:
             woken.acquire()
-        except BaseException:  # interrupted: leave the queue, or pass on a lead just received
-            with self._mutex:
-                if write in self._queue:
-                    self._queue.remove(write)
-                if write.leads:
-                    self._hand_on()
-            raise
+        elif (gate := write.gate) is not None:
+            self._wait_at_gate(write, gate)
+        if write.opens is not None and not write.leads:
+            write.opens.open()
+
+    def _leave(self, write: _Write[Any]) -> None:
+        """Leave the queue, and pass on what its caller was to do."""
+        with self._mutex:
+            if write in self._queue:
+                self._queue.remove(write)
+            self._break_open(write)
+            if write.leads:
+                self._hand_on()
+
+    def _wait_at_gate(self, write: _Write[Any], gate: Gate) -> None:
+        is_last = gate.wait()
+        write.gate = None  # before it can be another group's
+        if is_last and not self._closed:
+            gate.shut()
+            self._gates.append(gate)
+        if not write.ended:  # broken open
+            woken = write.will_wait_alone()
+            if not (write.ended or write.leads):
+                woken.acquire()
+
+    def _break_open(self, opener: _Write[Any]) -> None:
+        """Open the gate of one that will not; the mutex is held."""
+        gate, opener.opens = opener.opens, None  # nobody comes to it any more
+        if gate is not None:
+            gate.break_open()
 
     def _lead(self, own: _Write[Any]) -> None:
         group: list[_Write[Any]] = []
@@ -221,6 +284,7 @@ class GroupWriter:
         with self._mutex:
             group += self._queue
             self._queue.clear()
+            self._alone = []
 
     def _hand_on(self) -> None:
         """Let the first in the queue lead; the mutex is held."""
@@ -228,9 +292,8 @@ class GroupWriter:
         if self._queue:
             first = self._queue[0]
             first.leads = True
-            woken, first.woken = first.woken, None
-            if woken is not None:
-                woken.release()
+            self._break_open(first)
+            _wake_one(first)
         else:
             self._wake_last()
             if self._closed:
@@ -392,6 +455,13 @@ def _wake(group: Iterable[_Write[Any]]) -> None:
     for write in group:
         if not write.ended:
             continue
-        woken, write.woken = write.woken, None
-        if woken is not None:
-            woken.release()
+        if write.opener is None or not write.opener.ended or write.gate is None:
+            _wake_one(write)
+
+
+def _wake_one(write: _Write[Any]) -> None:
+    woken, write.woken = write.woken, None
+    if woken is not None:
+        woken.release()
+    elif (gate := write.gate) is not None:
+        gate.break_open()
