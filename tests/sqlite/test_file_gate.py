@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -275,12 +274,10 @@ def test_who_comes_while_the_opener_waits_to_lead_waits_alone(
         locks[NEXT - 1].now.set()
         eventually(lambda: NEXT in callers.ended, "the next leader has left")
         taking.start()
-        eventually(lambda: bool(turn._pending), "it waits for the turn")
-        time.sleep(0.1)  # its helper thread, for the locks
+        eventually(lambda: turn._pending, "it is next to have the turn")
         go.set()
         taking.join()
-        [opener] = [write for write in file._writer._queue if write.leads]
-        assert opener is file._writer._queue[0]
+        eventually(lambda: file._writer._queue[0].leads, "the opener is to lead")
         for number in range(MANY, MANY + 5):
             args = number, put(str(number))
             callers.threads.append(threading.Thread(target=callers.call, args=args, daemon=True))
