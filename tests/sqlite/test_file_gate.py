@@ -301,3 +301,20 @@ def test_a_gate_that_was_broken_open_is_not_shut_again():
     gate.join()
     gate.break_open()
     assert not gate.wait()
+
+
+def test_a_gate_that_is_broken_open_by_many_blocks_nobody():
+    """Of who finds it closed each breaks it open: by as many as this the pipe would be full."""
+    gate = Gate.made()
+    for _ in range(1000):
+        gate.join()
+    broken = threading.Event()
+
+    def break_open() -> None:
+        for _ in range(1000):
+            gate.break_open()
+        broken.set()
+
+    threading.Thread(target=break_open, daemon=True).start()
+    assert broken.wait(10)
+    assert not any(gate.wait() for _ in range(1000))

@@ -54,8 +54,10 @@ class Gate:
 
     def break_open(self) -> None:
         """Let everybody through, whoever has or has not opened it; it is never shut again."""
-        self._broken = True
-        self.open()
+        # Once: by each of hundreds it would fill the pipe, and nobody empties it.
+        if not self._broken:
+            self._broken = True
+            self.open()
 
     def shut(self) -> None:
         """Make it as good as new."""
