@@ -366,4 +366,5 @@ def subscribe_options(
         # Each of many in flight is a delivery of its own, which knows its id.
         identities=admission is Admission.BY_INBOX or options.concurrency > 1,
         key_lanes=options.key_lanes,
+        remembered=admission in (Admission.BY_INBOX, Admission.BY_CURSOR),
     )

@@ -121,7 +121,7 @@ class SQLiteBroker(OperatedLog):
                 options,
             ),
             log.topics_by_stream(self._topics, topics),
-            options.lease_s,
+            options,
             self._lanes.discard,
         )
         self._lanes.add(lane)

@@ -6,11 +6,11 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from duly.broker import Ahead, Delivery, Receipt
+from duly.broker import Ahead, Delivery, Receipt, SubscribeOptions
 from duly.brokers.sqlite.clock import Clock, StepWatch
 from duly.brokers.sqlite.sweeper import Sweeper
 from duly.errors import BrokerError, CommitUnknown
-from duly.guarantees import Retry, Settlement
+from duly.guarantees import Done, Retry, Settlement
 from duly.sql import log, steering
 from duly.sql.rows import NextClaim, Reading
 from duly.sql.solitude import Solitude
@@ -38,7 +38,7 @@ class Lane:
         solitude: Solitude,
         lanes: Sequence[log.Lane],
         topics: Mapping[int, str],
-        lease_s: float,
+        options: SubscribeOptions,
         closed: Callable[[Lane], None],
     ) -> None:
         self._file = file
@@ -49,7 +49,8 @@ class Lane:
         self._lanes = lanes
         self._me = lanes[0].worker
         self._number = lanes[0].subscription_no
-        self._lease_ms = int(lease_s * 1000)
+        self._lease_ms = int(options.lease_s * 1000)
+        self._remembered = options.remembered
         self._when_closed = closed
         self._turn = 0
         self._has_work = True
@@ -112,9 +113,15 @@ class Lane:
         return self._solitude.is_closed_to(self._number)
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Receipt]:
-        """Settle durably; returns the refused."""
+        """Settle durably, unless it is remembered elsewhere; returns the refused."""
         settle = self._settle_steps(settlements)
-        return self._file.write(settle)
+        return self._file.write(settle, durable=self._is_to_last(settlements))
+
+    def _is_to_last(self, settlements: Sequence[Settlement]) -> bool:
+        """Whether this is lost with the power unless it is synced. The death of the process never
+        loses it.
+        """
+        return not self._remembered or not all(isinstance(each, Done) for each in settlements)
 
     def note_repeats(self, deliveries: Sequence[Delivery]) -> None:
         """Note what had taken effect before; see `duly.broker.NotesRepeats`."""
@@ -151,7 +158,7 @@ class Lane:
     def settle_and_claim(
         self, settlements: Sequence[Settlement], ahead: Ahead
     ) -> Sequence[Receipt]:
-        """Settle durably, and claim in the same transaction; returns the refused."""
+        """As `settle`, and claim in the same transaction; returns the refused."""
         if not isinstance(ahead, NextClaim):
             raise TypeError(f"{type(ahead).__name__} is no claim of this lane")
         settle = self._settle_steps(settlements)
@@ -162,9 +169,8 @@ class Lane:
             return refused
 
         with self._claiming:
-            if self._closed:
-                return self._file.write(settle)
-            return self._file.write(both)
+            steps = settle if self._closed else both
+            return self._file.write(steps, durable=self._is_to_last(settlements))
 
     def extend(self, receipts: Iterable[Receipt], lease_s: float) -> Sequence[Receipt]:
         """Hold the named messages for ``lease_s`` more seconds; returns the lost."""
