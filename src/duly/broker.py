@@ -234,8 +234,8 @@ class SubscribeOptions:
     and id will be looked at too. ``key_lanes``: an exactly-once subscription of a log that can do
     so is worked in so many lanes of keys within a partition, each a log of its own by its
     `LogPosition`; the number is recorded when it is first worked, and another one later refused.
-    ``remembered``: what is settled as done has taken effect in a store, which knows it when it comes
-    again. So a loss of power may lose such a settlement, and a broker need not sync it.
+    ``remembered``: what is settled as done has taken effect in a store, which knows it when it
+    comes again. So a loss of power may lose such a settlement, and a broker need not sync it.
     """
 
     guarantee: Guarantee

@@ -12,6 +12,9 @@ from duly.errors import ConfigurationError
 from duly.guarantees import Guarantee, RetryPolicy
 from duly.message import Topic, is_number
 
+# Each has a cursor in the store, and a claim looks at all of them.
+MAX_KEY_LANES = 128
+
 
 class ConsumerOptions(TypedDict, total=False):
     """The options of `app.consumer` and `app.batch_consumer`; `Options` documents each."""
@@ -81,10 +84,7 @@ class Options:
     pipeline: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch", "batch_bytes", "lanes", "concurrency", "key_lanes"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ConfigurationError(f"{name}={value!r}: give a whole number from 1 on")
+        self._check_counts()
         for name, shortest in (("lease_s", 0.2), ("max_run_s", 0.01), ("inbox_retention_s", 0.0)):
             value = getattr(self, name)
             if not is_number(value) or value < shortest:
@@ -102,6 +102,14 @@ class Options:
             raise ConfigurationError(f"retry={self.retry!r}: give a duly.RetryPolicy")
         if self.hold_key_on_dead and not self.order_by_key:
             raise ConfigurationError("hold_key_on_dead=True needs order_by_key=True")
+
+    def _check_counts(self) -> None:
+        for name in ("batch", "batch_bytes", "lanes", "concurrency", "key_lanes"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ConfigurationError(f"{name}={value!r}: give a whole number from 1 on")
+        if self.key_lanes > MAX_KEY_LANES:
+            raise ConfigurationError(f"key_lanes={self.key_lanes}: give {MAX_KEY_LANES} at most")
 
     @classmethod
     def of(cls, where: str, given: Mapping[str, Any]) -> Options:

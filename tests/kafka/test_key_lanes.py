@@ -4,6 +4,7 @@ of its own, and every order charged once.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sqlite3
 import subprocess
@@ -19,14 +20,16 @@ import pytest
 from psycopg import sql
 
 import duly
-from duly.broker import SubscribeOptions
+from duly.broker import Span, SubscribeOptions
 from duly.brokers.kafka import KafkaBroker
+from duly.brokers.kafka.address import address_of
+from duly.brokers.kafka.reader import Reader
 from duly.contract import Run, contract_on, render
 from duly.errors import ConfigurationError, ContractRefused
 from duly.guarantees import Guarantee
 from duly.worker import Worker
 from tests.kafka.charging import CREATE, KEYS, ORDERS, shop
-from tests.kafka.work import broker_at
+from tests.kafka.work import broker_at, namespace_of, stranger
 from tests.servers.postgres import Schema
 from tests.waiting import eventually
 
@@ -131,14 +134,16 @@ def test_workers_are_killed_and_every_order_is_charged_once(
     count, log = 1500, tmp_path / "log"
     with shop(kafka_url, store, key_lanes=8) as app:
         publish(app, range(count))
-    for share in (0.1, 0.3, 0.5, 0.7, 1.0):
-        with worker(kafka_url, store, log) as process:
+    with contextlib.ExitStack() as stack:
+        here, beside = (stack.enter_context(worker(kafka_url, store, log)) for _ in range(2))
+        for share in (0.1, 0.3, 0.5, 0.7, 1.0):
             eventually(
                 lambda s=share: len(charges(pg_schema)) >= count * s,  # type: ignore[misc]
                 f"{share:.0%} are charged", log.read_text, 90,
             )  # fmt: skip
             if share < 1:
-                process.kill()
+                here.kill()
+                here, beside = beside, stack.enter_context(worker(kafka_url, store, log))
     charged = charges(pg_schema)
     assert sorted(number for number, _ in charged) == [*range(count)]
     assert in_order(charged)
@@ -198,13 +203,16 @@ def test_the_contract_says_what_runs_side_by_side(kafka_url: str, store: str, tm
         with shop(kafka_url, store, **options) as app:
             return told(app)
 
-    assert "up to 8 transactions of one partition run side by side (lanes=4, a process)" in (
-        told_with(store, lanes=4, key_lanes=8)
-    )
+    text = told_with(store, lanes=4, key_lanes=8)
+    assert "up to 4 transactions of one partition side by side, each with keys of its own" in text
+    assert "key_lanes=8 is fixed once the consumer has begun" in text
+    assert "key_lanes=8 gains nothing yet: lanes=1" in told_with(store, key_lanes=8)
     assert "one partition run one after the other; key_lanes lets them" in told_with(store, lanes=4)
     assert "one partition" not in told_with(store)
-    beside = f"sqlite:///{tmp_path}/effects.db"
-    assert "take turns: SQLite has one writer" in told_with(beside, lanes=4, key_lanes=8)
+    beside = told_with(f"sqlite:///{tmp_path}/effects.db", lanes=4, key_lanes=8)
+    assert "lanes=4 take turns: SQLite has one writer" in beside
+    assert "key_lanes=8 is fixed" in beside
+    assert "of one partition side by side" not in beside
 
 
 def test_where_kafka_itself_is_the_store_it_changes_nothing(kafka_url: str):
@@ -229,6 +237,52 @@ def test_where_kafka_itself_is_the_store_it_changes_nothing(kafka_url: str):
     assert seen == [*range(60)]
 
 
+def test_nor_does_it_cost_anything_there(kafka_url: str):
+    """Its lanes are given many messages at a time, as ever."""
+    with broker_at(kafka_url, ORDERS) as broker:
+        broker.own_store()
+        options = SubscribeOptions(EXACTLY, bodies_only=True, key_lanes=4)
+        lane = broker.subscribe([ORDERS], "copy", options)
+        broker.publish([ORDERS.message(number, source="s") for number in range(50)])
+        claimed: list[Any] = []
+
+        def come() -> bool:
+            claimed.append(lane.claim(50, 1 << 30, 1.0))
+            return bool(claimed[-1])
+
+        eventually(come, "they come")
+        assert isinstance(claimed[-1], Span)
+
+
+def test_another_number_does_not_stay_the_last_that_is_recorded(kafka_url: str):
+    """Who wrote it died before the first was written again; compaction keeps the last."""
+    with broker_at(kafka_url, ORDERS) as broker:
+        broker.subscribe([ORDERS], "billing", SubscribeOptions(EXACTLY, key_lanes=4)).close()
+    topic = f"{namespace_of(kafka_url)}.duly.records"
+    with stranger(kafka_url) as producer:
+        producer.produce(topic, b"8", key=b"lanes/billing", partition=0)
+    with broker_at(kafka_url, ORDERS) as broker:
+        broker.subscribe([ORDERS], "billing", SubscribeOptions(EXACTLY, key_lanes=4)).close()
+    with closing(Reader(address_of(kafka_url, "kafka://..."), topic)) as reader:
+        texts = [each.value() for each in reader.read() if each.key() == b"lanes/billing"]
+    assert texts == [b"4", b"8", b"4"]
+
+
+@pytest.mark.parametrize("before", ["at-least-once", "transactions"])
+def test_what_else_it_was_worked_as_is_told_first(kafka_url: str, before: str):
+    """And nothing is recorded of the lanes of one that is refused."""
+    with broker_at(kafka_url, ORDERS) as broker:
+        if before == "transactions":
+            broker.own_store()
+        guarantee = EXACTLY if before == "transactions" else Guarantee.AT_LEAST_ONCE
+        broker.subscribe([ORDERS], "billing", SubscribeOptions(guarantee)).close()
+    with broker_at(kafka_url, ORDERS) as broker:
+        with pytest.raises(ConfigurationError, match=f"{before}.*new name"):
+            broker.subscribe([ORDERS], "billing", SubscribeOptions(EXACTLY, key_lanes=4))
+        found = KafkaBroker._recorded(broker).found(["lanes/billing"])
+        assert found == ({"lanes/billing": "1"} if before == "transactions" else {})
+
+
 def test_without_transactions_it_is_refused(kafka_url: str):
     app = duly.App("shop", broker=kafka_url)
 
@@ -237,5 +291,6 @@ def test_without_transactions_it_is_refused(kafka_url: str):
 
     with app, pytest.raises(ContractRefused, match=r"(?s)key_lanes=4 .*leave key_lanes out"):
         told(app)
-    with pytest.raises(ConfigurationError, match="key_lanes=0: give a whole number from 1 on"):
-        app.consumer(ORDERS, name="none", guarantee="exactly-once", key_lanes=0)
+    for number, why in ((0, "give a whole number from 1 on"), (1000, "give 128 at most")):
+        with pytest.raises(ConfigurationError, match=f"key_lanes={number}: {why}"):
+            app.consumer(ORDERS, name="none", guarantee="exactly-once", key_lanes=number)

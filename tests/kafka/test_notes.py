@@ -262,10 +262,55 @@ def test_a_claim_takes_of_few_lanes_of_keys():
 
 
 def test_a_claim_that_may_takes_of_several_lanes():
-    """One after the other, as far as there is anything."""
+    """In the order of offsets, so that not much is begun before all of it."""
     part = fed(share(Order.BY_LANE, key_lanes=4), 8)
-    assert taken(part, 12, lanes=3) == [0, 4, 1, 5, 2, 6]
+    assert taken(part, 12, lanes=3) == [0, 1, 2, 4, 5, 6]
     assert taken(part, 1, lanes=3) == [3]
+
+
+def test_of_lanes_of_keys_those_count_that_have_something():
+    """Or with few keys one claim would take of all of them."""
+    part = fed(share(Order.BY_LANE, key_lanes=32), 50, ["a", "b", "c", "d"])
+    assert [part.lanes_a_claim(claimers) for claimers in (1, 2, 3, 8)] == [4, 2, 2, 1]
+
+
+def test_what_is_foreseen_of_lanes_of_keys_is_what_claims_take():
+    """More would be suspect when the process dies, and less costs each claim a commit."""
+    part = fed(share(Order.BY_LANE, key_lanes=8), 800)
+    held = taken(part, 40, lanes=2)
+    part.announce(max(held))
+    for offset in held:
+        part.done(part.items[offset])
+    part.foresee(40)
+    extent = part.announced
+    for _ in range(4):
+        assert all(extent.covers(offset) for offset in taken(part, 40, lanes=2))
+    assert extent.end < 8 * 40
+
+
+@pytest.mark.parametrize("order", [Order.BY_KEY, Order.BY_LANE, Order.AS_LOGGED])
+def test_what_cannot_be_read_keeps_nobody_from_work(order: Order):
+    """Further ahead than may be started: it waits for its turn by itself."""
+    part = fed(share(order, key_lanes=8), REACH + 50, ["a", "b", "c"])
+    unreadable(part)
+    assert taken(part, 5)
+
+
+@pytest.mark.parametrize("order", [Order.BY_KEY, Order.BY_LANE])
+def test_what_cannot_be_read_behind_many_retries_keeps_nobody(order: Order):
+    part = fed(share(order, key_lanes=2000), 300, [f"k{number}" for number in range(300)])
+    while found := taken(part, 1):
+        part.note(part.items[found[0]])
+        part.wait(part.items[found[0]], 10.0)
+    unreadable(part)
+    assert taken(part, 5, now=11.0)
+
+
+def unreadable(part: Share) -> None:
+    """The next record is no message."""
+    bad = item(part.next)
+    bad.message, bad.wrong = None, "bad"
+    part.feed(bad, None)
 
 
 def test_nothing_is_claimed_further_ahead_than_can_be_noted():

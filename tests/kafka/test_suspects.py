@@ -13,7 +13,7 @@ from duly.brokers.kafka.notes import REACH, Known, Notes, as_text, in_text
 from duly.brokers.kafka.share import Order
 from duly.brokers.kafka.suspects import FEW, PARTS, part_of
 from duly.guarantees import Release, Retry
-from tests.kafka.lives import Died, Life, World, attempt_of, lived_through
+from tests.kafka.lives import KEY_LANES, Died, Life, World, attempt_of, lived_through
 
 ORDERS = pytest.mark.parametrize("order", [*Order], ids=[each.name for each in Order])
 
@@ -27,7 +27,7 @@ def some_world(seed: int, order: Order, *, partitions: int = 2) -> World:
     roll = random.Random(f"{seed} {order}")
     there = {n: sorted(roll.sample(range(700), 500)) for n in range(partitions)}
     return World(
-        roll, order, there, keys=7 if order is Order.BY_KEY else 0,
+        roll, order, there, keys=7 if order.is_in_lines and seed % 4 else 0,
         transacted=order is Order.AS_LOGGED and seed % 2 == 0,
     )  # fmt: skip
 
@@ -42,6 +42,20 @@ def after_a_death(count: int, order: Order = Order.NONE, limit: int = REACH) -> 
     world.death(life)
     world.commits = world.claims = 0
     return world
+
+
+def test_suspects_of_lanes_of_keys_are_worked_side_by_side():
+    """In the order of offsets the first claim would hold some of every lane."""
+    world = after_a_death(2000, Order.BY_LANE, limit=1000)
+    life = Life(world, lanes=KEY_LANES, limit=100)
+    life.fetch_all()
+    held = [life.claim(lane) for lane in range(KEY_LANES)]
+    assert all(held)
+    assert all(item.suspect for work in held if work for _, _, item, _ in work.items)
+    for lane in range(KEY_LANES):
+        finish(life, lane)
+    work(life)
+    assert len(world.settled) == 2000
 
 
 def work(life: Life) -> None:

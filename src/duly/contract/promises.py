@@ -7,7 +7,7 @@ from math import ceil, inf
 from typing import Any, assert_never
 
 from duly.broker import Capabilities
-from duly.consumer import Consumer
+from duly.consumer import Consumer, Options
 from duly.contract.setting import (
     Setting,
     consumers_of,
@@ -332,26 +332,32 @@ def _exactly_once_limits(
         )
     if store is not None and store.one_writer and consumer.options.lanes > 1:
         yield f"lanes={consumer.options.lanes} take turns: {store.name} has one writer"
-    elif setting.broker.is_log:
-        yield from _side_by_side(setting.broker, consumer)
+    if setting.broker.is_log:
+        one_writer = store is not None and store.one_writer
+        yield from _side_by_side(setting.broker, consumer.options, one_writer=one_writer)
 
 
-def _side_by_side(broker: Capabilities, consumer: Consumer) -> Iterator[str]:
+def _side_by_side(broker: Capabilities, options: Options, *, one_writer: bool) -> Iterator[str]:
     """How many transactions of a partition run at once, where the source is a log."""
-    asked, lanes = consumer.options.key_lanes, consumer.options.lanes
-    if asked == 1 and lanes > 1:
-        hint = "; key_lanes lets them run side by side" if broker.key_lanes else ""
-        yield f"lanes={lanes}: transactions of one partition run one after the other{hint}"
-    elif asked > 1 and broker.key_lanes:
-        yield (
-            f"up to {asked} transactions of one partition run side by side (lanes={lanes}, a "
-            f"process), each with keys of its own; key_lanes={asked} is fixed once it has begun"
-        )
-    elif asked > 1:
+    asked, lanes = options.key_lanes, options.lanes
+    if asked > 1 and not broker.key_lanes:
         yield (
             f"key_lanes={asked} changes nothing: {broker.name} works the transactions of one "
             "partition one after the other"
         )
+        return
+    if one_writer:
+        pass  # it is told for all lanes
+    elif min(asked, lanes) > 1:
+        at_once = plural(min(asked, lanes), "transaction")
+        yield f"up to {at_once} of one partition side by side, each with keys of its own"
+    elif asked > 1:
+        yield f"key_lanes={asked} gains nothing yet: lanes=1 works one transaction at a time"
+    elif lanes > 1:
+        hint = "; key_lanes lets them run side by side" if broker.key_lanes else ""
+        yield f"lanes={lanes}: transactions of one partition run one after the other{hint}"
+    if asked > 1:
+        yield f"key_lanes={asked} is fixed once the consumer has begun"
 
 
 def _through_outbox(setting: Setting, store: StoreCapabilities) -> str:

@@ -310,9 +310,9 @@ class KafkaBroker(Operated):
         """As `Broker.subscribe`; refuses a key that is held by a dead letter."""
         self._check_open()
         self._check_options(topics, subscription, options)
-        check_subscription(
-            self._recorded(), subscription, options, transactional=self._producers is not None
-        )
+        transactional = self._producers is not None
+        options = replace(options, key_lanes=key_lanes_of(options, transactional=transactional))
+        check_subscription(self._recorded(), subscription, options, transactional=transactional)
         self._make_again(subscription)
         names = {self._names.topic(topic.name): self._topics[topic.name] for topic in topics}
         with self._lock:
@@ -337,14 +337,12 @@ class KafkaBroker(Operated):
     def _intake_of(
         self, topics: Sequence[Topic[Any]], subscription: str, options: SubscribeOptions
     ) -> Intake:
-        key_lanes = key_lanes_of(options, transactional=self._producers is not None)
-        way = Way(_order(options, key_lanes), key_lanes, takes_spans(options, topics))
+        way = Way(_order(options), options.key_lanes, takes_spans(options, topics))
         intake = self._intakes.get(subscription)
         if intake is not None and intake.order is not way.order:
             raise ConfigurationError(
-                f"subscription {subscription!r} is worked in this process "
-                f"{'in order by key' if intake.order is Order.BY_KEY else 'without order'}, and "
-                "this lane declares otherwise"
+                f"subscription {subscription!r} is worked in this process in order "
+                f"{intake.order.value!r}, and this lane declares {way.order.value!r}"
             )
         if intake is None:
             intake = self._intakes[subscription] = Intake(
@@ -438,9 +436,9 @@ class KafkaBroker(Operated):
         self._letter_reader.close()
 
 
-def _order(options: SubscribeOptions, key_lanes: int) -> Order:
+def _order(options: SubscribeOptions) -> Order:
     if options.guarantee is Guarantee.EXACTLY_ONCE:
-        return Order.BY_LANE if key_lanes > 1 else Order.AS_LOGGED
+        return Order.BY_LANE if options.key_lanes > 1 else Order.AS_LOGGED
     return Order.BY_KEY if options.order_by_key else Order.NONE
 
 

@@ -67,23 +67,34 @@ class Choice:
         something runs beside it.
         """
         found: list[tuple[Share, Item]] = []
+        try:
+            self._find_suspects(found, mine, limit, max_bytes, now, is_held=is_held)
+        finally:
+            for share in mine:
+                share.suspects.end_claim()
+        return found
+
+    def _find_suspects(
+        self, found: list[tuple[Share, Item]], mine: Sequence[Share], limit: int, max_bytes: int,
+        now: float, *, is_held: bool,
+    ) -> None:  # fmt: skip
         size = 0
         for share in mine:
             lined: dict[str, int] = {}
-            while len(found) < limit and (item := share.suspect(lined)) is not None:
+            lanes = share.lanes_a_claim(len(self._intake.lanes))
+            while len(found) < limit and (item := share.suspect(lined, lanes)) is not None:
                 if not self._is_stray(item):
                     if not self._is_for_me(item) or (found and share.suspects.come_alone):
                         break
                     size += len(item.body)
                     if found and size > max_bytes:
-                        return found
+                        return
                 share.take(item, lined)
                 found.append((share, item))
                 if share.suspects.come_alone:
                     if not is_held and item.wrong is None and self._is_for_me(item):
                         share.charge(item, now)
-                    return found
-        return found
+                    return
 
     def _is_for_me(self, item: Item) -> bool:
         return item.declared.name in self._names
@@ -122,10 +133,9 @@ class Choice:
     ) -> list[tuple[Share, Item]]:
         taken: list[tuple[Share, Item]] = []
         size = count = 0
-        # As many lanes of keys as leave some for each lane of this process.
-        lanes = -(-self._intake.key_lanes // max(1, len(self._intake.lanes)))
         for share in mine:
             lined: dict[str, int] = {}
+            lanes = share.lanes_a_claim(len(self._intake.lanes))
             while count < limit:
                 if (run := share.next_run(now, lined)) is not None:
                     share.open(run)

@@ -50,6 +50,10 @@ class Lines:
         is_cut = self._order is Order.BY_LANE
         return f"{partition}#{item.line}/{self._lanes}" if is_cut else partition
 
+    def a_claim(self, claimers: int) -> int:
+        """Of how many lines a claim takes that leaves some for each of so many."""
+        return max(1, -(-len(self._lines) // max(1, claimers)))
+
     def is_free(self, line: str | None) -> bool:
         """Whether nothing of it is claimed."""
         there = None if line is None else self._lines.get(line)

@@ -39,42 +39,40 @@ def check_subscription(
     """Record how this subscription is worked, unless that is recorded. Raises
     `ConfigurationError` where it was worked otherwise, and `BrokerError`.
     """
-    wanted, key = str(options.guarantee), f"subscription/{subscription}"
-    kept, by = "", f"effects/{subscription}"
+    kept = ""
     if options.guarantee is Guarantee.EXACTLY_ONCE:
         kept = "transactions" if transactional else "store"
-    lanes = key_lanes_of(options, transactional=transactional)
-    if kept:
-        _check_key_lanes(records, subscription, lanes, by)
-    fixed = records.fix({key: wanted, **({by: kept} if kept else {})})
-    found = fixed[key]
-    if found == wanted and kept and fixed[by] != kept:
-        raise ConfigurationError(
-            f"subscription {subscription!r} was worked {_WORKED[fixed[by]]}, and is now to be "
-            f"{_WORKED[kept]}: what took effect is remembered in another place. Give the "
-            "consumer a new name."
-        )
-    if found != wanted:
-        raise ConfigurationError(
-            f"subscription {subscription!r} is recorded as {found!r}, and this consumer "
-            f"declares {wanted!r}. What was promised so far would no longer hold: give the "
-            "consumer a new name, or declare the recorded guarantee."
-        )
-
-
-def _check_key_lanes(records: Records, subscription: str, lanes: int, by: str) -> None:
-    """Raises `ConfigurationError` for another number than it began with: each lane has a cursor of
-    its own, and in another one the same message would take effect once more.
-    """
-    key = f"lanes/{subscription}"
-    found = records.found([key, by])
-    if key not in found and by not in found:
+    key, by, lanes = (f"{what}/{subscription}" for what in ("subscription", "effects", "lanes"))
+    wanted = {key: str(options.guarantee), **({by: kept} if kept else {})}
+    found = records.found([*wanted, by, lanes])
+    _check(subscription, {**wanted, **found}, wanted, key, by)
+    if kept and lanes not in found and by not in found:
         # Before the record that it was worked at all: who has read that one has read this.
-        found = records.fix({key: str(lanes)})
-    began = int(found.get(key, "1"))
-    if began != lanes:
+        found = records.fix({lanes: str(options.key_lanes)})
+    began = int(found.get(lanes, "1"))
+    if kept and began != options.key_lanes:
+        # Each lane has a cursor of its own: in another the same message takes effect once more.
         raise ConfigurationError(
             f"subscription {subscription!r} began with key_lanes={began}, and this consumer "
-            f"declares key_lanes={lanes}: what took effect is remembered by lane. Declare "
-            f"key_lanes={began}, or give the consumer a new name."
+            f"declares key_lanes={options.key_lanes}: what took effect is remembered by lane. "
+            f"Declare key_lanes={began}, or give the consumer a new name."
+        )
+    fixed = records.fix({lanes: str(began), **wanted} if kept else wanted)
+    _check(subscription, fixed, wanted, key, by)
+
+
+def _check(
+    subscription: str, found: Mapping[str, str], wanted: Mapping[str, str], key: str, by: str
+) -> None:
+    if found[key] != wanted[key]:
+        raise ConfigurationError(
+            f"subscription {subscription!r} is recorded as {found[key]!r}, and this consumer "
+            f"declares {wanted[key]!r}. What was promised so far would no longer hold: give the "
+            "consumer a new name, or declare the recorded guarantee."
+        )
+    if by in wanted and found[by] != wanted[by]:
+        raise ConfigurationError(
+            f"subscription {subscription!r} was worked {_WORKED[found[by]]}, and is now to be "
+            f"{_WORKED[wanted[by]]}: what took effect is remembered in another place. Give the "
+            "consumer a new name."
         )

@@ -10,9 +10,10 @@
 ``begun/<name>/<topic's id>/<n>``    it has a position in this partition
 ===================================  =========================================================
 
-Of what is fixed the first record counts: who wrote another writes that one again, since the topic
-is compacted and keeps the last. A position that Kafka has forgotten (``offsets.retention.minutes``)
-looks like one that there never was; the last record tells them apart.
+Of what is fixed the first record counts: who finds another behind it writes the first again, since
+the topic is compacted and keeps the last. A position that Kafka has forgotten
+(``offsets.retention.minutes``) looks like one that there never was; the last record tells them
+apart.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Records:
         self._reader = reader
         self._sender = sender
         self._fixed: dict[str, str] = {}
+        self._last: dict[str, str] = {}
 
     def fix(self, wanted: Mapping[str, str]) -> Mapping[str, str]:
         """What is recorded under each key: this, unless there was something before. Raises
@@ -43,8 +45,10 @@ class Records:
             if new:
                 self._write(new)
                 self._read()
-                lost = {k: self._fixed[k] for k, text in new.items() if self._fixed[k] != text}
+            # Also where another wrote the last one, and died before it could put that right.
+            if lost := {k: self._fixed[k] for k in wanted if self._last[k] != self._fixed[k]}:
                 self._write(lost)
+                self._last |= lost
             return {key: self._fixed[key] for key in wanted}
 
     def found(self, keys: Iterable[str]) -> Mapping[str, str]:
@@ -74,3 +78,4 @@ class Records:
         for record in self._reader.read():
             key, text = (record.key() or b"").decode(), (record.value() or b"").decode()
             self._fixed.setdefault(key, text)
+            self._last[key] = text

@@ -134,13 +134,23 @@ class Share(Contents):
 
     # --- claiming
 
-    def suspect(self, lined: dict[str, int]) -> Item | None:
+    def lanes_a_claim(self, claimers: int) -> int:
+        """Of how many lanes of keys a claim takes that leaves some for each of so many."""
+        return self._lines.a_claim(claimers)
+
+    def suspect(self, lined: dict[str, int], lanes: int = 1) -> Item | None:
         """The next of those that somebody may have died with, where it may be claimed now, beside
         what ``lined`` counts of this claim. It is not taken off yet. Where it is the first of a
-        part, that is all that is announced from now on.
+        part, that is all that is announced from now on. ``lanes`` as in `next_ready`: what is
+        of others is passed over until `Suspects.end_claim`.
         """
         suspects = self.suspects
-        item = suspects.next(lambda each: self.may_start(each, lined), self.order)
+
+        def is_others(item: Item) -> bool:
+            by_lane = self.order is Order.BY_LANE and item.line is not None
+            return by_lane and len(lined) >= lanes and item.line not in lined
+
+        item = suspects.next(lambda each: self.may_start(each, lined), self.order, is_others)
         if item is None or suspects.part.covers(item.offset):
             return item
         if suspects.are_held():

@@ -20,7 +20,7 @@ def takes_spans(options: SubscribeOptions, topics: Collection[Any]) -> bool:
     """
     exactly = options.guarantee is Guarantee.EXACTLY_ONCE
     together = len(topics) == 1 and (exactly or not options.identities)
-    in_lines = options.order_by_key or (exactly and options.key_lanes > 1)
+    in_lines = options.order_by_key or options.key_lanes > 1
     return options.bodies_only and together and not in_lines
 
 

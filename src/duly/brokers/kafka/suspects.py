@@ -76,6 +76,7 @@ class Suspects:
         self.part = NOWHERE
         self._end = self.found.end
         self._ready: list[int] = []
+        self._passed: list[Item] = []
         found = range(max(position, self.found.first), self._end)
         left = [offset for offset in found if offset not in notes.done]
         self.size = part_of(len(left))
@@ -136,16 +137,32 @@ class Suspects:
             heappop(self._ready)
         return None
 
-    def next(self, may_start: Callable[[Item], bool], order: Order) -> Item | None:
+    def next(
+        self,
+        may_start: Callable[[Item], bool],
+        order: Order,
+        is_others: Callable[[Item], bool] = lambda _: False,
+    ) -> Item | None:
         """The first that may be claimed now; where there are lines, what may not is held up from
-        now on and does not keep others.
+        now on and does not keep others. What ``is_others`` is passed over until `end_claim`.
         """
-        while (item := self.first()) is not None and not may_start(item):
-            if not order.is_in_lines:
+        while (item := self.first()) is not None:
+            if is_others(item):
+                self._passed.append(item)
+            elif may_start(item):
+                break
+            elif not order.is_in_lines:
                 return None
+            else:
+                item.state = State.BLOCKED
             self.drop()
-            item.state = State.BLOCKED
         return item
+
+    def end_claim(self) -> None:
+        """What this claim has left to others may be claimed by them."""
+        passed, self._passed = self._passed, []
+        for item in passed:
+            self.offer(item)
 
     def drop(self) -> None:
         """Take off the first."""

@@ -185,8 +185,8 @@ class MemoryLog:
             self.check_open()
             now = self.clock()
             refused = group.settle(settlements, now)
-            for share in group.shares.values():
-                self._let_go(share.partition.whole, now)
+            for partition in {share.partition.whole for share in group.shares.values()}:
+                self._let_go(partition, now)
             self.changed.notify_all()
             return refused
 

@@ -10,7 +10,7 @@ from typing import Any, assert_never
 
 from duly.broker import Delivery, SubscribeOptions
 from duly.brokers.memory.history import History
-from duly.brokers.memory.partition import Entry, KeyLane, Partition
+from duly.brokers.memory.partition import Entry, KeyLane, KeyLanes, Partition
 from duly.brokers.memory.share import Flight, LogReceipt, Share
 from duly.guarantees import Dead, Done, Guarantee, Release, Retry, Settlement
 from duly.inspection import DeadLetter, SubscriptionState
@@ -70,7 +70,8 @@ class LogGroup:
     def _cut(self, partition: Partition) -> Sequence[Partition | KeyLane]:
         if self.key_lanes == 1:
             return [partition]
-        return [KeyLane(partition, number, self.key_lanes) for number in range(self.key_lanes)]
+        cut = KeyLanes(partition, self.key_lanes)
+        return [KeyLane(cut, number) for number in range(self.key_lanes)]
 
     def of(self, partition: Partition) -> Sequence[Share]:
         """What is read of a partition: all of it, or its lanes of keys."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -39,6 +40,9 @@ class Partition:
     def whole(self) -> Partition:
         """Itself: it is not cut."""
         return self
+
+    def truncated(self) -> None:
+        """It lost its end, and knows it."""
 
     def append(self, message: Message[Any], stored_ms: int) -> None:
         """Store one message at the end."""
@@ -88,15 +92,41 @@ class Partition:
         return bisect_left(self._entries, offset, key=lambda entry: entry.offset)
 
 
+class KeyLanes:
+    """A partition cut into lanes of keys: which offsets are of which."""
+
+    def __init__(self, whole: Partition, lanes: int) -> None:
+        self.whole = whole
+        self.lanes = lanes
+        self._offsets: list[list[int]] = [[] for _ in range(lanes)]
+        self._to = 0
+
+    def offsets(self, number: int) -> Sequence[int]:
+        """Those of one lane, in order; some may have left the log, or been lost to it."""
+        entry = self.whole.after(self._to)
+        while entry is not None:
+            lane = key_lane_of(entry.message, entry.offset, self.lanes)
+            self._offsets[lane].append(entry.offset)
+            self._to = entry.offset + 1
+            entry = self.whole.after(self._to)
+        return self._offsets[number]
+
+    def truncated(self) -> None:
+        """The partition lost its end."""
+        self._to = min(self._to, self.whole.end)
+        for offsets in self._offsets:
+            del offsets[bisect_left(offsets, self._to) :]
+
+
 class KeyLane:
     """One lane of keys of a partition, as a log of its own."""
 
-    def __init__(self, whole: Partition, number: int, lanes: int) -> None:
-        self.whole = whole
-        self.log = f"{whole.log}#{number}/{lanes}"
-        self.topic = whole.topic
+    def __init__(self, cut: KeyLanes, number: int) -> None:
+        self.whole = cut.whole
+        self.log = f"{cut.whole.log}#{number}/{cut.lanes}"
+        self.topic = cut.whole.topic
+        self._cut = cut
         self._number = number
-        self._lanes = lanes
 
     @property
     def end(self) -> int:
@@ -105,13 +135,11 @@ class KeyLane:
 
     def after(self, offset: int) -> Entry | None:
         """The first message of this lane at or behind an offset."""
-        entry = self.whole.after(offset)
-        while entry is not None and not self._has(entry):
-            entry = self.whole.after(entry.offset + 1)
-        return entry
-
-    def _has(self, entry: Entry) -> bool:
-        return key_lane_of(entry.message, entry.offset, self._lanes) == self._number
+        offsets = self._cut.offsets(self._number)
+        for at in range(bisect_left(offsets, offset), len(offsets)):
+            if (entry := self.whole.at(offsets[at])) is not None:
+                return entry
+        return None
 
     def at(self, offset: int) -> Entry | None:
         """As `Partition.at`."""
@@ -119,7 +147,9 @@ class KeyLane:
 
     def count_from(self, offset: int) -> int:
         """How many messages of this lane there are from an offset on."""
-        count, entry = 0, self.after(offset)
-        while entry is not None:
-            count, entry = count + 1, self.after(entry.offset + 1)
-        return count
+        offsets = self._cut.offsets(self._number)
+        return len(offsets) - bisect_left(offsets, offset)
+
+    def truncated(self) -> None:
+        """The partition lost its end."""
+        self._cut.truncated()

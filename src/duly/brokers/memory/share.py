@@ -230,6 +230,7 @@ class Share:
 
     def truncated(self) -> None:
         """The partition lost its end: so did what this subscription knows of it."""
+        self.partition.truncated()
         self.revoke(died=False)
         end = self.partition.end
         self.committed = min(self.committed, end)
