@@ -28,7 +28,7 @@ class Asked(Beginnings):
     """Is answered with these in turn, and then with what it was asked for."""
 
     def __init__(self, *answers: Exception) -> None:
-        super().__init__(*[None] * 7)  # type: ignore[arg-type]
+        super().__init__(*[None] * 8)  # type: ignore[arg-type]
         self.told: list[str] = []
         self._answers = list(answers)
         self.unblocked = 0

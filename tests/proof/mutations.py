@@ -240,7 +240,7 @@ LISTED: Mapping[str, Mutation] = {
         Scenario(kind="sqlite", manners=("reject",)),
         "brokers/sqlite/lane.py",
         "        settle = self._settle_steps(settlements)\n"
-        "        return self._file.write(settle)\n",
+        "        return self._file.write(settle, durable=self._is_to_last(settlements))\n",
         """\
         from duly.guarantees import Dead, Done
         from duly.sql.steps import Many

@@ -96,6 +96,7 @@ def test_nothing_promised_is_lost(nursery: Nursery, memory: Path):
 
 def test_a_publish_that_is_not_synced_is_caught(nursery: Nursery, memory: Path):
     recording = recorded(memory, bug="publish without sync")
-    images = choose(recording, 42, SEED)
+    # One in fourteen shows it: of 42 now and then none did.
+    images = choose(recording, 168, SEED)
     with pytest.raises(AssertionError, match="acknowledged and lost"):
         all_of(images, lambda image: judge(nursery, memory, recording, image))
