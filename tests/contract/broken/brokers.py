@@ -11,7 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from duly.broker import Delivery, LogPosition, Published, Receipt, RepeatDropped
-from duly.errors import ConfigurationError, IdentityConflict, MessageTooLarge
+from duly.errors import IdentityConflict, MessageTooLarge
 from duly.guarantees import Dead, Done, Guarantee, Release, Retry, Settlement
 from duly.message import Message
 from tests.contract.broken.coats import NOBODY, Broken, Coat
@@ -246,26 +246,6 @@ class MakesPositionsUp(Broken):
                 replace(delivery, position=LogPosition("a log", number))
                 for number, delivery in enumerate(found)
             ]
-
-
-class DealsLanesByTurns(Broken):
-    """A key has another cursor with each of its messages."""
-
-    class lane(Coat):  # noqa: N801
-        def claim(self, limit: int, max_bytes: int, wait_s: float):
-            found = self.inner.claim(limit, max_bytes, wait_s)
-            return [replace(each, position=self.dealt(each.position)) for each in found]
-
-        def dealt(self, position: LogPosition):
-            whole, _, _ = position.log.rpartition("#")
-            return LogPosition(f"{whole}#{position.offset % 4}/4", position.offset)
-
-
-class RefusesLanes(Broken):
-    def subscribe(self, topics: Any, subscription: str, options: Any):
-        if options.key_lanes > 1:
-            raise ConfigurationError(f"subscription {subscription!r}: this is no log")
-        return super().subscribe(topics, subscription, options)
 
 
 class ShowsNoDeadLetters(Broken):

@@ -20,7 +20,6 @@ from tests.contract.broken.brokers import (
     CountsNoAttempts,
     CountsOffsetsAnew,
     CutsLongIds,
-    DealsLanesByTurns,
     DeliversAtOnce,
     DropsByContent,
     ErasesTheLogOnly,
@@ -42,7 +41,6 @@ from tests.contract.broken.brokers import (
     NeverWaits,
     PausesInWords,
     RecordsNoGuarantee,
-    RefusesLanes,
     RetriesAtOnce,
     RewindsWhatIsSettledOnly,
     RunsSuspectsTogether,
@@ -58,6 +56,7 @@ from tests.contract.broken.brokers import (
 )
 from tests.contract.broken.burying import BURYING
 from tests.contract.broken.coats import Outlives, Sound
+from tests.contract.broken.lanes import LANES
 from tests.contract.broken.mending import (
     AddsTopicsUp,
     CountsCalls,
@@ -206,8 +205,6 @@ BROKERS = (
     ),
     Mistake(ErasesTheLogOnly, ("Erased::test_wherever_it_is",), SQLITE, "sqlite.md"),
     Mistake(CountsOffsetsAnew, ("Positions::test_a_message_keeps_its_position",), LOG),
-    Mistake(DealsLanesByTurns, ("KeyLanes::test_each_lane_comes_in_order",), LOG),
-    Mistake(RefusesLanes, ("NoKeyLanes::test_everything_comes_as_ever",)),
     Mistake(FencesNobodyOff, ("Entrances::test_whoever_resumes_fences_off_the_other",), LOG),
 )
 
@@ -481,7 +478,7 @@ PARKED = (
 MISTAKES = {
     mistake.name(): mistake
     for mistake in (
-        *(*BROKERS, *OTHERS, *INSIDE, *OPERATED, *BURYING),
+        *(*BROKERS, *LANES, *OTHERS, *INSIDE, *OPERATED, *BURYING),
         *(*STORES, *OTHER_STORES, *OUTBOXES, *PARKING, *PARKED),
     )
 }
