@@ -100,9 +100,9 @@ class GroupWriter:
     It wakes them before it waits for anything else. The first two that come while another leads
     wait each on a lock: one to lead next, one to open the gate at which all further ones wait
     (see `Gate`). A gate may be opened at any time: whose write has not ended then waits alone.
-    ``committed`` is called after each commit
-    with whether it was synced; ``before_release`` while the turn is still held, with what to call
-    before something that takes long.
+
+    ``committed`` is called after each commit with whether it was synced; ``before_release`` while
+    the turn is still held, with what to call before something that takes long.
     """
 
     def __init__(
