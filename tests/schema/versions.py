@@ -19,6 +19,10 @@ from duly.sql.migrations import SCHEMA_VERSION
 SOURCE = Path(duly.__file__).parent
 SCHEMA_1 = (Path(__file__).parent / "schema_1.sql").read_text()
 
+CLAIMS_BY_TOKEN = (
+    "create index if not exists duly_claims_token on duly_claims (token, subscription_no, first);"
+)
+
 NOW = "-"  # as the first argument of a program: the code that is tested
 
 # What programs begin with: their first argument is the folder of the code they run.
@@ -54,6 +58,8 @@ def older_code(folder: Path) -> Path:
         ("sqlite_store", "index if not exists duly_log_parked_by_time"),
     ):
         _replace(folder, f"sql/{file}.sql", rf"^create {made}\s[^;]*;", "select 1;")
+    made = r"index if not exists duly_claims_(free|further)\s[^;]*"
+    _replace(folder, "sql/sqlite.sql", rf"^create {made};\n\ncreate {made};", CLAIMS_BY_TOKEN)
     return folder
 
 

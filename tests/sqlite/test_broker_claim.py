@@ -285,7 +285,7 @@ def test_a_claim_made_and_lost_while_others_wait_is_noticed(db_path: Path):
     def publish_claim_and_die() -> Any:
         gone = replace(lane._lanes[0], worker="who is dead")
         yield from log.publish(broker._topics, messages(PLAIN, ["x"]), 1)
-        yield from log.claim([gone], 10, 1 << 30, 1, 1, 1 << 60)
+        yield from log.claim([gone], 10, 1 << 30, 1, 1, 1 << 60, token=7)
 
     broker.file.write(publish_claim_and_die)
     [x] = waiting.result()

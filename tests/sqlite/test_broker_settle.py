@@ -333,20 +333,6 @@ def test_after_the_lease_another_has_it_and_the_first_is_refused(db_path: Path):
     assert broker.incident_counts()[("s", "redelivery")] == 3
 
 
-def test_a_token_is_never_given_twice(db_path: Path):
-    broker = opened(db_path)
-    publish(broker, PLAIN, range(3))
-    tokens = []
-    for _ in range(3):
-        lane = lane_of(broker)
-        got = claim(lane)
-        tokens.append(got[0].receipt[0])
-        lane.settle([Release(r) for r in receipts(got)])
-        broker.close()
-        broker = opened(db_path)
-    assert tokens == sorted(set(tokens))
-
-
 @pytest.mark.parametrize("hour", [-3_600_000, 3_600_000])
 def test_a_step_of_the_wall_clock_ends_no_lease_and_delays_none(db_path: Path, hour: int):
     hands = Hands()

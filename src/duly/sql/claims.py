@@ -68,13 +68,15 @@ def claim(
     turn: int,
     now_ms: int,
     lease_until_boot_ms: int,
+    token: int = 0,
 ) -> Steps[Claimed]:
     """Claim up to ``limit`` messages with bodies of up to ``max_bytes`` (at least one message).
 
     ``lanes`` is one for each topic of the subscription. ``turn`` grows from call to call: it
-    says which topic, source and stream come first.
+    says which topic, source and stream come first. ``token``: as no other claim has, or 0: the
+    database is to give one.
     """
-    room = Room(limit, max_bytes, limit, now_ms, lease_until_boot_ms)
+    room = Room(limit, max_bytes, limit, now_ms, lease_until_boot_ms, token)
     # Divided, not shared out: one number for topic, source and stream at once would never come
     # to some of their combinations.
     turn, start = divmod(turn, len(lanes))
@@ -92,13 +94,15 @@ def claim(
     return Claimed(room.token, room.parts, again, room.is_full, room.accused)
 
 
-def claim_accused(lanes: Sequence[Lane], now_ms: int, lease_until_boot_ms: int) -> Steps[Claimed]:
+def claim_accused(
+    lanes: Sequence[Lane], now_ms: int, lease_until_boot_ms: int, token: int = 0
+) -> Steps[Claimed]:
     """Claim one accused message, if the lanes' worker holds nothing at all in this database.
 
     A worker that dies with it has died of it. Its other lanes claim nothing meanwhile: see
     `duly.sql.solitude`.
     """
-    room = Room(1, 0, 1, now_ms, lease_until_boot_ms)
+    room = Room(1, 0, 1, now_ms, lease_until_boot_ms, token)
     held_back = yield from steering.held_back()
     for lane in lanes:
         if lane.subscription_no not in held_back:

@@ -15,7 +15,7 @@ from importlib import resources
 
 from duly.sql.steps import statements
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _OLDEST = re.compile(r"^-- name: migration_(\d+)\n-- oldest: (\d+)$", re.MULTILINE)
 

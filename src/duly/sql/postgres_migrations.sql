@@ -73,3 +73,9 @@ select 1;
 -- oldest: 2
 -- Nothing of a log changes.
 select 1;
+
+
+-- name: migration_5
+-- oldest: 2
+-- Nothing of a log changes.
+select 1;

@@ -59,3 +59,9 @@ create table duly.log_parked (
     body bytea not null
 ) with (fillfactor = 50);
 create index log_parked_by_time on duly.log_parked (consumer, until_ms, again_ms);
+
+
+-- name: migration_5
+-- oldest: 1
+-- Nothing of a store's changes.
+select 1;

@@ -233,7 +233,7 @@ def _span(
 ) -> LogSpan:
     history = (part.attempt, part.repeated, part.alone, None, part.replays)
     first, last = part.first, part.first + len(part.rows) - 1
-    bodies: list[bytes] = [*part.rows]
+    bodies: list[bytes] = part.rows if isinstance(part.rows, list) else [*part.rows]
     sources: Sequence[str] = [part.source] * len(bodies) if part.source else ()
     ids = Ids(first, last, look_up_ids, json=part.ids)
     if isinstance(part.rows[0], tuple):

@@ -7,7 +7,7 @@
 -- ===== tables =================================================================================
 
 -- name: log_schema
--- The last claim token given out; it only grows.
+-- The last token given out by code of schema 4 or before, which may run beside this.
 create table if not exists duly_token (
     only_row integer primary key check (only_row = 1),
     value integer not null
@@ -85,6 +85,9 @@ create table if not exists duly_cursors (
 ) without rowid;
 
 -- One row a contiguous range of unsettled messages. token null: nobody's, to be given out again.
+-- Processes make their tokens themselves, so that giving one out writes no page. The first range of
+-- a claim has it for its claim_id too: a claim of one range, as nearly all are, is in no index, and
+-- each index that a row comes into and leaves is one more page to write in every batch.
 -- alone 1: one at a time, for a death of its holder has to be charged to somebody.
 -- alone 2: was claimed by a call for one message.
 -- alone 3: as 1, and with nothing else in its worker: it was alone in its claim when a worker died
@@ -107,7 +110,10 @@ create table if not exists duly_claims (
     mark integer
 );
 
-create index if not exists duly_claims_token on duly_claims (token, subscription_no, first);
+create index if not exists duly_claims_free
+on duly_claims (subscription_no, first) where token is null;
+
+create index if not exists duly_claims_further on duly_claims (token) where claim_id <> token;
 
 -- Those that wait: for a retry, for their due time, or (due_ms null) behind another of their key.
 create table if not exists duly_parked (
@@ -363,18 +369,16 @@ select position, cast(source as blob), cast(id as blob), time_ms,
     cast(key as blob), cast(headers as blob), due_ms, body
 from duly_messages where position between ? and ? order by position;
 
--- name: next_token
-update duly_token set value = value + 1;
-select value from duly_token;
-
 -- name: move_cursor
 update duly_cursors set next_seq = ? where subscription_no = ? and stream = ?;
 
 -- name: add_claim
 insert into duly_claims (
-    subscription_no, first, last, attempt, alone, repeated, replays,
+    claim_id, subscription_no, first, last, attempt, alone, repeated, replays,
     token, worker, lane, boot_id, lease_until_boot_ms
-) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+)
+select iif(exists (select 1 from duly_claims where claim_id = ?8), null, ?8),
+    ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12;
 
 -- name: park_not_due
 -- Messages of a fresh range that are not due yet.
@@ -495,16 +499,16 @@ update duly_claims set first = ? where claim_id = ?;
 delete from duly_claims where claim_id = ?;
 
 -- name: drop_whole_claim
--- Where it is still this range, stamped by this transaction (?4, null where there was no fence);
+-- Where its first range is still this one, stamped by this transaction (?4, null where there was no fence);
 -- returns whose it was, and whether messages of its subscription wait behind others.
 select subscription_no, exists (
     select 1 from duly_parked p
     where p.subscription_no = duly_claims.subscription_no and p.due_ms is null
 )
 from duly_claims
-where token = ?1 and first = ?2 and last = ?3 and (?4 is null or mark = ?4);
+where claim_id = ?1 and token = ?1 and first = ?2 and last = ?3 and (?4 is null or mark = ?4);
 delete from duly_claims
-where token = ?1 and first = ?2 and last = ?3 and (?4 is null or mark = ?4);
+where claim_id = ?1 and token = ?1 and first = ?2 and last = ?3 and (?4 is null or mark = ?4);
 
 
 -- ===== holding and losing claims ==============================================================
@@ -540,22 +544,35 @@ where subscription_no = ? and worker = ? and lane = ? and token is not null;
 
 -- name: pieces
 select claim_id, subscription_no, first, last, attempt, alone, repeated, mark, worker, replays
-from duly_claims where token = ? order by first;
+from duly_claims where token = ?1 and claim_id in (
+    select ?1 union all select claim_id from duly_claims where token = ?1 and claim_id <> token
+)
+order by first;
 
 -- name: pieces_at_rest
 -- Those that no other transaction holds: with one writer, all.
-select claim_id from duly_claims where token = ?;
+select claim_id from duly_claims where token = ?1 and claim_id in (
+    select ?1 union all select claim_id from duly_claims where token = ?1 and claim_id <> token
+);
 
 -- name: pieces_seen
 select claim_id, subscription_no, first, last, attempt, alone, repeated, mark, worker, replays
-from duly_claims where token = ? order by first;
+from duly_claims where token = ?1 and claim_id in (
+    select ?1 union all select claim_id from duly_claims where token = ?1 and claim_id <> token
+)
+order by first;
 
 -- name: stamp_range
-update duly_claims set mark = ? where token = ? and first = ? and last = ?;
+-- Of a claim that is one range.
+update duly_claims set mark = ?1 where claim_id = ?2 and token = ?2 and first = ?3 and last = ?4;
 
 -- name: stamp
-update duly_claims set mark = ?1 where token = ?2;
-select first, last from duly_claims where token = ?2;
+update duly_claims set mark = ?1 where token = ?2 and claim_id in (
+    select ?2 union all select claim_id from duly_claims where token = ?2 and claim_id <> token
+);
+select first, last from duly_claims where token = ?2 and claim_id in (
+    select ?2 union all select claim_id from duly_claims where token = ?2 and claim_id <> token
+);
 
 -- name: stamped
 select 1 from duly_claims where mark = ? limit 1;

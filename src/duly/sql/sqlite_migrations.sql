@@ -70,3 +70,12 @@ create table duly_log_parked (
 );
 create index duly_log_parked_by_time
 on duly_log_parked (consumer, until_ms, again_ms);
+
+
+-- name: migration_5
+-- oldest: 1
+-- Processes make their tokens, and the claim of one range is in no index. Code that gives them out by
+-- duly_token goes on beside this; without its index it looks through the claims, which are few.
+drop index duly_claims_token;
+create index duly_claims_free on duly_claims (subscription_no, first) where token is null;
+create index duly_claims_further on duly_claims (token) where claim_id <> token;

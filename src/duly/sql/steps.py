@@ -15,12 +15,14 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Mapping, Sequence
 from importlib import resources
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+
+import msgspec
 
 R = TypeVar("R")
 
 
-class Ask(NamedTuple):
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """Run one statement; receives its rows as a list of tuples (empty where it has none)."""
 
     name: str
@@ -31,7 +33,7 @@ class Ask(NamedTuple):
         return executor.ask(self.name, self.params)
 
 
-class Many(NamedTuple):
+class Many(msgspec.Struct, frozen=True, gc=False):
     """Run one statement for each row of parameters; receives the number of rows changed.
 
     ``shared`` are the same for every row: ?1, ?2, ... of an insert whose plain ? are the row's.
@@ -46,7 +48,7 @@ class Many(NamedTuple):
         return executor.many(self.name, self.rows, self.shared)
 
 
-class Each(NamedTuple):
+class Each(msgspec.Struct, frozen=True, gc=False):
     """Ask for one row for each of many parameters; receives it, or None, for each in order."""
 
     name: str
@@ -57,7 +59,7 @@ class Each(NamedTuple):
         return executor.each(self.name, self.rows)
 
 
-class Column(NamedTuple):
+class Column(msgspec.Struct, frozen=True, gc=False):
     """Run one statement; receives the first column of its rows as a list. For long results: a
     tuple for each row that nobody keeps is memory that the next rows would have used again.
     """
@@ -70,7 +72,7 @@ class Column(NamedTuple):
         return executor.column(self.name, self.params)
 
 
-class Change(NamedTuple):
+class Change(msgspec.Struct, frozen=True, gc=False):
     """Run one statement; receives how many rows it changed."""
 
     name: str

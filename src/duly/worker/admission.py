@@ -116,6 +116,8 @@ def of_all(ended: Sequence[Settlement], admitted: Admitted) -> list[Settlement]:
     """How every admitted message ended, also those that did not run: a repeat is settled like
     any other, not ignored.
     """
+    if not (admitted.repeated or admitted.conflicting or admitted.too_old or admitted.dead):
+        return [*ended]
     return [
         *ended,
         *(Done(delivery.receipt) for delivery in admitted.repeated),

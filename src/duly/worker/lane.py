@@ -151,7 +151,16 @@ class Lane:
         Whatever else is raised ends the lane: then it must not settle anything any more. So does
         `SubscriptionEnded`, where waiting is no use.
         """
-        pause_s = self._step()
+        return self._advance(through=False)
+
+    def run_through(self) -> float:
+        """As `step`, over the boundaries between steps: to the round's end, or to a pause in it.
+        For a driver that lets nothing come between two steps.
+        """
+        return self._advance(through=True)
+
+    def _advance(self, *, through: bool) -> float:
+        pause_s = self._step(through)
         if self._round is None and self.around.permits is not None:
             # A permit for each start: back go those of messages that did not start, and what
             # starts again takes another.
@@ -159,11 +168,13 @@ class Lane:
             self._permitted, self.starts = len(self.pending), 0
         return pause_s
 
-    def _step(self) -> float:
+    def _step(self, through: bool) -> float:
         if self._round is None:
             self._round = self._round_of(self)
         try:
             step = self.caller.advance(self._round)
+            while through and step is None:
+                step = self.caller.advance(self._round)
         except StopIteration:
             self.end_round()
             if not self.interruptions:

@@ -20,6 +20,7 @@ from duly.worker.ahead import claim_within
 from duly.worker.beforehand import settle_before
 from duly.worker.failing import excused, pass_on_lost
 from duly.worker.steps import (
+    NO_WORK,
     Blocked,
     BrokerFailed,
     Calls,
@@ -216,7 +217,7 @@ def call_in_turn(
             else:
                 ended += work.handled(start, calls.done)
                 lane.starts += calls.done - start
-    lane.keep(rest[calls.done :])
+    lane.keep(rest[calls.done :] if calls.done < len(work) else NO_WORK)
     return ended
 
 

@@ -203,6 +203,8 @@ class BodyWork(Work):
         """The bodies from ``start`` on, at most so many. One that is `Unfit` raises only when
         it is decoded.
         """
+        if not start and most >= len(self.arguments):
+            return self.arguments
         return self.arguments[start : start + most]
 
 

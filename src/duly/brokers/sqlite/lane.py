@@ -232,14 +232,20 @@ class Lane:
             if follow:
                 yield from self._steps.follow()
             now_ms, lease_until = self._clock.wall_ms(), self._clock.boot_ms() + self._lease_ms
-            return (yield from log.claim(self._lanes, limit, max_bytes, turn, now_ms, lease_until))
+            token = self._file.new_token()
+            return (
+                yield from log.claim(
+                    self._lanes, limit, max_bytes, turn, now_ms, lease_until, token
+                )
+            )
 
         return steps
 
     def _claim_alone_steps(self) -> Callable[[], Steps[log.Claimed]]:
         def steps() -> Steps[log.Claimed]:
             now_ms, lease_until = self._clock.wall_ms(), self._clock.boot_ms() + self._lease_ms
-            return (yield from log.claim_accused(self._lanes, now_ms, lease_until))
+            token = self._file.new_token()
+            return (yield from log.claim_accused(self._lanes, now_ms, lease_until, token))
 
         return steps
 

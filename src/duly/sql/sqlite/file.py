@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import secrets
 import sqlite3
 import threading
 from collections import deque
@@ -24,6 +26,9 @@ from duly.sql.steps import Steps
 
 R = TypeVar("R")
 C = TypeVar("C", bound=sqlite3.Connection)
+
+
+_TOKEN_STEP = 1 << 10
 
 
 @dataclass(slots=True)
@@ -55,6 +60,8 @@ class DatabaseFile:
         self._mutex = threading.Lock()
         self._readers: deque[tuple[sqlite3.Connection, StatementRunner]] = deque()
         self._worker: WorkerLock | None = None
+        # Begins anywhere, and goes on in steps that leave room for the rows numbered behind one.
+        self._tokens = itertools.count(secrets.randbits(61), _TOKEN_STEP)
         self.tables = Tables(path, namespace)
         self.identity = _set_up(path, self.folder, namespace, busy_s)
         # A checkpoint that has to wait for readers holds up every writer: not for long.
@@ -205,6 +212,12 @@ class DatabaseFile:
             if self._worker is None:
                 self._worker = WorkerLock.create(self.folder)
             return self._worker
+
+    def new_token(self) -> int:
+        """A claim's token, which no other has, in whichever process: of this object's, greater
+        than all before it. A counter in the file would be a statement and a page for each claim.
+        """
+        return next(self._tokens)
 
     def _reader(self) -> tuple[sqlite3.Connection, StatementRunner]:
         try:
