@@ -62,9 +62,9 @@ _HELD = "if item is None or item.state is not State.CLAIMED or item.token != rec
 
 # In the order of the specification; what is not listed there stands below.
 _WHOLE_CLAIM = """\
-where token = ?1 and first = ?2 and last = ?3 and (?4 is null or mark = ?4);
+where claim_id = ?1 and token = ?1 and first = ?2 and last = ?3 and (?4 is null or mark = ?4);
 delete from duly_claims
-where token = ?1 and first = ?2 and last = ?3 and (?4 is null or mark = ?4);
+where claim_id = ?1 and token = ?1 and first = ?2 and last = ?3 and (?4 is null or mark = ?4);
 """
 
 LISTED: Mapping[str, Mutation] = {
