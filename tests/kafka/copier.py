@@ -2,7 +2,8 @@
 
 ``COPIER_BROKER`` is the broker's URL. ``COPIER_STRIKES=step:n:signal`` sends that signal to itself
 at this step of the n-th transaction that stores records: ``begun``, ``sent`` (the records),
-``stored`` (the cluster has them), ``placed`` (the positions), ``committed``.
+``stored`` (the cluster has them), ``placed`` (the positions), ``committed``; or, as ``told``, when
+the positions are there, in the n-th transaction that stores none.
 ``COPIER_FAILS=n:m``: of these transactions, from the n-th to the m-th, none can be committed.
 ``COPIER_TAKES=payloads``: its handler takes those, which are claimed and settled many at a time.
 ``COPIER_KILLS=n:attempts:batch``: this number kills its process each time, and so on.
@@ -56,7 +57,7 @@ class Struck(TransactionalProducer):
 
     step, at, by = "", 0, signal.SIGKILL
     failing = range(0)
-    count = 0
+    count = told = 0
     stores = False
 
     def send(self, sendings: Sequence[Sending]) -> None:
@@ -75,6 +76,10 @@ class Struck(TransactionalProducer):
     def send_offsets(self, places: Sequence[object], group: bytes) -> None:
         super().send_offsets(places, group)  # type: ignore[arg-type]
         self._strike("placed")
+        if not self.stores:
+            Struck.told += 1
+            if self.step == "told" and self.told == self.at:
+                os.kill(os.getpid(), self.by)
 
     def commit(self) -> None:
         super().commit()

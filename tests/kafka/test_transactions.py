@@ -325,15 +325,25 @@ def test_who_was_paused_and_wakes_up_commits_nothing(
 
 
 @pytest.mark.slow
-def test_what_a_dead_worker_left_open_is_ended_by_who_takes_over(dealt_url: str, tmp_path: Path):
-    """Long before the cluster would."""
+@pytest.mark.parametrize(
+    ("before", "struck"),
+    [(0, "placed:2:SIGKILL"), (20, "told:1:SIGKILL")],
+    ids=["of a position of its own", "in its first transaction"],
+)
+def test_what_a_dead_worker_left_open_is_ended_by_who_takes_over(
+    dealt_url: str, tmp_path: Path, before: int, struck: str
+):
+    """Long before the cluster would, and before nobody answers where the group stands."""
     patient = f"{dealt_url}&transaction.timeout.ms=40000"
-    publish(patient, 50)
-    with Process(patient, tmp_path, "placed:2:SIGKILL") as worker:
+    if before:
+        publish(patient, before)
+        copy_all(patient, before)
+    publish(patient, 50 - before, first=before)
+    with Process(patient, tmp_path, struck) as worker:
         eventually(lambda: worker.ended, "it dies", lambda: worker.told, 60)
     start = time.monotonic()
     copy_all(patient, 50)
-    assert time.monotonic() - start < 25
+    assert time.monotonic() - start < 15
     check_copied(read(patient), 50)
 
 
@@ -364,16 +374,27 @@ def test_what_kafka_forgets_to_end_is_ended(kafka_node: KafkaNode, tmp_path: Pat
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("struck", "fails"),
-    [("placed:2:SIGKILL", "0:-1"), ("placed:6:SIGKILL", "2:5")],
-    ids=["under the id that its position names", "behind others that failed"],
+    ("before", "struck", "fails"),
+    [
+        (0, "placed:2:SIGKILL", "0:-1"),
+        (0, "placed:6:SIGKILL", "2:5"),
+        (50, "told:1:SIGKILL", "0:-1"),
+    ],
+    ids=[
+        "under the id that its position names",
+        "behind others that failed",
+        "in the first transaction after another process",
+    ],
 )
 def test_positions_that_kafka_forgets_to_end_keep_nobody_waiting(
-    kafka_node: KafkaNode, tmp_path: Path, struck: str, fails: str
+    kafka_node: KafkaNode, tmp_path: Path, before: int, struck: str, fails: str
 ):
     """Their worker is dead, and nobody would be told where its group stands, for ever."""
     broker = in_namespace(f"forgotten{secrets.token_hex(4)}", kafka_node.url) + HASTY
-    publish(broker, 100)
+    if before:
+        publish(broker, before)
+        copy_all(broker, before)
+    publish(broker, 100 - before, first=before)
     with Process(broker, tmp_path, struck, COPIER_FAILS=fails) as worker:
         eventually(lambda: worker.ended, "it is dead", lambda: worker.told, 60)
         eventually(lambda: ends(broker, committed=True) == ends(broker), "it is aborted")

@@ -15,6 +15,7 @@ from duly.brokers.kafka.client import broker_error
 from duly.brokers.kafka.commits import Commits
 from duly.brokers.kafka.membership import is_member
 from duly.brokers.kafka.notes import Notes, as_text, in_text
+from duly.brokers.kafka.producers import process_of
 from duly.brokers.kafka.records import Records
 from duly.brokers.kafka.share import Order, Share
 from duly.brokers.kafka.transacted import Transacted
@@ -51,7 +52,6 @@ class Beginnings:
         self._commit = commit
         self._owner = owner
         self._key_lanes = key_lanes
-        self._beginners = f"beginner/{subscription}/"
         # By topic, the id of the one that was assigned; those that were not there any more.
         self._ids: dict[str, str] = {}
         self._away: frozenset[str] = frozenset()
@@ -84,7 +84,7 @@ class Beginnings:
                 tell(f"asking again: {told}")
                 with contextlib.suppress(BrokerError):  # it is asked again
                     if belongs():
-                        commits.unblock(consumer, given, self.beginners(), belongs)
+                        commits.unblock(consumer, given, self.takers(given), belongs)
             except KeyError as error:
                 tell(f"asking again: topic {error} is not there")
             except BrokerUnavailable as error:
@@ -121,6 +121,7 @@ class Beginnings:
         ]
         if lost := [place for place in new if self._key("begun", topics, place) in begun]:
             raise BrokerUnusable(self._lost(lost))
+        self._take([*new, *self._of_others(positions)], topics)
         positions |= self._begin(consumer, topics, new)
         # After the commit: a record without a position would be a lost one.
         self._records().fix({self._key("begun", topics, place): "" for place in positions})
@@ -145,9 +146,6 @@ class Beginnings:
                 for place, offset in self._admin.starts(places, start).items():
                     found[place] = offset, Notes(topics[topic].id)
         if found:
-            if owner := self._owner():
-                # Until they are committed no position tells whose transaction keeps them open.
-                self._records().fix({f"{self._beginners}{owner}": ""})
             self._commit(
                 consumer,
                 [
@@ -160,9 +158,25 @@ class Beginnings:
     def _key(self, kind: str, topics: Mapping[str, Found], place: tuple[str, int]) -> str:
         return f"{kind}/{self._subscription}/{topics[place[0]].id}/{place[1]}"
 
-    def beginners(self) -> Sequence[str]:
-        """Whose transactions were to commit first positions. Raises `BrokerError`."""
-        return self._records().under(self._beginners)
+    def _of_others(
+        self, positions: Mapping[tuple[str, int], tuple[int, Notes]]
+    ) -> Sequence[tuple[str, int]]:
+        mine = process_of(self._owner())
+        return [place for place, (_, notes) in positions.items() if process_of(notes.owner) != mine]
+
+    def _take(self, places: Sequence[tuple[str, int]], topics: Mapping[str, Found]) -> None:
+        """Record who commits the next position of these, by transactions: until that stands no
+        position tells whose transaction keeps the partition from others.
+        """
+        if places and (owner := self._owner()):
+            self._records().put({self._key("taker", topics, place): owner for place in places})
+
+    def takers(self, given: Iterable[TopicPartition]) -> Sequence[str]:
+        """Who was given these partitions last. Raises `BrokerError`."""
+        places = [(each.topic, each.partition) for each in given]
+        topics = self._admin.find({topic for topic, _ in places})
+        keys = [self._key("taker", topics, place) for place in places if place[0] in topics]
+        return [*self._records().last(keys).values()]
 
     def look(self) -> None:
         """Raises `BrokerUnusable` where a topic is not the one that was assigned, or none. One that

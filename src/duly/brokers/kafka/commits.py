@@ -129,14 +129,16 @@ class Commits:
 
     # --- on the thread that polls
 
-    def take_over(self, given: Sequence[TopicPartition]) -> None:
+    def take_over(
+        self, given: Sequence[TopicPartition], takers: Callable[[], Iterable[str]]
+    ) -> None:
         """Who had these before has left nothing open."""
 
     def unblock(
         self,
         consumer: Any,
         given: Sequence[TopicPartition],
-        beginners: Iterable[str],
+        takers: Iterable[str],
         goes_on: Callable[[], bool],
     ) -> None:
         """What it commits is in no transaction."""

@@ -315,7 +315,7 @@ class Intake:
             self._hear_of_itself()
             return not self._stop.is_set() and self.failed is None
 
-        self.commits.take_over(given)
+        self.commits.take_over(given, lambda: self._beginnings.takers(given))
         try:
             return self._beginnings.at_last(
                 consumer, given, self.commits, asks, self._tell, self._stop.wait

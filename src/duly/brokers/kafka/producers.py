@@ -27,6 +27,11 @@ _MOST_ENDED = 16
 _TURNS = 4
 
 
+def process_of(owner: str) -> str:
+    """The process of an owner."""
+    return owner.partition("/")[0]
+
+
 class Producers:
     """One for each transaction that this process has open at a time. ``prefix`` begins their ids,
     and those of all processes of an application; ``standing`` is `Admin.standing`.

@@ -8,9 +8,11 @@
 ``began/<name>/<topic>``              the id of the topic in which it began
 ``first/<name>/<topic's id>``        how many partitions there were when it began
 ``begun/<name>/<topic's id>/<n>``    it has a position in this partition
+``taker/<name>/<topic's id>/<n>``    who was given this partition last, to commit by transactions
 ===================================  =========================================================
 
-Of what is fixed the first record counts: who finds another behind it writes the first again, since
+Who took a partition is whoever said so last. Of all others, which are fixed, the first record
+counts: who finds another behind it writes the first again, since
 the topic is compacted and keeps the last. A position that Kafka has forgotten
 (``offsets.retention.minutes``) looks like one that there never was; the last record tells them
 apart.
@@ -18,7 +20,7 @@ apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from duly.brokers.kafka.producer import Sender, Sending
 from duly.brokers.kafka.reader import Reader
@@ -59,11 +61,17 @@ class Records:
                 self._read()
             return {key: self._fixed[key] for key in wanted if key in self._fixed}
 
-    def under(self, prefix: str) -> Sequence[str]:
-        """What keys go on with that begin so, and under which anything is recorded."""
+    def put(self, texts: Mapping[str, str]) -> None:
+        """Record this in place of what was there. Raises `BrokerError`."""
+        with self._reader.lock:
+            self._write(texts)
+            self._read()
+
+    def last(self, keys: Iterable[str]) -> Mapping[str, str]:
+        """What was recorded last under these keys, of those under which anything is."""
         with self._reader.lock:
             self._read()
-            return [key.removeprefix(prefix) for key in self._fixed if key.startswith(prefix)]
+            return {key: self._last[key] for key in keys if key in self._last}
 
     def _write(self, texts: Mapping[str, str]) -> None:
         self._sender.surely(

@@ -112,15 +112,19 @@ class Transacted:
     def lost(self) -> None:
         """Whoever waits looks by itself which partitions there are."""
 
-    def take_over(self, given: Sequence[TopicPartition]) -> None:
-        """End what those left open who had these before: until then nobody knows where to go on.
-        Where that fails, the cluster ends it by itself, after a while.
+    def take_over(
+        self, given: Sequence[TopicPartition], takers: Callable[[], Iterable[str]]
+    ) -> None:
+        """End what those left open who had these before, as positions and ``takers`` name them:
+        until then nobody knows where to go on. Where that fails, the cluster ends it by itself,
+        after a while.
         """
         self._unblocked = 0
         names = {(each.topic, each.partition) for each in given}
         try:
             told = self._positions.now(names) if names else {}
-            self._producers.end_those_of({in_text(text, at).owner for at, text in told.values()})
+            owners = {in_text(text, at).owner for at, text in told.values()}
+            self._producers.end_those_of({*owners, *takers()} if names else owners)
         except BrokerError as error:
             log.warning("subscription %r: waiting for others: %s", self._subscription, error)
 
@@ -128,7 +132,7 @@ class Transacted:
         self,
         consumer: Any,
         given: Sequence[TopicPartition],
-        beginners: Iterable[str],
+        takers: Iterable[str],
         goes_on: Callable[[], bool],
     ) -> None:
         """Nobody is told where the group stands: end what a dead process may have left open that
@@ -141,7 +145,7 @@ class Transacted:
             owners = {in_text(text, at).owner for at, text in told.values()}
             places = [TopicPartition(each.topic, each.partition, 0) for each in given]
             self._unblocked += self._producers.end_standing_positions(
-                owners | {*beginners}, places, group, self._unblocked, goes_on
+                owners | {*takers}, places, group, self._unblocked, goes_on
             )
         except BrokerError as error:
             log.warning("subscription %r: waiting for others: %s", self._subscription, error)
