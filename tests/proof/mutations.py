@@ -62,9 +62,12 @@ _HELD = "if item is None or item.state is not State.CLAIMED or item.token != rec
 
 # In the order of the specification; what is not listed there stands below.
 _WHOLE_CLAIM = """\
-where claim_id = ?1 and token = ?1 and first = ?2 and last = ?3 and (?4 is null or mark = ?4);
+where token = ?1 and last = ?3 and (?4 is null or mark = ?4) and claim_id = coalesce(
+    (select claim_id from duly_claims where claim_id = ?1 and first = ?2),
+    (select claim_id from duly_claims where token = ?1 and claim_id <> token and first = ?2)
+);
 delete from duly_claims
-where claim_id = ?1 and token = ?1 and first = ?2 and last = ?3 and (?4 is null or mark = ?4);
+where token = ?1 and last = ?3 and (?4 is null or mark = ?4) and claim_id = coalesce(
 """
 
 LISTED: Mapping[str, Mutation] = {

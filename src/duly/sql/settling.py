@@ -129,13 +129,14 @@ def _settle_claim(
                 yield from _promote(subscription_no, positions)
             return []
     pieces = [_Piece(*row) for row in (yield Ask("pieces", (token,)))]
-    if mark is not None and any(piece.mark != mark for piece in pieces):
+    # Of what is settled only: a fence stamps what it was asked for, which may be some of a claim.
+    here = [
+        (piece, mine) for piece in pieces if (mine := within(piece.first, piece.last, positions))
+    ]
+    if mark is not None and any(piece.mark != mark for piece, _ in here):
         raise TransactionLost(_LOST)
     settled = 0
-    for piece in pieces:
-        mine = within(piece.first, piece.last, positions)
-        if not mine:
-            continue
+    for piece, mine in here:
         settled += len(mine)
         if ends is not None:
             yield from _end_specially(piece, [(p, ends[token, p]) for p in mine], now_ms)

@@ -113,7 +113,8 @@ create table if not exists duly_claims (
 create index if not exists duly_claims_free
 on duly_claims (subscription_no, first) where token is null;
 
-create index if not exists duly_claims_further on duly_claims (token) where claim_id <> token;
+create index if not exists duly_claims_further
+on duly_claims (token, first) where claim_id <> token;
 
 -- Those that wait: for a retry, for their due time, or (due_ms null) behind another of their key.
 create table if not exists duly_parked (
@@ -307,9 +308,9 @@ select
     ),
     exists (
         select 1 from duly_claims f where f.token is null and f.subscription_no = ?1
-        and not exists (
-            select 1 from duly_claims o where o.subscription_no = ?1 and o.token is not null
-            and (o.first >> 40) = (f.first >> 40)
+        and (f.first >> 40) not in (
+            select o.first >> 40 from duly_claims o
+            where o.subscription_no = ?1 and o.token is not null
         )
     ),
     (
@@ -457,11 +458,16 @@ select claim_id, first, last, attempt, alone, repeated, replays from duly_claims
 where token is null and subscription_no = ? and alone <> 3 order by first limit ?;
 
 -- name: free_ranges_ordered
+-- What keeps a stream is looked for once, and not for each of its ranges: there may be thousands.
 select f.claim_id, f.first, f.last, f.attempt, f.alone, f.repeated, f.replays from duly_claims f
+left join (
+    select first >> 40 as stream, min(first) as first from duly_claims
+    where token is null and subscription_no = ?1 and alone = 3 group by first >> 40
+) a on a.stream = (f.first >> 40)
 where f.token is null and f.subscription_no = ?1 and f.alone <> 3
-and not exists (
-    select 1 from duly_claims o where o.subscription_no = ?1 and (o.first >> 40) = (f.first >> 40)
-    and (o.token is not null or (o.alone = 3 and o.first < f.first))
+and (a.first is null or a.first > f.first)
+and (f.first >> 40) not in (
+    select o.first >> 40 from duly_claims o where o.subscription_no = ?1 and o.token is not null
 )
 order by f.first limit ?2;
 
@@ -472,9 +478,12 @@ where token is null and subscription_no = ? and alone = 3 order by first limit 1
 -- name: accused_ranges_ordered
 select f.claim_id, f.first, f.last, f.attempt, f.alone, f.repeated, f.replays from duly_claims f
 where f.token is null and f.subscription_no = ?1 and f.alone = 3
-and not exists (
-    select 1 from duly_claims o where o.subscription_no = ?1 and (o.first >> 40) = (f.first >> 40)
-    and (o.token is not null or o.first < f.first)
+and f.first in (
+    select min(first) from duly_claims
+    where token is null and subscription_no = ?1 group by first >> 40
+)
+and (f.first >> 40) not in (
+    select o.first >> 40 from duly_claims o where o.subscription_no = ?1 and o.token is not null
 )
 order by f.first limit 1;
 
@@ -499,16 +508,22 @@ update duly_claims set first = ? where claim_id = ?;
 delete from duly_claims where claim_id = ?;
 
 -- name: drop_whole_claim
--- Where its first range is still this one, stamped by this transaction (?4, null where there was no fence);
+-- Where it is still this range, stamped by this transaction (?4, null where there was no fence);
 -- returns whose it was, and whether messages of its subscription wait behind others.
 select subscription_no, exists (
     select 1 from duly_parked p
     where p.subscription_no = duly_claims.subscription_no and p.due_ms is null
 )
 from duly_claims
-where claim_id = ?1 and token = ?1 and first = ?2 and last = ?3 and (?4 is null or mark = ?4);
+where token = ?1 and last = ?3 and (?4 is null or mark = ?4) and claim_id = coalesce(
+    (select claim_id from duly_claims where claim_id = ?1 and first = ?2),
+    (select claim_id from duly_claims where token = ?1 and claim_id <> token and first = ?2)
+);
 delete from duly_claims
-where claim_id = ?1 and token = ?1 and first = ?2 and last = ?3 and (?4 is null or mark = ?4);
+where token = ?1 and last = ?3 and (?4 is null or mark = ?4) and claim_id = coalesce(
+    (select claim_id from duly_claims where claim_id = ?1 and first = ?2),
+    (select claim_id from duly_claims where token = ?1 and claim_id <> token and first = ?2)
+);
 
 
 -- ===== holding and losing claims ==============================================================
@@ -563,8 +578,10 @@ from duly_claims where token = ?1 and claim_id in (
 order by first;
 
 -- name: stamp_range
--- Of a claim that is one range.
-update duly_claims set mark = ?1 where claim_id = ?2 and token = ?2 and first = ?3 and last = ?4;
+update duly_claims set mark = ?1 where token = ?2 and last = ?4 and claim_id = coalesce(
+    (select claim_id from duly_claims where claim_id = ?2 and first = ?3),
+    (select claim_id from duly_claims where token = ?2 and claim_id <> token and first = ?3)
+);
 
 -- name: stamp
 update duly_claims set mark = ?1 where token = ?2 and claim_id in (

@@ -78,4 +78,4 @@ on duly_log_parked (consumer, until_ms, again_ms);
 -- duly_token goes on beside this; without its index it looks through the claims, which are few.
 drop index duly_claims_token;
 create index duly_claims_free on duly_claims (subscription_no, first) where token is null;
-create index duly_claims_further on duly_claims (token) where claim_id <> token;
+create index duly_claims_further on duly_claims (token, first) where claim_id <> token;

@@ -74,6 +74,9 @@ appender.out.layout.type = PatternLayout
 appender.out.layout.pattern = [%d] %p %m (%c)%n
 rootLogger.level = warn
 rootLogger.appenderRef.out.ref = out
+# Here, and no louder, stands which partitions an end of a transaction was not told to.
+logger.transactions.name = kafka.coordinator.transaction
+logger.transactions.level = info
 """
 _WHOLE = re.compile(r"kafka-(\d+)\.(\d+)\.(\d+)")
 
@@ -238,14 +241,18 @@ class PrivateNode:
         path = self.folder / "log.txt"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def halt(self) -> None:
-        """End it at once; its data stay."""
+    def leave(self) -> None:
+        """End it at once; its data stay, also behind the end of this process."""
+        self._end()
+        atexit.unregister(self.close)
+
+    def _end(self) -> None:
         if self._process is not None:
             self.kill()
 
     def close(self) -> None:
         """End it at once, and remove its data."""
-        self.halt()
+        self._end()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:

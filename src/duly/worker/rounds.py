@@ -295,8 +295,8 @@ def call_batch(
 
 
 def in_one_call(work: Work) -> Work:
-    """All of ``work`` as one call of a batch handler."""
-    return Work((work.deliveries,), [work.arguments], plain=True)
+    """All of ``work`` as one call of a batch handler, whose list is its own: it may take it apart."""
+    return Work((work.deliveries,), [[*work.arguments]], plain=True)
 
 
 def in_single_calls(lane: Lane, work: Work) -> Work:
