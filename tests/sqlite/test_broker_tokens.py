@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from duly.brokers.sqlite import SQLiteBroker
-from duly.guarantees import Done, Release
+from duly.guarantees import Dead, Done, Release, Retry, Settlement
+from duly.sql import log
 from duly.sql.sqlite.driver import named_statements
 from tests.sqlite.brokers import PLAIN, claim, execute, opened, options, publish, receipts
 
@@ -91,3 +93,26 @@ def test_what_keeps_a_stream_is_not_looked_for_once_for_each_of_its_ranges(
     correlated = [step for step in plan if step.startswith("CORRELATED")]
     # The outlook looks up whether a stream that has fresh messages has claims: one for each stream.
     assert len(correlated) == (name == "outlook_ordered")
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("end", [Done, lambda r: Retry(r, 9, "x"), lambda r: Dead(r, "x")])
+def test_a_transaction_over_one_range_of_a_claim_of_several_is_not_lost(
+    db_path: Path, which: int, end: Callable[[Any], Settlement]
+):
+    """It is stamped by the fence, and the others are not."""
+    broker = opened(db_path)
+    lane = lane_of(broker)
+    publish(broker, PLAIN, range(9))
+    got = receipts(claim(lane))
+    lane.settle([Done(r) for r in got[::2]])
+    lane.settle([Retry(r, 0, "x") for r in got[1::2]])
+    got = receipts(claim(lane))
+    assert len({receipt[0] for receipt in got}) == 1
+
+    def steps() -> Any:
+        assert (yield from log.fence([got[which]], 4711))
+        assert (yield from log.settle([end(got[which])], 1, 4711)) == []
+
+    broker.file.write(steps)
+    assert lane.settle([Done(r) for r in got]) == [got[which]]

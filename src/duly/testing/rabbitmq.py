@@ -237,8 +237,12 @@ class PrivateNode:
         parts = [path for path in (self.folder / "out.txt", self._log) if path.exists()]
         return "\n".join(path.read_text(errors="replace") for path in parts)
 
-    def halt(self) -> None:
-        """End it at once; its data stay."""
+    def leave(self) -> None:
+        """End it at once; its data stay, also behind the end of this process."""
+        self._end()
+        atexit.unregister(self.close)
+
+    def _end(self) -> None:
         if self._process is not None:
             self.kill()
         if self._mapper is not None:
@@ -248,7 +252,7 @@ class PrivateNode:
 
     def close(self) -> None:
         """End it at once, and remove its data."""
-        self.halt()
+        self._end()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:

@@ -197,7 +197,7 @@ class Node:
     def close(self, *, keep: bool = False) -> None:
         """Close the link and end it; its data go, or are kept."""
         with ExitStack() as closing:
-            closing.callback(self._node.halt if keep else self._node.close)
+            closing.callback(self._node.leave if keep else self._node.close)
             closing.callback(self._link.close)
             closing.callback(self.heal)
 
