@@ -38,7 +38,7 @@ class Asked(Beginnings):
             raise self._answers.pop(0)
         return given
 
-    def takers(self, _: Any) -> list[str]:
+    def takers(self, given: Any) -> list[str]:
         return []
 
     def unblock(self, *_: Any) -> None:

@@ -295,7 +295,7 @@ def call_batch(
 
 
 def in_one_call(work: Work) -> Work:
-    """All of ``work`` as one call of a batch handler, whose list is its own: it may take it apart."""
+    """All of ``work`` as one call of a batch handler, which may take its list apart."""
     return Work((work.deliveries,), [[*work.arguments]], plain=True)
 
 
