@@ -373,6 +373,29 @@ def test_what_kafka_forgets_to_end_is_ended(kafka_node: KafkaNode, tmp_path: Pat
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
+def test_what_a_dead_worker_left_and_kafka_forgets_to_end_is_ended(
+    kafka_node: KafkaNode, tmp_path: Path
+):
+    """By any that publishes there: what became of it the coordinator has written down."""
+    broker = in_namespace(f"forgotten{secrets.token_hex(4)}", kafka_node.url) + HASTY
+    publish(broker, 100)
+    with Process(broker, tmp_path, "stored:2:SIGKILL") as worker:
+        eventually(lambda: worker.ended, "it is dead", lambda: worker.told, 60)
+        eventually(lambda: ends(broker, committed=True) == ends(broker), "it is aborted")
+    assert forget_the_end(kafka_node, f"{namespace_of(broker)}.{THERE.name}")
+    assert ends(broker, committed=True) < ends(broker)
+    with Process(broker, tmp_path) as worker:
+        eventually(
+            lambda: len(read(broker)) >= 100, "all are read",
+            lambda: f"{len(read(broker))} {worker.told}", 90,
+        )  # fmt: skip
+        worker.end()
+        assert "readers of" in worker.told
+    check_copied(read(broker), 100)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("before", "struck", "fails"),
     [

@@ -158,6 +158,17 @@ class Admin:
         found = self.find(topics)
         return self._held_up([(name, n) for name, f in found.items() for n in range(f.partitions)])
 
+    def written(self, topic: str) -> Mapping[tuple[str, int], tuple[int, int]]:
+        """Of each partition of this where it begins and ends, whatever is open there. Raises
+        `BrokerError`.
+        """
+        found = self.find([topic])
+        places = [(name, n) for name, each in found.items() for n in range(each.partitions)]
+        first = self._offsets(dict.fromkeys(places, OffsetSpec.earliest()))
+        latest = dict.fromkeys(places, OffsetSpec.latest())
+        ends = self._offsets(latest, IsolationLevel.READ_UNCOMMITTED)
+        return {place: (at, ends[place]) for place, at in first.items()}
+
     def _held_up(
         self, places: Iterable[tuple[str, int]]
     ) -> Mapping[tuple[str, int], tuple[int, int]]:

@@ -19,6 +19,7 @@ from duly.brokers.kafka.gate import Gate
 from duly.brokers.kafka.intake import Intake
 from duly.brokers.kafka.item import Way
 from duly.brokers.kafka.lane import Lane
+from duly.brokers.kafka.ledger import Ledger
 from duly.brokers.kafka.letters import LetterTopic
 from duly.brokers.kafka.names import Names
 from duly.brokers.kafka.operated import Operated
@@ -27,6 +28,7 @@ from duly.brokers.kafka.producers import Producers
 from duly.brokers.kafka.reader import Reader
 from duly.brokers.kafka.recorded import check_promises, check_subscription, key_lanes_of
 from duly.brokers.kafka.records import Records
+from duly.brokers.kafka.remains import Remains
 from duly.brokers.kafka.share import Order
 from duly.brokers.kafka.span import takes_spans
 from duly.brokers.kafka.store import KafkaStore
@@ -113,6 +115,7 @@ class KafkaBroker(Operated):
         )
         self._graveyard: Graveyard = self._letters
         self._producers: Producers | None = None
+        self._remains: Remains | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -126,7 +129,9 @@ class KafkaBroker(Operated):
         with self._lock:
             if self._producers is None:
                 prefix, standing = self._names.group("duly"), self._admin.standing
-                self._producers = Producers(self._address, prefix, standing)
+                self._producers = own = Producers(self._address, prefix, standing)
+                ledger = Ledger(self._address, self._admin, f"{prefix}-")
+                self._remains = Remains(self._admin, ledger, own.called, own.is_own)
                 place = f"kafka://{self._address.bootstrap}/{self._address.namespace}"
                 # A transaction of Kafka's moves the one position that a partition has.
                 self._capabilities = replace(self._capabilities, database=place, key_lanes=False)
@@ -377,15 +382,24 @@ class KafkaBroker(Operated):
         """Look now and then for what no client is told of."""
         while not self._stop.wait(WATCH_S):
             for intake in list(self._intakes.values()):
-                try:
-                    intake.look()
-                    intake.catch_up()
-                    intake.tidy()
-                except (BrokerError, CommitUnknown) as error:
-                    log.debug("looking again later: %s", error)
-                except Exception:
-                    # Nobody else looks: this thread goes on.
-                    log.exception("Kafka: something is wrong with what was looked at")
+                self._watch_over(intake.look, intake.catch_up, intake.tidy)
+            self._watch_over(self._look_for_remains)
+
+    def _watch_over(self, *looks: Callable[[], None]) -> None:
+        try:
+            for look in looks:
+                look()
+        except (BrokerError, CommitUnknown) as error:
+            log.debug("looking again later: %s", error)
+        except Exception:
+            # Nobody else looks: this thread goes on.
+            log.exception("Kafka: something is wrong with what was looked at")
+
+    def _look_for_remains(self) -> None:
+        if self._remains is not None:
+            with self._lock:
+                topics = [t for t in self._topics.values() if t.guarantee != "at-most-once"]
+            self._remains.look([self._names.topic(topic.name) for topic in topics])
 
     def leave(self, lane: Lane) -> None:
         """As `Surroundings.leave`; with the last lane the process leaves the group."""

@@ -53,6 +53,14 @@ class Producers:
         with self._lock:
             return f"{self._process}/{self._count + (not (self._idle and self._idle[-1].is_clean))}"
 
+    def is_own(self, id: str) -> bool:
+        """Whether a transactional id is one of this process's."""
+        return id.startswith(f"{self._prefix}-{self._process}-")
+
+    def called(self, id: str) -> TransactionalProducer:
+        """A producer under this id, whoever's it is."""
+        return TransactionalProducer(self._address, id)
+
     def _called(self, process: str, number: int) -> TransactionalProducer:
         return TransactionalProducer(self._address, f"{self._prefix}-{process}-{number}")
 

@@ -1,0 +1,150 @@
+"""`Ledger`: what Kafka's coordinators have written of transactions, in a topic of their own.
+
+Nobody else can say what became of a transaction whose process is dead. The driver has no request
+for it; the topic may be read by whoever has the right to. What stands in it is Kafka's own
+(``TransactionLogKey`` and ``TransactionLogValue`` of its sources, versions 0 and 1).
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from duly.brokers.kafka.address import Address
+from duly.brokers.kafka.admin import Admin
+from duly.brokers.kafka.client import broker_error, reading
+from duly.errors import BrokerUnavailable
+
+TOPIC = "__transaction_state"
+# A large cluster's has some gigabytes until it is compacted; what takes longer is not looked at.
+_TAKES_S = 20.0
+
+Place = tuple[str, int]
+
+COMMITTED, ABORTED = 4, 5
+# Of an id under which nothing is open, or whose producer is fenced off.
+_IDLE = frozenset({0, 6, 7})
+_HEAD = struct.Struct(">qhib")
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """The latest transaction under one id: its ``status``, and the ``places`` where it wrote."""
+
+    status: int
+    places: frozenset[Place]
+
+
+class Ledger:
+    """``prefix`` begins the transactional ids that are looked for."""
+
+    def __init__(self, address: Address, admin: Admin, prefix: str) -> None:
+        self._address = address
+        self._admin = admin
+        self._prefix = prefix
+
+    def entries(self) -> dict[str, Entry]:
+        """By transactional id, the one that was written last at the end. Raises `BrokerError`."""
+        found: dict[str, Entry] = {}
+        for key, value in self._records():
+            id = read_key(key)
+            if id is None or not id.startswith(self._prefix):
+                continue
+            entry = None if value is None else read_value(value)
+            before = found.pop(id, None)
+            if entry is None:
+                continue
+            if before is not None:
+                # Who begins anew under it has no transaction yet, and of one that is over no
+                # partition is written down any more.
+                status = before.status if entry.status in _IDLE else entry.status
+                entry = Entry(status, entry.places or before.places)
+            found[id] = entry
+        return found
+
+    def _records(self) -> Iterator[tuple[bytes, bytes | None]]:
+        until = time.monotonic() + _TAKES_S
+        ends = self._admin.written(TOPIC)
+        left = {place: end for place, (first, end) in ends.items() if first < end}
+        if not left:
+            return
+        try:
+            reader: Any = Consumer(reading(self._address, "ledger"))
+            with closing(reader):
+                reader.assign([TopicPartition(*place, ends[place][0]) for place in left])
+                while left:
+                    if time.monotonic() > until:
+                        raise BrokerUnavailable(f"{TOPIC} was not read to its end")
+                    for record in reader.consume(1000, 0.2):
+                        place = record.topic(), record.partition()
+                        error = record.error()
+                        if error is None:
+                            yield record.key() or b"", record.value()
+                        elif error.code() != KafkaError._PARTITION_EOF:
+                            raise KafkaException(error)
+                        # At the end the driver tells where that is.
+                        if record.offset() + (error is None) >= left.get(place, 1 << 62):
+                            del left[place]
+        except KafkaException as error:
+            raise broker_error(error, f"{TOPIC} was not read") from error
+
+
+def read_key(key: bytes) -> str | None:
+    """The transactional id; None for what is none that this code knows."""
+    try:
+        version, size = struct.unpack_from(">hh", key)
+        return key[4 : 4 + size].decode() if version == 0 else None
+    except (struct.error, UnicodeDecodeError):
+        return None
+
+
+def read_value(value: bytes) -> Entry | None:
+    """What is written of one; None for what is none that this code knows."""
+    try:
+        (version,) = struct.unpack_from(">h", value)
+        if version not in (0, 1):
+            return None
+        *_, status = _HEAD.unpack_from(value, 2)
+        return Entry(status, frozenset(_places(value, 2 + _HEAD.size, compact=version == 1)))
+    except (struct.error, IndexError, UnicodeDecodeError):
+        return None
+
+
+def _places(value: bytes, at: int, *, compact: bool) -> Iterator[Place]:
+    topics, at = _count(value, at, compact=compact)
+    for _ in range(topics):
+        size, at = _count(value, at, compact=compact, short=True)
+        topic, at = value[at : at + size].decode(), at + size
+        count, at = _count(value, at, compact=compact)
+        for partition in struct.unpack_from(f">{count}i", value, at):
+            yield topic, partition
+        at += 4 * count
+        if compact:
+            tags, at = _varint(value, at)
+            if tags:
+                raise struct.error("tagged fields that this code does not know")
+
+
+def _count(value: bytes, at: int, *, compact: bool, short: bool = False) -> tuple[int, int]:
+    """How many there are of what follows, and where that begins; of none at all: 0."""
+    if compact:
+        more, at = _varint(value, at)
+        return max(0, more - 1), at
+    form = ">h" if short else ">i"
+    (count,) = struct.unpack_from(form, value, at)
+    return max(0, count), at + struct.calcsize(form)
+
+
+def _varint(value: bytes, at: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        byte = value[at]
+        number |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return number, at

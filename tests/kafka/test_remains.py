@@ -1,0 +1,179 @@
+"""What a dead worker left open: whose it was, how it ended, and what is done about it."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from duly.brokers.kafka.ledger import ABORTED, COMMITTED, Entry, Ledger, read_key, read_value
+from duly.brokers.kafka.remains import Remains
+from duly.errors import BrokerUnusable
+
+Place = tuple[str, int]
+EMPTY, ONGOING, ABORTING = 0, 1, 3
+P: Place = ("copies", 0)
+
+
+def key_of(id: str) -> bytes:
+    return struct.pack(">hh", 0, len(id)) + id.encode()
+
+
+def value_of(status: int, places: Iterable[Place], version: int) -> bytes:
+    """As Kafka's own schema says, of either version."""
+    topics: dict[str, list[int]] = {}
+    for topic, partition in places:
+        topics.setdefault(topic, []).append(partition)
+    parts = [struct.pack(">hqhib", version, 4711, 3, 40_000, status)]
+    if version:
+        parts.append(varint(len(topics) + 1))
+        for topic, numbers in topics.items():
+            parts += [varint(len(topic) + 1), topic.encode(), varint(len(numbers) + 1)]
+            parts += [struct.pack(f">{len(numbers)}i", *numbers), b"\0"]
+    else:
+        parts.append(struct.pack(">i", len(topics) or -1))
+        for topic, numbers in topics.items():
+            parts += [struct.pack(">h", len(topic)), topic.encode()]
+            parts.append(struct.pack(f">i{len(numbers)}i", len(numbers), *numbers))
+    return b"".join([*parts, struct.pack(">qq", 1, 2), b"\0" * version])
+
+
+def varint(number: int) -> bytes:
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + varint(rest) if rest else bytes([low])
+
+
+names = st.text("abcz.-_", min_size=1, max_size=200)
+
+
+@given(st.integers(0, 7), st.sets(st.tuples(names, st.integers(0, 999))), st.integers(0, 1))
+def test_what_coordinators_write_is_read(status: int, places: set[Place], version: int):
+    assert read_value(value_of(status, places, version)) == Entry(status, frozenset(places))
+
+
+@given(st.binary(max_size=60))
+def test_what_is_nothing_of_the_kind_is_nothing(data: bytes):
+    for version in (b"", b"\0\0", b"\0\1"):
+        read_key(version + data)
+        read_value(version + data)
+    assert read_value(b"\0\2" + data) is None
+    assert read_key(b"\0\1" + data) is None
+
+
+class Written(Ledger):
+    """A ledger of these records."""
+
+    def __init__(self, *records: tuple[str, int, Collection[Place]] | tuple[str, None]) -> None:
+        super().__init__(None, None, "shop-")  # type: ignore[arg-type]
+        self._written = records
+
+    def _records(self) -> Any:
+        for id, *of in self._written:
+            yield key_of(id), None if of[0] is None else value_of(of[0], of[1], 1)
+
+
+def test_of_an_id_the_latest_transaction_counts():
+    entries = Written(
+        ("shop-1", ONGOING, [P]), ("shop-1", ABORTING, [P]), ("shop-1", ABORTED, []),
+        ("shop-1", EMPTY, []),
+        ("shop-2", ONGOING, [P]), ("shop-2", COMMITTED, []),
+        ("other-1", ABORTED, [P]),
+        ("shop-3", ABORTED, [P]), ("shop-3", None),
+        ("shop-4", ABORTED, [P]), ("shop-4", ONGOING, [("else", 1)]),
+    ).entries()  # fmt: skip
+    assert entries == {
+        "shop-1": Entry(ABORTED, frozenset([P])),
+        "shop-2": Entry(COMMITTED, frozenset([P])),
+        "shop-4": Entry(ONGOING, frozenset([("else", 1)])),
+    }
+
+
+class Cluster:
+    """One partition where readers stay until this id's records are ended."""
+
+    def __init__(self, ledger: Ledger, guilty: str = "") -> None:
+        self.guilty = guilty
+        self.at = 7
+        self.stays = True
+        self.ended: list[str] = []
+        self.now = 0.0
+        self.remains = Remains(
+            self,  # type: ignore[arg-type]
+            ledger,
+            self._called,  # type: ignore[arg-type]
+            lambda each: each.startswith("shop-me"),
+            lambda: self.now,
+        )
+
+    def held_up(self, _: Iterable[str]) -> Mapping[Place, tuple[int, int]]:
+        return {P: (self.at, 99)} if self.stays else {}
+
+    def standing(self, _: Iterable[str]) -> Mapping[Place, int]:
+        return {P: self.at} if self.stays else {}
+
+    def _called(self, id: str) -> Any:
+        cluster = self
+
+        class Dead:
+            def end_records(self, places: Collection[Place]) -> None:
+                assert [*places] == [P]
+                cluster.ended.append(id)
+                cluster.stays = cluster.stays and id != cluster.guilty
+
+            def close(self) -> None: ...
+
+        return Dead()
+
+    def look(self, *after_s: float) -> list[str]:
+        """What was ended by then, in looks after so many seconds each."""
+        for seconds in after_s:
+            self.now += seconds
+            self.remains.look(["copies"])
+        return self.ended
+
+
+ABORTED_THERE = [(f"shop-{n}", ABORTED, [P]) for n in range(4)]
+
+
+def test_who_is_quick_is_left_alone():
+    cluster = Cluster(Written(*ABORTED_THERE))
+    for _ in range(20):
+        cluster.at += 1
+        assert cluster.look(5) == []
+
+
+def test_of_those_that_were_aborted_the_latest_is_tried_first_and_each_once():
+    cluster = Cluster(Written(*ABORTED_THERE), guilty="shop-1")
+    assert cluster.look(0, 5) == []
+    assert cluster.look(5) == ["shop-3", "shop-2", "shop-1"]
+    assert cluster.look(30, 30, 30) == ["shop-3", "shop-2", "shop-1"]
+
+
+def test_nothing_is_aborted_that_was_committed_or_is_open_or_wrote_elsewhere_or_is_ones_own(
+    caplog: pytest.LogCaptureFixture,
+):
+    cluster = Cluster(
+        Written(
+            ("shop-1", COMMITTED, [P]), ("shop-2", ONGOING, [P]), ("shop-3", ABORTED, [("x", 0)]),
+            ("shop-me-1", ABORTED, [P]),
+        )
+    )  # fmt: skip
+    with caplog.at_level(logging.ERROR):
+        assert cluster.look(0, 10, 30, 30) == []
+    assert "committed there last: shop-1" in caplog.text
+    assert "kafka-transactions.sh find-hanging" in caplog.text
+
+
+def test_who_may_not_read_what_coordinators_write_is_told(caplog: pytest.LogCaptureFixture):
+    class Denied(Written):
+        def _records(self) -> Any:
+            raise BrokerUnusable("__transaction_state: not allowed")
+
+    with caplog.at_level(logging.WARNING):
+        assert Cluster(Denied()).look(0, 10) == []
+    assert "__transaction_state: not allowed" in caplog.text
