@@ -68,13 +68,13 @@ def test_what_is_nothing_of_the_kind_is_nothing(data: bytes):
 class Written(Ledger):
     """A ledger of these records."""
 
-    def __init__(self, *records: tuple[str, int, Collection[Place]] | tuple[str, None]) -> None:
+    def __init__(self, *records: tuple[str, int | None, Collection[Place]]) -> None:
         super().__init__(None, None, "shop-")  # type: ignore[arg-type]
         self._written = records
 
     def _records(self) -> Any:
-        for id, *of in self._written:
-            yield key_of(id), None if of[0] is None else value_of(of[0], of[1], 1)
+        for id, status, places in self._written:
+            yield key_of(id), None if status is None else value_of(status, places, 1)
 
 
 def test_of_an_id_the_latest_transaction_counts():
@@ -83,7 +83,7 @@ def test_of_an_id_the_latest_transaction_counts():
         ("shop-1", EMPTY, []),
         ("shop-2", ONGOING, [P]), ("shop-2", COMMITTED, []),
         ("other-1", ABORTED, [P]),
-        ("shop-3", ABORTED, [P]), ("shop-3", None),
+        ("shop-3", ABORTED, [P]), ("shop-3", None, []),
         ("shop-4", ABORTED, [P]), ("shop-4", ONGOING, [("else", 1)]),
     ).entries()  # fmt: skip
     assert entries == {
@@ -105,7 +105,7 @@ class Cluster:
         self.remains = Remains(
             self,  # type: ignore[arg-type]
             ledger,
-            self._called,  # type: ignore[arg-type]
+            self._called,
             lambda each: each.startswith("shop-me"),
             lambda: self.now,
         )
