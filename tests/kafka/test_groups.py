@@ -277,6 +277,31 @@ def test_who_cannot_begin_at_once_joins_again(
     assert len(tries) > 1
 
 
+@pytest.mark.parametrize(
+    "protocol",
+    ["", pytest.param(EAGER, marks=pytest.mark.long), pytest.param(NEW, marks=pytest.mark.long)],
+    ids=["cooperative", "eager", "kip-848"],
+)
+def test_what_was_given_and_not_taken_is_given_again(
+    kafka_url: str, protocol: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Nobody else has it, and as long as this process stays a member nobody is given it."""
+    tries = []
+    at_last = Beginnings.at_last
+
+    def taking_none_at_first(self: Beginnings, consumer: Any, given: Any, *rest: Any) -> Any:
+        tries.append(given)
+        return [] if len(tries) == 1 else at_last(self, consumer, given, *rest)
+
+    monkeypatch.setattr(Beginnings, "at_last", taking_none_at_first)
+    with broker_at(kafka_url + protocol) as broker:
+        publish(broker, "a", "b", "c")
+        lane = broker.subscribe([ORDERS], "sub", OPTIONS)
+        assert sorted(work_off(lane, lambda seen: len(seen) == 3)) == ["a", "b", "c"]
+        assert owned(broker) == {0, 1, 2, 3}
+    assert len(tries) > 1
+
+
 # --- other processes
 
 WORKER = """

@@ -34,6 +34,7 @@ from duly.brokers.kafka.runs import Run
 from duly.brokers.kafka.share import Item, Order, Share
 from duly.brokers.kafka.stillness import Stillness
 from duly.brokers.kafka.transacted import Transacted
+from duly.brokers.kafka.untaken import Untaken
 from duly.errors import BrokerUnavailable, BrokerUnusable, SubscriptionEnded
 from duly.guarantees import Guarantee
 from duly.message import Topic
@@ -114,6 +115,7 @@ class Intake:
         self._early: list[Any] = []
         self._stop = threading.Event()
         self._told_s = -math.inf
+        self._untaken = Untaken()
         self._stillness = Stillness(address.stands_still_s)
         self._tidied = 0
         self._gone = False  # as by the death of the process: nothing more is committed
@@ -214,6 +216,10 @@ class Intake:
         self._forget(shares)
 
     def _ask(self) -> None:
+        if untaken := self._untaken.overdue():
+            self._tell(f"it leaves the group and joins again: it took none of {untaken}")
+            self._consumer.unsubscribe()
+            self._asked = 0
         with self.changed:
             wanted, names = self._wanted, [*self._topics, self.again]
         if self._asked < wanted:
@@ -301,6 +307,7 @@ class Intake:
                 self.by_generation[share.generation] = share
             self._joined = self._asked
             self.changed.notify_all()
+        self._untaken.given(given, {share.name for share in shares})
         places = [TopicPartition(share.name[0], share.name[1], share.next) for share in shares]
         if self._is_eager:
             consumer.assign(places)
@@ -332,20 +339,14 @@ class Intake:
             self._drain(shares)
             self.commits.surely(consumer, shares)
         self._forget(shares)
-        if self._is_eager:
-            consumer.unassign()
-        else:
-            consumer.incremental_unassign(list(taken))
+        self._untaken.give_up(consumer, taken, is_eager=self._is_eager)
 
     def _on_lost(self, consumer: Any, taken: Sequence[TopicPartition]) -> None:
         """Others have them already."""
         log.warning("subscription %r: partitions were lost to others", self.subscription)
         self._forget(self._of(taken))
         self.commits.rebalanced(consumer)
-        if self._is_eager:
-            consumer.unassign()
-        else:
-            consumer.incremental_unassign(list(taken))
+        self._untaken.give_up(consumer, taken, is_eager=self._is_eager)
 
     def _of(self, places: Iterable[TopicPartition]) -> list[Share]:
         with self.changed:
@@ -477,9 +478,7 @@ class Intake:
     # --- the end
 
     def abandon(self) -> None:
-        """Leave without a word about what was settled or is held, as the death of the process
-        does, but at once.
-        """
+        """Leave without a word of what was settled or is held: as if it had died, but at once."""
         self._gone = True
         self.close()
 
