@@ -216,7 +216,8 @@ class Intake:
         self._forget(shares)
 
     def _ask(self) -> None:
-        if untaken := self._untaken.overdue():
+        # What has failed for good is not mended by joining again, which holds up all others.
+        if self.failed is None and (untaken := self._untaken.overdue()):
             self._tell(f"it leaves the group and joins again: it took none of {untaken}")
             self._consumer.unsubscribe()
             self._asked = 0
