@@ -1,7 +1,7 @@
 """Settling, fencing, extending and losing claims.
 
-Every one of these goes by the claim's token, which no two claims share: a token that is gone was
-lost to another, whatever the message, the state or the attempt say.
+Every one of these goes by the claim's token, which only grows: a token that is gone was lost to
+another, whatever the message, the state or the attempt say.
 """
 
 from __future__ import annotations

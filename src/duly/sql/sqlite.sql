@@ -85,9 +85,9 @@ create table if not exists duly_cursors (
 ) without rowid;
 
 -- One row a contiguous range of unsettled messages. token null: nobody's, to be given out again.
--- Processes make their tokens themselves, so that giving one out writes no page. The first range of
--- a claim has it for its claim_id too: a claim of one range, as nearly all are, is in no index, and
--- each index that a row comes into and leaves is one more page to write in every batch.
+-- Tokens are the time since boot when they were made, so that giving one out writes no page. The
+-- first range of a claim has it for its claim_id too: a claim of one range, as nearly all are, is in
+-- no index, and each index that a row comes into and leaves is one more page to write in every batch.
 -- alone 1: one at a time, for a death of its holder has to be charged to somebody.
 -- alone 2: was claimed by a call for one message.
 -- alone 3: as 1, and with nothing else in its worker: it was alone in its claim when a worker died

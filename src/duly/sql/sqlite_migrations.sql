@@ -74,7 +74,7 @@ on duly_log_parked (consumer, until_ms, again_ms);
 
 -- name: migration_5
 -- oldest: 1
--- Processes make their tokens, and the claim of one range is in no index. Code that gives them out by
+-- Tokens are times, and the claim of one range is in no index. Code that gives them out by
 -- duly_token goes on beside this; without its index it looks through the claims, which are few.
 drop index duly_claims_token;
 create index duly_claims_free on duly_claims (subscription_no, first) where token is null;

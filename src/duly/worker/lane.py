@@ -144,22 +144,14 @@ class Lane:
 
     # --- driving
 
-    def step(self) -> float:
-        """Make one step; returns the seconds to pause before the next.
+    def step(self, *, through: bool = False) -> float:
+        """Make one step; returns the seconds to pause before the next. ``through``: all steps of
+        the round, or to a pause in it, for who lets nothing come between two.
 
         A handler's failure, a lost claim or an unusable broker end a round, never the lane.
         Whatever else is raised ends the lane: then it must not settle anything any more. So does
         `SubscriptionEnded`, where waiting is no use.
         """
-        return self._advance(through=False)
-
-    def run_through(self) -> float:
-        """As `step`, over the boundaries between steps: to the round's end, or to a pause in it.
-        For a driver that lets nothing come between two steps.
-        """
-        return self._advance(through=True)
-
-    def _advance(self, *, through: bool) -> float:
         pause_s = self._step(through)
         if self._round is None and self.around.permits is not None:
             # A permit for each start: back go those of messages that did not start, and what

@@ -260,9 +260,8 @@ class Worker:
         lane = _lane(driven)
         try:
             self._make_dependencies(lane)
-            go_on = driven.run_through if isinstance(driven, Lane) else driven.step
             while not (lane.stopping and driven.idle()):
-                pause_s = go_on()
+                pause_s = lane.step(through=True) if driven is lane else driven.step()
                 if pause_s:
                     self._stopping.wait(pause_s)
             driven.close()

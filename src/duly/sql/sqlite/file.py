@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import secrets
 import sqlite3
 import threading
 from collections import deque
@@ -16,7 +14,7 @@ from typing import Any, TypeVar
 from duly.errors import BrokerUnavailable, BrokerUnusable, ConfigurationError
 from duly.sql.sqlite.changes import Changes
 from duly.sql.sqlite.driver import StatementRunner, broker_error, connect
-from duly.sql.sqlite.liveness import WorkerLock
+from duly.sql.sqlite.liveness import WorkerLock, boot_ns
 from duly.sql.sqlite.place import lock_folder, prepare
 from duly.sql.sqlite.schema import Tables, check_namespace, set_up
 from duly.sql.sqlite.turn import Turn, forked
@@ -26,9 +24,6 @@ from duly.sql.steps import Steps
 
 R = TypeVar("R")
 C = TypeVar("C", bound=sqlite3.Connection)
-
-
-_TOKEN_STEP = 1 << 10
 
 
 @dataclass(slots=True)
@@ -60,8 +55,7 @@ class DatabaseFile:
         self._mutex = threading.Lock()
         self._readers: deque[tuple[sqlite3.Connection, StatementRunner]] = deque()
         self._worker: WorkerLock | None = None
-        # Begins anywhere, and goes on in steps that leave room for the rows numbered behind one.
-        self._tokens = itertools.count(secrets.randbits(61), _TOKEN_STEP)
+        self._token = 0
         self.tables = Tables(path, namespace)
         self.identity = _set_up(path, self.folder, namespace, busy_s)
         # A checkpoint that has to wait for readers holds up every writer: not for long.
@@ -214,10 +208,12 @@ class DatabaseFile:
             return self._worker
 
     def new_token(self) -> int:
-        """A claim's token, which no other has, in whichever process: of this object's, greater
-        than all before it. A counter in the file would be a statement and a page for each claim.
+        """A claim's token: greater than all before it since the machine has started, whichever
+        process made them. To be called in the file's turn, in which one is made after the other.
+        A counter in the file would be a statement and a page for each claim.
         """
-        return next(self._tokens)
+        self._token = max(self._token + 1, boot_ns())
+        return self._token
 
     def _reader(self) -> tuple[sqlite3.Connection, StatementRunner]:
         try:

@@ -21,6 +21,11 @@ def boot_ms() -> int:
     return time.clock_gettime_ns(_CLOCK) // 1_000_000
 
 
+def boot_ns() -> int:
+    """The same in nanoseconds."""
+    return time.clock_gettime_ns(_CLOCK)
+
+
 def boot_id() -> str:
     """A name for this run of the machine."""
     return _BOOT_ID
