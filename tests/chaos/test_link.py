@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 import socket
@@ -147,6 +148,32 @@ def test_a_connection_just_accepted_ends_with_the_link():
                 with client, contextlib.suppress(ConnectionResetError):
                     client.settimeout(5)
                     assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_a_connection_just_cut_ends_with_the_link(turns: int):
+    """So many turns of its loop after the cut."""
+
+    def told(_: Cut) -> None:
+        async def ends() -> None:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in link._tasks:
+                task.cancel()
+
+        ending.append(asyncio.get_running_loop().create_task(ends()))
+
+    ending: list[asyncio.Task[None]] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        link = Link("127.0.0.1", server.getsockname()[1], told)
+        link.cut("before COMMIT")
+        with closing(link), socket.create_connection(("127.0.0.1", link.port)) as client:
+            there = server.accept()[0]
+            client.sendall(b"Q\0\0\0\x0bcommit\0")
+            for end in (there, client):
+                with end, contextlib.suppress(ConnectionResetError):
+                    end.settimeout(5)
+                    assert end.recv(1) == b""
 
 
 class Between:

@@ -255,7 +255,6 @@ def test_what_a_caller_reads_too_late_confirms_nothing_of_the_next_connection(
     """It was stopped while it read, for so long that the link's thread went on without it. Channels
     and tags of the next connection begin with the same numbers.
     """
-    monkeypatch.setattr(turn, "_KEPT_S", 0.05)
     with broker_at(proxy.url(url), deadline_s=LONG_S) as broker:
         publisher = broker._publisher
         link = publisher.link
@@ -278,9 +277,14 @@ def test_what_a_caller_reads_too_late_confirms_nothing_of_the_next_connection(
             except Exception as error:
                 outcomes[id] = error
 
-        first = threading.Thread(target=call, args=("first",), name="stopped")
+        def until_it_reads() -> None:
+            while not read.is_set():  # the link's thread may be the quicker
+                call("first")
+
+        first = threading.Thread(target=until_it_reads, name="stopped")
         first.start()
         assert read.wait(30)
+        monkeypatch.setattr(turn, "_KEPT_S", 0.05)
         before = publisher._way
         link.post(lambda _: None)
         eventually(lambda: publisher._way not in (None, before), "it has another connection")

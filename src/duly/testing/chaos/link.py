@@ -198,11 +198,12 @@ class Link:
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            # Before anything is waited for: the link's end may come meanwhile, and cancel that.
+            self._open.remove(connection)
+            back.transport.abort()
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            self._open.remove(connection)
-            back.transport.abort()
 
     async def _to_server(
         self, connection: _Connection, reader: asyncio.StreamReader, server: asyncio.StreamWriter
