@@ -35,25 +35,29 @@ class Result:
 Results = Mapping[str, Result]
 
 
-def ratio(results: Results, result: Result, against: tuple[str, ...]) -> tuple[float, str] | None:
-    """How fast beside the fastest of the others: the median over the rounds, paired by round."""
+def ratios(
+    results: Results, result: Result, against: tuple[str, ...]
+) -> tuple[list[float], str] | None:
+    """How fast beside the fastest of the others, round by round."""
     others = [results[name] for name in against if name in results and results[name].samples]
     if not others or not result.samples:
         return None
     best = max(others, key=lambda other: other.per_s)
     pairs = zip(result.samples, best.samples, strict=False)
-    return median(mine.per_s / its.per_s for mine, its in pairs), best.row.name
+    return [mine.per_s / its.per_s for mine, its in pairs], best.row.name
 
 
 def judged(results: Results, result: Result, aim: Aim) -> tuple[str, bool | None]:
     """What was reached, in words, and whether the aim is met (None: cannot say)."""
     match aim:
         case Ratio(against, least):
-            reached = ratio(results, result, against)
+            reached = ratios(results, result, against)
             if reached is None:
                 return f"{against[0]}: not measured", None
-            share, name = reached
-            return f"{share:.2f} of “{name}” (aim {least:g})", share >= least
+            shares, name = reached
+            share, wide = median(shares), f"{min(shares):.2f} to {max(shares):.2f}"
+            text = f"{share:.2f} ({wide}) of “{name}” (aim {least:g})"
+            return text, share >= least
         case Below(figure, limit):
             value = result.figure(figure)
             if value is None:

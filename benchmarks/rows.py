@@ -87,6 +87,9 @@ def python_with(package: str) -> str:
     return str(Path(sys.prefix) / "peers" / package / "bin" / "python")
 
 
+# Of what is far from all others, the order of magnitude is enough.
+FEW = 3
+
 PUBLISH = "publish"
 CALLERS = "publish, one message a call"
 CONSUME = "consume, empty handler"
@@ -196,6 +199,7 @@ OWN: list[Row] = [
         partial(own.consume_and_charge, batch=1),
         3_000,
         1_000,
+        rounds=FEW,
     ),
     Row(
         "duly: exactly-once by inbox, one commit a message",
@@ -203,6 +207,7 @@ OWN: list[Row] = [
         partial(own.consume_and_charge, batch=1, store="effects.db"),
         2_000,
         1_000,
+        rounds=FEW,
     ),
     Row(
         "duly: at-least-once, one commit of effects and one of settling a message",
@@ -210,6 +215,7 @@ OWN: list[Row] = [
         partial(own.consume_at_least_once, batch=1),
         2_000,
         1_000,
+        rounds=FEW,
     ),
     Row(
         "duly: exactly-once, executemany, batches of 500",
@@ -319,6 +325,7 @@ BESIDE_DULY: list[Row] = [
         partial(raw.consume_and_charge, run=raw.run_charge, batch=1),
         3_000,
         1_000,
+        rounds=FEW,
     ),
     Row(
         RAW_LOAD,
@@ -334,7 +341,15 @@ BESIDE_DULY: list[Row] = [
         200_000,
         50_000,
     ),
-    Row("Huey: publish, one caller", CALLERS, peers.huey_publish, 2_000, 500, needs="huey"),
+    Row(
+        "Huey: publish, one caller",
+        CALLERS,
+        peers.huey_publish,
+        2_000,
+        500,
+        needs="huey",
+        rounds=FEW,
+    ),
     Row(
         "persist-queue: publish, one caller",
         CALLERS,
@@ -342,6 +357,7 @@ BESIDE_DULY: list[Row] = [
         2_000,
         500,
         needs="persistqueue",
+        rounds=FEW,
     ),
     Row(
         "Huey: empty handler",
@@ -350,6 +366,7 @@ BESIDE_DULY: list[Row] = [
         2_000,
         500,
         needs="huey",
+        rounds=FEW,
     ),
     Row(
         "persist-queue: empty handler, task_done every 500",
@@ -358,6 +375,7 @@ BESIDE_DULY: list[Row] = [
         20_000,
         5_000,
         needs="persistqueue",
+        rounds=FEW,
     ),
     Row(
         "persist-queue: empty handler, acknowledged",
@@ -366,8 +384,11 @@ BESIDE_DULY: list[Row] = [
         1_000,
         500,
         needs="persistqueue",
+        rounds=FEW,
     ),
-    Row("Huey: one row a message", CHARGED, peers.huey_charge, 1_000, 500, needs="huey"),
+    Row(
+        "Huey: one row a message", CHARGED, peers.huey_charge, 1_000, 500, needs="huey", rounds=FEW
+    ),
     Row(
         "persist-queue: one row a message, task_done every 500",
         CHARGED,
@@ -375,6 +396,7 @@ BESIDE_DULY: list[Row] = [
         20_000,
         5_000,
         needs="persistqueue",
+        rounds=FEW,
     ),
 ]
 

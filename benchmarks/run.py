@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/run.py                          everything on SQLite, about ten minutes
+    python benchmarks/run.py                          everything on SQLite, a quarter of an hour
     python benchmarks/run.py --on postgres            everything on a private PostgreSQL server
     python benchmarks/run.py --on rabbitmq            everything on a private RabbitMQ node
     python benchmarks/run.py --on kafka               everything on a private Kafka node
@@ -17,7 +17,7 @@ import datetime as dt
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +26,7 @@ import counting
 from machine import load, machine
 from measure import Directories, Places, RowFailed, here, in_a_fresh_process, on_real_disk
 from report import Result, page, write
-from rows import ROWS, Row
+from rows import ROWS, Ratio, Row
 
 RESULTS = {
     "sqlite": Path(__file__).with_name("RESULTS.md"),
@@ -34,7 +34,8 @@ RESULTS = {
     "rabbitmq": Path(__file__).with_name("RESULTS_RABBITMQ.md"),
     "kafka": Path(__file__).with_name("RESULTS_KAFKA.md"),
 }
-ROUNDS = 5
+# These machines are noisy: of a few rounds the median is anything. A server's rows take longer.
+ROUNDS = {"sqlite": 9, "postgres": 5, "rabbitmq": 5, "kafka": 5}
 QUICK_ROUNDS = 3
 
 
@@ -155,16 +156,28 @@ def chosen(options: argparse.Namespace) -> list[Row]:
 
 def measure_all(results: dict[str, Result], options: argparse.Namespace, places: Places) -> None:
     """Section by section, the rows of one interleaved: A B C, A B C, ..."""
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS[options.on])
     for section in dict.fromkeys(result.row.section for result in results.values()):
         members = [result for result in results.values() if result.row.section == section]
-        rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
         for n in range(rounds):
-            for result in members:
+            for result in beside_each_other(members):
                 if n < (result.row.rounds or rounds):
                     measure_once(result, options, places, count=False)
         for result in members:
             if result.row.count and places.counted and not options.no_count:
                 measure_once(result, options, places, count=True)
+
+
+def beside_each_other(members: Sequence[Result]) -> Iterable[Result]:
+    """Each row followed by those that it is compared with: what else the machine does changes from
+    second to second.
+    """
+    named = {result.row.name: result for result in members}
+    order: dict[str, Result] = {}
+    for name, result in named.items():
+        others = [each for aim in result.row.aims if isinstance(aim, Ratio) for each in aim.against]
+        order |= {each: named[each] for each in (name, *others) if each in named}
+    return order.values()
 
 
 def measure_once(

@@ -61,9 +61,12 @@ def main(named: str, modules: Sequence[str]) -> None:
 
 
 def _start(run: Run, told: dict[str, Any], running: set[int]) -> None:
+    # Told to end before it is itself, it would ignore that as its parent does: it hears it later.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     pid = os.fork()
     if pid == 0:
         _be_child(run, told["orders"])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     running.add(pid)
     _tell({"number": told["number"], "started": pid})
 
@@ -74,6 +77,7 @@ def _be_child(run: Run, orders: dict[str, Any]) -> None:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, *ENDING):
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         log = os.open(orders["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         null = os.open(os.devnull, os.O_RDONLY)
         for fd, end in ((null, 0), (log, 1), (log, 2)):
