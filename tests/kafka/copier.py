@@ -28,21 +28,27 @@ THERE = duly.Topic("there", int, guarantee="at-least-once", partitions=4)
 KEYS = 23
 RETRY = duly.RetryPolicy(first_s=0.05, longest_s=0.1)
 
+_never = threading.Event()
 
-def copier(broker: str, *, batch: int = 25) -> duly.App:
-    """An application that does that and nothing else."""
+
+def copier(broker: str, *, batch: int = 25, tx_s: float = 0.1, takes_s: float = 0.0) -> duly.App:
+    """An application that does that and nothing else, and takes so long for each message."""
     app, retry, kills = duly.App("copier", broker=broker), RETRY, -1
     if told := os.environ.get("COPIER_KILLS"):
         kills, attempts, batch = map(int, told.split(":"))
         retry = duly.RetryPolicy(attempts=attempts)
-    consumer = app.consumer(HERE, name="copy", guarantee="exactly-once", batch=batch, retry=retry)
+    consumer = app.consumer(
+        HERE, name="copy", guarantee="exactly-once", batch=batch, retry=retry, tx_s=tx_s
+    )
 
     def copy(order: duly.Message[int], tx: duly.Transaction[None]) -> None:
         if order.payload == kills:
             os.kill(os.getpid(), signal.SIGKILL)
+        _never.wait(takes_s)
         tx.publish(THERE, order.payload, id=order.id, key=order.key)
 
     def copy_payload(order: int, tx: duly.Transaction[None]) -> None:
+        _never.wait(takes_s)
         tx.publish(THERE, order, id=str(order), key=str(order % KEYS))
 
     if os.environ.get("COPIER_TAKES") == "payloads":

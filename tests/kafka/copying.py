@@ -15,6 +15,10 @@ from typing import Any, NamedTuple, Self
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+import duly
+from duly.broker import SubscribeOptions
+from duly.brokers.kafka import KafkaBroker
+from duly.worker import Worker
 from tests.kafka.copier import HERE, KEYS, THERE, copier
 from tests.kafka.work import host_of, namespace_of
 from tests.waiting import eventually
@@ -227,3 +231,36 @@ class Process:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+
+@contextlib.contextmanager
+def working(app: duly.App) -> Iterator[Worker]:
+    """A worker of this process."""
+    worker = Worker(app)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.drain()
+        app.close()
+
+
+def is_done(app: duly.App) -> bool:
+    """Whether the positions of its consumers stand behind all that was published."""
+    broker, _ = app.backends()
+    assert isinstance(broker, KafkaBroker)
+    for consumer in app.consumers:
+        options = SubscribeOptions(consumer.guarantee)
+        broker.know(consumer.topics, consumer.name, options)
+    lags = [each.backlog for each in broker.queued()]
+    return len(lags) == len(app.consumers) and not any(lags)
+
+
+def copy_all(broker: str, count: int) -> None:
+    """Copy what is left, by a worker that nothing happens to."""
+    app = copier(broker)
+    with working(app):
+        eventually(
+            lambda: len(read(broker)) >= count and is_done(app),
+            "all are copied", lambda: str(len(read(broker))), 60,
+        )  # fmt: skip

@@ -10,12 +10,14 @@ import pytest
 from duly.brokers.kafka import producers as producers_module
 from duly.brokers.kafka.address import address_of
 from duly.brokers.kafka.producers import Producers
+from duly.errors import BrokerUnavailable
 
 
 class Played:
     """A producer that does nothing, and tells which ids positions were ended under."""
 
     ended: list[str]
+    untold: set[str]
 
     def __init__(self, _: Any, id: str) -> None:
         self.id = id
@@ -23,7 +25,10 @@ class Played:
 
     def prepare(self) -> None: ...
 
-    def end_standing(self, _: Any) -> None: ...
+    def end_standing(self, _: Any) -> None:
+        if self.id in self.untold:
+            raise BrokerUnavailable("a partition has no leader")
+        self.ended.append(self.id)
 
     def end_positions(self, _places: Sequence[Any], _group: bytes) -> None:
         self.ended.append(self.id)
@@ -36,6 +41,7 @@ class Played:
 @pytest.fixture
 def producers(monkeypatch: pytest.MonkeyPatch) -> Producers:
     monkeypatch.setattr(Played, "ended", [], raising=False)
+    monkeypatch.setattr(Played, "untold", set(), raising=False)
     monkeypatch.setattr(producers_module, "TransactionalProducer", Played)
     return Producers(address_of("kafka://here", ""), "ids", lambda _: {})
 
@@ -67,3 +73,38 @@ def test_who_is_to_stop_tries_no_further_id(producers: Producers):
         ["dead/20"], [], b"", 0, lambda: len(Played.ended) < 3
     )
     assert len(Played.ended) == 3
+
+
+def failed(producers: Producers) -> str:
+    """Take one whose transaction is not committed; its id."""
+    one = producers.take()
+    one.is_clean = False
+    producers.give_back(one)
+    return one.id
+
+
+def test_what_a_partition_without_a_leader_hides_holds_up_no_other_transaction(
+    producers: Producers,
+):
+    """Nobody tells whether something is open there. That is asked again."""
+    hidden = failed(producers)
+    Played.untold.add(hidden)
+    assert producers.take().id != hidden
+    producers.end_standing()
+    assert Played.ended == []
+    Played.untold.clear()
+    producers.end_standing()
+    producers.end_standing()
+    assert Played.ended == [hidden]
+
+
+def test_no_more_producers_are_kept_for_what_nobody_tells_than_a_few(producers: Producers):
+    for _ in range(4):
+        Played.untold.add(failed(producers))
+    Played.untold.add(failed(producers))
+    with pytest.raises(BrokerUnavailable):
+        producers.take()
+    Played.untold.clear()
+    producers.end_standing()
+    producers.take()
+    assert len(Played.ended) == 5

@@ -8,7 +8,7 @@ import contextlib
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,25 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
 from confluent_kafka.admin import AdminClient
 
 import duly
-from duly.broker import SubscribeOptions
-from duly.brokers.kafka import KafkaBroker, producers
+from duly.brokers.kafka import KafkaBroker
 from duly.brokers.kafka.producer import Sending
 from duly.brokers.kafka.producers import Producers
 from duly.brokers.kafka.transactions import TransactionalProducer
-from duly.errors import BrokerUnavailable, CommitUnknown, ConfigurationError, ContractRefused
+from duly.errors import ConfigurationError, ContractRefused
 from duly.worker import Worker
 from tests.kafka.copier import HERE, RETRY, THERE, copier
-from tests.kafka.copying import HASTY, Onlooker, Process, check_copied, publish, read, reading
+from tests.kafka.copying import (
+    HASTY,
+    Onlooker,
+    Process,
+    check_copied,
+    copy_all,
+    is_done,
+    publish,
+    read,
+    reading,
+    working,
+)
 from tests.kafka.cutting import forget_the_end
 from tests.kafka.work import host_of, namespace_of
 from tests.servers.kafka import KafkaNode, in_namespace
@@ -53,39 +63,6 @@ BOTH = pytest.mark.parametrize("takes", ["payloads", "messages"], indirect=True)
 MOST = pytest.mark.parametrize(
     "takes", ["payloads", pytest.param("messages", marks=pytest.mark.long)], indirect=True
 )
-
-
-@contextlib.contextmanager
-def working(app: duly.App) -> Iterator[Worker]:
-    """A worker of this process."""
-    worker = Worker(app)
-    worker.start()
-    try:
-        yield worker
-    finally:
-        worker.drain()
-        app.close()
-
-
-def is_done(app: duly.App) -> bool:
-    """Whether the positions of its consumers stand behind all that was published."""
-    broker, _ = app.backends()
-    assert isinstance(broker, KafkaBroker)
-    for consumer in app.consumers:
-        options = SubscribeOptions(consumer.guarantee)
-        broker.know(consumer.topics, consumer.name, options)
-    lags = [each.backlog for each in broker.queued()]
-    return len(lags) == len(app.consumers) and not any(lags)
-
-
-def copy_all(broker: str, count: int) -> None:
-    """Copy what is left, by a worker that nothing happens to."""
-    app = copier(broker)
-    with working(app):
-        eventually(
-            lambda: len(read(broker)) >= count and is_done(app),
-            "all are copied", lambda: str(len(read(broker))), 60,
-        )  # fmt: skip
 
 
 # --- what is copied
@@ -215,66 +192,7 @@ def set_config(broker: str, topic: str, name: str, value: str) -> None:
         future.result(30)
 
 
-# --- transactions that go wrong
-
-
-class Wrong(TransactionalProducer):
-    """Whose transactions that store records go wrong as ``how`` says, as long as it says so."""
-
-    how: list[str] = []  # noqa: RUF012 - of all of them
-    unready = 0
-    _stores = False
-
-    def prepare(self) -> None:
-        if Wrong.unready and not self._is_ready:
-            Wrong.unready -= 1
-            raise BrokerUnavailable("not yet")
-        super().prepare()
-
-    def send(self, sendings: Sequence[Sending]) -> None:
-        self._stores = bool(sendings)
-        super().send(sendings)
-
-    def commit(self) -> None:
-        how = Wrong.how.pop(0) if Wrong.how and self._stores else ""
-        if how == "aborted":
-            self._producer.flush(10)
-            self.abort()
-            raise duly.TransactionInterrupted("aborted")
-        if how == "refused":
-            self._producer.flush(10)
-            self.abort()
-            raise duly.Superseded("the generation before")
-        if how == "not carried out":
-            self._producer.flush(10)
-            self._discard()
-            raise CommitUnknown("no answer")
-        super().commit()
-        if how == "carried out":
-            self._discard()
-            raise CommitUnknown("no answer")
-
-
-@BOTH
-@pytest.mark.usefixtures("takes")
-@pytest.mark.parametrize("unready", [pytest.param(0, marks=pytest.mark.long), 3])
-@pytest.mark.parametrize("how", ["aborted", "refused", "not carried out", "carried out"])
-def test_whatever_a_transaction_ends_with_each_is_copied_once(
-    broker: str, monkeypatch: pytest.MonkeyPatch, how: str, unready: int
-):
-    """After a commit without an answer the positions tell, as soon as they can be asked."""
-    monkeypatch.setattr(producers, "TransactionalProducer", Wrong)
-    monkeypatch.setattr(Wrong, "how", ["", how, how, "", how])
-    publish(broker, 120)
-    app = copier(broker, batch=10)
-    with working(app):
-        eventually(lambda: len(read(broker)) >= 20, "some are copied")
-        Wrong.unready = unready
-        eventually(lambda: len(read(broker)) >= 120 and is_done(app), "all are copied")
-    assert not Wrong.how, "it went wrong"
-    check_copied(read(broker), 120)
-    aborted = len(read(broker, committed=False)) - 120
-    assert (aborted > 0) is (how != "carried out"), "and of what was aborted nothing is seen"
+# --- who dies, and who is late
 
 
 @pytest.mark.slow

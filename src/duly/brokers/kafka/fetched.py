@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from duly.brokers.kafka.wire import (
     REPEATED,
     REPLAYS,
     TOKEN,
+    headers_in,
     read_headers,
 )
 from duly.message import Topic
@@ -30,7 +32,8 @@ _error, _partition, _topic = Record.error, Record.partition, Record.topic
 # Errors of the driver cannot be compared with None.
 _is_none = functools.partial(operator.is_, None)
 
-_MOST_OWN = 10_000
+# So many of its own are kept before those are looked for that are long since over.
+_OWN = 10_000
 # No time of ours is longer, and no count; with thousands of digits `int` raises.
 _DIGITS, _DIGITS_OF_COUNT = 18, 9
 
@@ -51,6 +54,8 @@ class Fetched:
     ) -> None:
         self.declared: Mapping[str, Topic[Any]] = {}
         self._own: dict[str, float] = {}
+        self._own_lock = threading.Lock()
+        self._tidied_at = _OWN
         self._again = again
         self._clock = clock
         self._wall_ms = wall_ms
@@ -61,10 +66,13 @@ class Fetched:
         """This process sets something aside until then. What another process is given of it is
         forgotten here some time after that.
         """
-        if len(self._own) > _MOST_OWN:
-            now = self._clock()
-            self._own = {each: when for each, when in self._own.items() if when > now}
-        self._own[token] = due
+        with self._own_lock:
+            self._own[token] = due
+            if len(self._own) > self._tidied_at:
+                now = self._clock()
+                self._own = {each: when for each, when in self._own.items() if when > now}
+                # Not again for each of very many that all wait still.
+                self._tidied_at = max(_OWN, 2 * len(self._own))
 
     def divide(self, records: list[Any]) -> Sequence[Run | list[Any]]:
         """Records of one partition as runs, where they may be kept so."""
@@ -95,12 +103,12 @@ class Fetched:
         item = item_of(unknown(topic) if declared is None else declared, record)
         due = self._due(share, item.offset)
         if topic == self._again and item.wrong is None:
-            history = self._history(item, read_headers(record.headers()))
+            history = self._history(item, read_headers(headers_in(record)))
             due = max(due or 0.0, history or 0.0) or None
         share.feed(item, due)
 
     def _declared_in(self, record: Any) -> Topic[Any] | None:
-        name = dict(record.headers() or ()).get(OF, b"").decode(errors="replace")
+        name = (dict(headers_in(record)).get(OF) or b"").decode(errors="replace")
         known = {topic.name: topic for topic in self.declared.values()}
         return known.get(name) or (unknown(name) if name else None)
 
@@ -114,8 +122,10 @@ class Fetched:
         item.repeated = bool(_number(headers, REPEATED))
         item.replays = _number(headers, REPLAYS, _DIGITS_OF_COUNT)
         token = headers.get(TOKEN, "")
-        if token in self._own:
-            return self._own.pop(token)
+        with self._own_lock:
+            own = self._own.pop(token, None)
+        if own is not None:
+            return own
         if due_ms := _number(headers, DUE_MS):
             # A clock that was set meanwhile makes it wait no longer than was asked for.
             left_ms = min(due_ms - self._wall_ms(), _number(headers, DELAY_MS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Any, NamedTuple
 
-from duly.brokers.kafka.wire import message_in, read_headers
+from duly.brokers.kafka.wire import headers_in, message_in, read_headers
 from duly.errors import InvalidMessage
 from duly.message import Message, Topic
 
@@ -85,10 +85,10 @@ def item_of(declared: Topic[Any], record: Any) -> Item:
     body, epoch = record.value() or b"", record.leader_epoch()
     item = Item(declared, record.offset(), 0 if epoch is None else epoch, body)
     try:
-        headers = read_headers(record.headers())
+        headers = read_headers(headers_in(record))
         stamp_ms = record.timestamp()[1]
         item.message = message_in(declared, headers, record.key(), body, stamp_ms)
     except InvalidMessage as error:
         item.wrong = f"{type(error).__name__}: {error}"
-        item.record = (record.headers(), record.key())
+        item.record = (headers_in(record), record.key())
     return item

@@ -315,7 +315,10 @@ class Lane:
     def _settle_in_transaction(
         self, commits: Transacted, settlements: Sequence[Settlement]
     ) -> Sequence[Any]:
-        """Together with the dead letters among them."""
+        """Together with the dead letters among them. Once it is known what became of the commits
+        before: these may be about the same, and are refused until then.
+        """
+        commits.decide()
         while True:
             with self.intake.changed:
                 accepted, refused = endings_of(self.intake, settlements)

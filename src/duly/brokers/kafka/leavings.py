@@ -22,6 +22,7 @@ from duly.brokers.kafka.admin import Admin
 from duly.brokers.kafka.client import broker_error, log, reading
 from duly.brokers.kafka.producer import Sending
 from duly.brokers.kafka.transactions import TransactionalProducer
+from duly.brokers.kafka.wire import headers_in
 from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 
 # So many may have died one after the other without having published anything.
@@ -149,7 +150,7 @@ class Leavings:
                         place = record.topic(), record.partition()
                         error = record.error()
                         if error is None:
-                            what = record.offset(), _identity(record.headers() or ())
+                            what = record.offset(), _identity(headers_in(record))
                             found.setdefault(place, what)
                         elif error.code() != KafkaError._PARTITION_EOF:
                             raise KafkaException(error)

@@ -21,7 +21,13 @@ from duly.brokers.kafka.fetched import unknown
 from duly.brokers.kafka.producer import Sender, Sending
 from duly.brokers.kafka.reader import Reader
 from duly.brokers.kafka.share import Item
-from duly.brokers.kafka.wire import SOURCE_OF_STRANGERS, headers_of, message_in, read_headers
+from duly.brokers.kafka.wire import (
+    SOURCE_OF_STRANGERS,
+    headers_in,
+    headers_of,
+    message_in,
+    read_headers,
+)
 from duly.errors import ConfigurationError, InvalidMessage
 from duly.inspection import DeadLetter, Selection
 from duly.message import Message
@@ -148,7 +154,7 @@ class LetterTopic:
         with self._reader.lock:
             for record in self._reader.read():
                 key = record.key()
-                if not record.value() and not record.headers():
+                if not record.value() and not headers_in(record):
                     self._kept.pop(key, None)
                     continue
                 letter = self._letter_in(record)
@@ -160,7 +166,7 @@ class LetterTopic:
 
     def _letter_in(self, record: Any) -> DeadLetter:
         try:
-            headers = read_headers(record.headers())
+            headers = read_headers(headers_in(record))
             history = _decode(headers[HISTORY])
             if history.cut_bytes:
                 self._partial.add(record.offset() + 1)
@@ -194,7 +200,9 @@ def _unreadable(name: str, record: Any, error: Exception) -> DeadLetter:
     number, stamp_ms = record.offset() + 1, max(0, record.timestamp()[1])
     body = record.value() or b""
     message: Message[Any] = Message(name, "kafka", f"unreadable-{number}", body, stamp_ms)
-    told = f"this record of {name!r} is no dead letter: {error}. Its headers: {record.headers()!r}"
+    told = (
+        f"this record of {name!r} is no dead letter: {error}. Its headers: {headers_in(record)!r}"
+    )
     return DeadLetter(UNKNOWN, message, _text(told), 0, stamp_ms, number=number)
 
 

@@ -17,14 +17,17 @@ from contextlib import contextmanager
 from confluent_kafka import TopicPartition
 
 from duly.brokers.kafka.address import Address
+from duly.brokers.kafka.client import log
 from duly.brokers.kafka.transactions import Standing, TransactionalProducer
-from duly.errors import BrokerUnavailable
+from duly.errors import BrokerError, BrokerUnavailable
 from duly.identity import ids
 
 # The latest that one process may be thought to have had; the timeout ends the rest. Where it has
 # not, so many more are tried in each turn, and after these turns the same again.
 _MOST_ENDED = 16
 _TURNS = 4
+# Each is a client with threads of its own.
+_MOST_UNASKED = 4
 
 
 def process_of(owner: str) -> str:
@@ -43,6 +46,7 @@ class Producers:
         self._standing = standing
         self._process = ids.one()
         self._idle: list[TransactionalProducer] = []
+        self._unasked: list[TransactionalProducer] = []
         self._count = 0
         self._lock = threading.Lock()
         self._closed = False
@@ -124,13 +128,44 @@ class Producers:
             return one
         try:
             one.prepare()
-            one.end_standing(self._standing)
+            self._end(one)
         except BaseException:
             self.give_back(one)
             raise
-        one.close()
         with self._lock:
             return self._another()
+
+    def _end(self, one: TransactionalProducer) -> None:
+        """Begin no more under its id. Where nobody tells whether it left something open, as of a
+        partition without a leader, `end_standing` asks again: others do not wait for that.
+        """
+        try:
+            one.end_standing(self._standing)
+        except BrokerError as error:
+            with self._lock:
+                if len(self._unasked) >= _MOST_UNASKED:
+                    raise
+                self._unasked.append(one)
+            log.warning("Kafka: whether %s left something open is not known: %s", one.id, error)
+        else:
+            one.close()
+
+    def end_standing(self) -> None:
+        """End what was left open, where nobody told by then whether anything was. Raises
+        `BrokerError`: to be asked again.
+        """
+        for _ in range(len(self._unasked)):
+            with self._lock:
+                if not self._unasked:
+                    return
+                one = self._unasked.pop(0)
+            try:
+                one.prepare()
+                self._end(one)
+            except BaseException:
+                with self._lock:
+                    self._unasked.append(one)
+                raise
 
     def _another(self) -> TransactionalProducer:
         self._count += 1
@@ -155,6 +190,7 @@ class Producers:
         """Begin no more."""
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
-        for each in idle:
+            left = [*self._idle, *self._unasked]
+            self._idle, self._unasked = [], []
+        for each in left:
             each.close()

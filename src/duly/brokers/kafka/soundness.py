@@ -16,7 +16,7 @@ from typing import Any
 from confluent_kafka import Message
 
 from duly.brokers.kafka.runs import Column, Columns, Layout, Run, joined
-from duly.brokers.kafka.wire import MARK, PREFIX
+from duly.brokers.kafka.wire import MARK, OF_NAMES, PREFIX, hide_headers
 from duly.errors import InvalidMessage
 from duly.message import Topic
 from duly.message.limits import MAX_ID_CHARS, MAX_KEY_CHARS, check_headers
@@ -92,7 +92,12 @@ class Soundness:
 
     def _columns(self, declared: Topic[Any], records: list[Any]) -> Columns | None:
         """The headers of records that are all alike and sound."""
-        headers = [*map(_headers, records)]
+        headers: list[Any] = []
+        try:
+            headers.extend(map(_headers, records))
+        except OF_NAMES:
+            hide_headers(records[len(headers)])
+            return None
         if not headers[0] or not _are_keys([*map(_keys, records)]):
             return None
         layout = self._layout(tuple([name for name, _ in headers[0]]))

@@ -143,18 +143,29 @@ class KafkaSession:
         self.connection = NoConnection()
 
     def admit(self, deliveries: Sequence[Delivery]) -> Admitted:
-        """As `Session.admit`: whoever holds the claims may run."""
+        """As `Session.admit`: whoever holds the claims may run, once it is known what became of the
+        commits before.
+        """
+        if (intake := self._intake()) is not None:
+            intake.commits.decide()
         if isinstance(deliveries, Span):
             self._held([Release(deliveries.receipt)])
             return Admitted(deliveries)
         self._held([Release(delivery.receipt) for delivery in deliveries])
         return Admitted(list(deliveries))
 
-    def _held(self, settlements: Sequence[Settlement]) -> Sequence[Ending | RunEnding]:
-        """How what these are about is to end. Raises `Superseded` unless all of it is held."""
+    @property
+    def _consumer(self) -> str:
         if self._scope is None:
             raise TypeError("this transaction was begun without a scope: it admits nothing")
-        intake = self._home.intake(self._scope.consumer)
+        return self._scope.consumer
+
+    def _intake(self) -> Intake | None:
+        return self._home.intake(self._consumer)
+
+    def _held(self, settlements: Sequence[Settlement]) -> Sequence[Ending | RunEnding]:
+        """How what these are about is to end. Raises `Superseded` unless all of it is held."""
+        intake = self._intake()
         ended: Sequence[Ending | RunEnding] = ()
         is_lost = intake is None
         if intake is not None:
@@ -163,7 +174,7 @@ class KafkaSession:
                 is_lost = bool(refused)
         if is_lost:
             raise Superseded(
-                f"consumer {self._scope.consumer!r}: its claim was lost to another worker; nothing "
+                f"consumer {self._consumer!r}: its claim was lost to another worker; nothing "
                 "was committed"
             )
         return ended

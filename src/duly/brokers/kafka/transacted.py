@@ -269,9 +269,12 @@ class Transacted:
         self.active_s = time.monotonic()
         until = time.monotonic() + _AGAIN_S
         while True:
-            group, foretold = self._foretell(ended, until)
+            told = self._foretell(ended, until)
+            if told is None:
+                self.decide()
+                continue
             try:
-                self._commit(ended, sendings, foretold, group)
+                self._commit(ended, sendings, *told)
                 return
             except Superseded as error:
                 # The group is dealt out anew, or the transaction was open for too long.
@@ -283,18 +286,22 @@ class Transacted:
 
     def _foretell(
         self, ended: Sequence[Ending | RunEnding], until: float
-    ) -> tuple[bytes, Mapping[int, tuple[Share, Foretold]]]:
-        """As whom to commit, and what. Both at one moment: told later, it might be a generation in
-        which this process has been given the partitions anew.
+    ) -> tuple[Mapping[int, tuple[Share, Foretold]], bytes] | None:
+        """What to commit, and as whom, once nothing else is committed of these partitions. Both at
+        one moment: told later, it might be a generation in which this process has been given the
+        partitions anew. None: of one of them a commit is in doubt.
         """
         with self._changed:
             self._check_held(ended)
-            while not self._group:
+            while not self._group or any(each.share.busy for each in ended):
+                if self._is_in_doubt(ended):
+                    return None
                 left_s = until - time.monotonic()
                 if self._ended or left_s <= 0:
                     raise BrokerUnavailable(
                         f"subscription {self._subscription!r}: this process is no member of its "
-                        "group just now; nothing was committed"
+                        "group just now, or is committing something else of these partitions; "
+                        "nothing was committed"
                     )
                 self._changed.wait(left_s)
                 self._check_held(ended)
@@ -315,13 +322,15 @@ class Transacted:
             }
             for _, told in foretold.values():
                 told.notes.owner = self._producers.owner
-            return self._group, foretold
+            return foretold, self._group
+
+    def _is_in_doubt(self, ended: Iterable[Ending | RunEnding]) -> bool:
+        mine = {each.share.generation for each in ended}
+        return any(mine & doubt.foretold.keys() for doubt in self._doubts)
 
     def _check_held(self, ended: Sequence[Ending | RunEnding]) -> None:
         lost = [
-            each
-            for each in ended
-            if not each.is_held or each.share.generation not in self._shares or each.share.busy
+            each for each in ended if not each.is_held or each.share.generation not in self._shares
         ]
         if lost:
             raise Superseded(
@@ -394,6 +403,7 @@ class Transacted:
             except BrokerError as error:
                 with self._changed:
                     self._doubts.append(doubt)
+                    self._changed.notify_all()
                 raise BrokerUnavailable(
                     f"subscription {self._subscription!r}: what a commit without an answer came "
                     f"to is not known yet: {error}"

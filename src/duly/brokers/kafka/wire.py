@@ -18,7 +18,8 @@ named by.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,6 +34,15 @@ MARK = "duly"
 OF = "duly-topic"
 CHARGED, REPEATED, REPLAYS = "duly-charged", "duly-repeated", "duly-replays"
 DUE_MS, TOKEN, DELAY_MS = "duly-due-ms", "duly-token", "duly-delay-ms"
+
+UNREADABLE = "duly-unreadable"
+OF_NAMES = (SystemError, UnicodeDecodeError)
+"""what the driver raises for headers of which one has a name that is no UTF-8"""
+
+# It raises and returns that list at once, which only calls from C notice: Python's own, of a method
+# that it has called often, go on with the list.
+_headers_of: Callable[[Any], Sequence[tuple[str, bytes | None]] | None]
+_headers_of = operator.methodcaller("headers")
 
 Headers = list[tuple[str, bytes]]
 
@@ -77,10 +87,30 @@ def _time(ms: int) -> tuple[str, bytes]:
     return "ce_time", f"{text[:-6]}Z".encode()
 
 
+def headers_in(record: Any) -> Sequence[tuple[str, bytes | None]]:
+    """The headers of a record, as the driver gives them, which asks for names in UTF-8. Kafka does
+    not: with another name it raises (confluent-kafka 2.16), and has a list from then on that takes
+    the process with it when it is looked at. `UNREADABLE` stands in its place.
+    """
+    try:
+        return _headers_of(record) or ()
+    except OF_NAMES:
+        return hide_headers(record)
+
+
+def hide_headers(record: Any) -> Headers:
+    """Put what can be looked at in the place of headers that cannot."""
+    hidden: Headers = [(UNREADABLE, f"{record.partition()}/{record.offset()}".encode())]
+    record.set_headers(hidden)
+    return hidden
+
+
 def read_headers(given: Sequence[tuple[str, bytes | None]] | None) -> dict[str, str]:
     """The headers of a record as text; of one that stands there twice the last. Raises
     `InvalidMessage`.
     """
+    if given and given[0][0] == UNREADABLE:
+        raise InvalidMessage("a header whose name is no UTF-8: its headers cannot be read")
     try:
         return {name: "" if value is None else value.decode() for name, value in given or ()}
     except UnicodeDecodeError as error:
