@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import duly
 from duly.identity import Ids, new_ids
-from duly.message import MAX_DELAY_S, due_ms
+from duly.message import MAX_DELAY_S, Alike, due_ms, largest_of, topics_of
 
 topic = duly.Topic("orders", dict, guarantee="at-least-once")
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -222,6 +222,23 @@ class TestMany:
                 payload, source="shop", id=id, key=key, headers={"a": "b"}, time_ms=message.time_ms
             )
             assert message == one
+
+    def test_what_is_alike_is_said_once_for_all(self):
+        """And of nothing that differs in more than its id and body."""
+        payloads = [{"n": n} for n in (1, 1000, 10)]
+        alike = topic.messages(payloads, source="shop", ids=["a", "b", "c"])
+        assert isinstance(alike, Alike)
+        assert (topics_of(alike), largest_of(alike)) == ({"orders"}, len(b'{"n":1000}'))
+        rows = [*zip(alike.ids, alike.bodies, strict=True)]
+        assert rows == [(message.id, message.body) for message in alike]
+        for message, payload in zip(alike, payloads, strict=True):
+            one = topic.message(payload, source=alike.source, id=message.id, time_ms=alike.time_ms)
+            assert message == one
+        assert not isinstance(alike[:2], Alike)
+        assert (topics_of(alike[:2]), largest_of(alike[:2])) == ({"orders"}, len(b'{"n":1000}'))
+        more: Any
+        for more in ({"keys": ["k"] * 3}, {"headers": {"a": "b"}}, {"due_ms": 1}):
+            assert not isinstance(topic.messages(payloads, source="shop", **more), Alike)
 
     def test_from_an_iterator(self):
         messages = topic.messages(({"n": n} for n in range(3)), source="shop")

@@ -32,7 +32,7 @@ def produce(
     settings = ctypes.c_void_p(library.rd_kafka_conf_new())
     library.rd_kafka_conf_set(settings, b"bootstrap.servers", bootstrap.encode(), error, 512)
     producer = ctypes.c_void_p(library.rd_kafka_new(0, settings, error, 512))
-    assert producer, error.value
+    assert producer.value, error.value
     given = ctypes.c_void_p(library.rd_kafka_headers_new(ctypes.c_size_t(len(headers))))
     for name, value in headers:
         library.rd_kafka_header_add(

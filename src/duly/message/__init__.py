@@ -24,12 +24,15 @@ from duly.message.limits import (
 )
 from duly.message.message import (
     NO_HEADERS,
+    Alike,
     Message,
     body_hashes,
     due_ms,
     key_lane_of,
+    largest_of,
     now_ms,
     partition_of,
+    topics_of,
 )
 from duly.message.topic import Topic, checked_topic
 
@@ -42,6 +45,7 @@ __all__ = [
     "MAX_KEY_CHARS",
     "MAX_NAME_CHARS",
     "NO_HEADERS",
+    "Alike",
     "Message",
     "Topic",
     "body_hashes",
@@ -54,6 +58,8 @@ __all__ = [
     "is_number",
     "is_whole",
     "key_lane_of",
+    "largest_of",
     "now_ms",
     "partition_of",
+    "topics_of",
 ]

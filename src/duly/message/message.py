@@ -8,7 +8,10 @@ import struct
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
+from itertools import repeat
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +23,8 @@ from duly.message.limits import MAX_DELAY_S
 T_co = TypeVar("T_co", covariant=True)
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+_body = attrgetter("body")
 
 
 class _Undecoded:
@@ -96,6 +101,52 @@ class Message(msgspec.Struct, Generic[T_co], frozen=True, gc=False):
     def body_hash(self) -> bytes:
         """16 bytes that tell two bodies under one id apart. Compared, never used as identity."""
         return hashlib.blake2b(self.body, digest_size=16).digest()
+
+
+class Alike(tuple[Message[Any], ...]):  # noqa: SLOT001 - a tuple can have none that hold anything
+    """Messages of one topic and source, made at one time, without keys, headers or due times: as
+    nearly all are that are published many at a time. What goes for all of them, and their columns
+    ``ids`` and ``bodies``, need not be asked of each. ``largest``: bytes of the largest body.
+
+    A tuple, so that it stays true.
+    """
+
+    topic: str
+    source: str
+    time_ms: int
+    ids: Sequence[str]
+    bodies: Sequence[bytes]
+    largest: int
+
+    @classmethod
+    def made(
+        cls,
+        topic: str,
+        source: str,
+        time_ms: int,
+        ids: Sequence[str],
+        bodies: Sequence[bytes],
+        largest: int,
+    ) -> Alike:
+        """A message for each id and body, which are as many."""
+        # Without a line of Python for each.
+        each = repeat(topic), repeat(source), ids, bodies, repeat(time_ms)
+        alike = cls(map(Message, *each))
+        alike.topic, alike.source, alike.time_ms = topic, source, time_ms
+        alike.ids, alike.bodies, alike.largest = ids, bodies, largest
+        return alike
+
+
+def topics_of(messages: Sequence[Message[Any]]) -> AbstractSet[str]:
+    """The names of their topics."""
+    if isinstance(messages, Alike):
+        return {messages.topic}
+    return {message.topic for message in messages}
+
+
+def largest_of(messages: Sequence[Message[Any]]) -> int:
+    """Bytes of the largest of their bodies."""
+    return messages.largest if isinstance(messages, Alike) else max(map(len, map(_body, messages)))
 
 
 def body_hashes(bodies: Sequence[bytes]) -> Sequence[int]:

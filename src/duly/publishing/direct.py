@@ -17,7 +17,7 @@ from duly.errors import (
     PublishIncomplete,
     PublishUnknown,
 )
-from duly.message import Message
+from duly.message import Alike, Message
 
 IN_TRANSACTION: ContextVar[str | None] = ContextVar("IN_TRANSACTION", default=None)
 """The database (as in ``capabilities.database``) that has a transaction of duly's open around
@@ -95,8 +95,11 @@ def _because(cause: Exception, outcome: PublishFailed | PublishUnknown) -> Outco
 
 def in_portions(messages: Sequence[Message[Any]]) -> Iterator[Sequence[Message[Any]]]:
     """The messages in order, in portions that a broker stores at once."""
-    small = len(messages) <= PORTION_MESSAGES
-    if small and sum(map(len, map(_body, messages))) <= PORTION_BYTES:
+    count = len(messages)
+    alike = isinstance(messages, Alike) and messages.largest * count <= PORTION_BYTES
+    if count <= PORTION_MESSAGES and (
+        alike or sum(map(len, map(_body, messages))) <= PORTION_BYTES
+    ):
         if messages:
             yield messages
         return

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from typing import Any
 
 from duly.broker import Outcome
 from duly.errors import BrokerError, CommitUnknown, MessageTooLarge, PublishFailed, PublishUnknown
-from duly.message import Message
+from duly.message import Message, largest_of
 
 Messages = Sequence[Message[Any]]
-
-_body = attrgetter("body")
 
 
 def told(messages: Messages, publish: Callable[[], Sequence[Outcome]]) -> Sequence[Outcome]:
@@ -29,7 +26,7 @@ def fitting(
     messages: Messages, most_bytes: int, name: str, publish: Callable[[Messages], Sequence[Outcome]]
 ) -> Sequence[Outcome]:
     """Publish those whose bodies are no larger than the broker of this name carries."""
-    if max(map(len, map(_body, messages))) <= most_bytes:
+    if largest_of(messages) <= most_bytes:
         return publish(messages)
     small = [message for message in messages if len(message.body) <= most_bytes]
     stored = iter(publish(small) if small else [])

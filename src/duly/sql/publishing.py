@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import repeat
 from operator import attrgetter
 
 import msgspec
 
 from duly.broker import Outcome, Published, RepeatDropped
 from duly.errors import IdentityConflict, PublishFailed
-from duly.message import Message, partition_of
+from duly.message import Alike, Message, largest_of, partition_of, topics_of
 from duly.sql.ranges import at
 from duly.sql.steps import Ask, Many, Steps
 
@@ -54,9 +55,10 @@ def each_topic(
     catalog: Catalog, messages: Messages, now_ms: int, publish_topic: PublishTopic
 ) -> Steps[list[Outcome]]:
     """Publish topic by topic, always in the same order; the outcomes in the order given."""
-    names = {message.topic for message in messages}
+    names = topics_of(messages)
     if len(names) == 1:
-        return (yield from _of_topic(catalog, names.pop(), messages, now_ms, publish_topic))
+        [name] = names
+        return (yield from _of_topic(catalog, name, messages, now_ms, publish_topic))
     outcomes: dict[int, Outcome] = {}
     for name in sorted(names):
         indices = [i for i, message in enumerate(messages) if message.topic == name]
@@ -79,7 +81,11 @@ def _publish_topic(topic: TopicRecord, messages: Messages, now_ms: int) -> Steps
     if topic.exactly_once:
         return (yield from _publish_once(topic, messages, now_ms))
     yield from _append(messages, (yield from _take_positions(topic, messages)))
-    return [*map(Published, map(_id, messages))]
+    return [*map(Published, _ids(messages))]
+
+
+def _ids(messages: Messages) -> Iterable[str]:
+    return messages.ids if isinstance(messages, Alike) else map(_id, messages)
 
 
 def _undeclared(message: Message[object]) -> PublishFailed:
@@ -110,13 +116,19 @@ def stream_for(topic: TopicRecord, message: Message[object]) -> int:
 
 def _next_positions(stream: int, messages: Messages) -> Steps[range]:
     count = len(messages)
-    largest = max(map(len, map(_body, messages)))
-    latest_due_ms = max(filter(None, map(_due_ms, messages)), default=0)
-    [(end,)] = yield Ask("take_positions", (count, largest, latest_due_ms, stream))
+    latest_due_ms = 0
+    if not isinstance(messages, Alike):
+        latest_due_ms = max(filter(None, map(_due_ms, messages)), default=0)
+    told = (count, largest_of(messages), latest_due_ms, stream)
+    [(end,)] = yield Ask("take_positions", told)
     return range(at(stream, end - count), at(stream, end))
 
 
 def _append(messages: Messages, positions: Sequence[int]) -> Steps[None]:
+    if isinstance(messages, Alike):
+        alike = repeat(messages.source), messages.ids, repeat(messages.time_ms), messages.bodies
+        yield Many("append_plain", list(zip(positions, *alike, strict=False)))
+        return
     more = [m for m in messages if m.key is not None or m.due_ms is not None or m.headers]
     if not more:
         # Most have none of these, and each column that is bound costs a tenth of the whole.
@@ -158,7 +170,7 @@ def _publish_once(topic: TopicRecord, messages: Messages, now_ms: int) -> Steps[
     remembered = yield Many("remember", mine, (topic_no, now_ms))
     if remembered == len(mine):
         yield from _append(messages, positions)
-        return [*map(Published, map(_id, messages))]
+        return [*map(Published, _ids(messages))]
     # Nobody else can have taken positions since: give these back, so that the log has no gaps.
     yield Many("forget", [(topic_no, source, id, position) for source, id, _, position in mine])
     for stream in {position >> 40 for position in positions}:

@@ -22,7 +22,7 @@ from duly.brokers.postgres.sweeper import Sweeper
 from duly.brokers.postgres.ticker import Ticker
 from duly.inspection import Holder
 from duly.inspection.health import Finding
-from duly.message import Message, Topic
+from duly.message import Message, Topic, topics_of
 from duly.sql import arrivals, locks, log, looking, outcomes, ticks
 from duly.sql.operated import OperatedLog
 from duly.sql.postgres import Database
@@ -120,7 +120,7 @@ class PostgresBroker(OperatedLog):
 
     def _publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
         def publish() -> Sequence[Outcome]:
-            self._find({message.topic for message in messages})
+            self._find(topics_of(messages))
             if not arrivals.are_one_statement(messages):
                 stored = self._database.write(lambda: self._publish_steps(messages))
                 self._told()

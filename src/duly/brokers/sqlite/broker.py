@@ -17,7 +17,7 @@ from duly.brokers.sqlite.sweeper import Sweeper
 from duly.inspection import Holder
 from duly.inspection.erasing import Whose
 from duly.inspection.health import Finding
-from duly.message import Message, Topic
+from duly.message import Message, Topic, topics_of
 from duly.sql import log, looking, outcomes
 from duly.sql.operated import OperatedLog
 from duly.sql.solitude import Solitude
@@ -80,7 +80,7 @@ class SQLiteBroker(OperatedLog):
 
     def _publish(self, messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
         def publish() -> Sequence[Outcome]:
-            self._find({message.topic for message in messages})
+            self._find(topics_of(messages))
             return self._file.write_items(messages, self._publish_steps)
 
         return outcomes.told(messages, publish)
