@@ -11,6 +11,7 @@ forgets that `end_standing_positions` finds them by trying.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -47,6 +48,8 @@ class Producers:
         self._process = ids.one()
         self._idle: list[TransactionalProducer] = []
         self._unasked: list[TransactionalProducer] = []
+        # Ids under which it has begun, and begins no more: the last of them.
+        self._ended: deque[str] = deque(maxlen=_MOST_ENDED)
         self._count = 0
         self._lock = threading.Lock()
         self._closed = False
@@ -64,9 +67,6 @@ class Producers:
     def called(self, id: str) -> TransactionalProducer:
         """A producer under this id, whoever's it is."""
         return TransactionalProducer(self._address, id)
-
-    def _called(self, process: str, number: int) -> TransactionalProducer:
-        return TransactionalProducer(self._address, f"{self._prefix}-{process}-{number}")
 
     def end_those_of(self, owners: Iterable[str]) -> None:
         """End what these have open, unless they are this process. One that lives finds out, and
@@ -86,19 +86,45 @@ class Producers:
     ) -> bool:
         """End what of a group's positions Kafka has forgotten to end under the ids of these; and
         under those behind them, others in each ``turn``. To begin under one that nobody has had
-        harms nobody. ``goes_on`` is asked before each; whether it always said so. Raises
-        `BrokerError`.
+        harms nobody. And under those of this process whose last transaction was not committed.
+        ``goes_on`` is asked before each; whether it always said so. Raises `BrokerError`.
         """
+        with self._lock:
+            mine = [each for each in self._idle if not each.is_clean]
+            self._idle = [each for each in self._idle if each.is_clean]
+            ended = [*self._ended]
+        try:
+            for one in mine:
+                if not goes_on():
+                    return False
+                one.end_positions(places, group)
+        finally:
+            for one in mine:
+                self.give_back(one)
+        if not self._end_positions(map(self._prepared, ended), places, group, goes_on):
+            return False
         ahead = turn % _TURNS * _MOST_ENDED
         for process, count in self._others(owners).items():
             first = count + ahead + 1 if ahead else max(1, count - _MOST_ENDED + 1)
-            for one in self._numbered(process, first, count + ahead + _MOST_ENDED):
-                try:
-                    if not goes_on():
-                        return False
-                    one.end_positions(places, group)
-                finally:
-                    one.close()
+            numbered = self._numbered(process, first, count + ahead + _MOST_ENDED)
+            if not self._end_positions(numbered, places, group, goes_on):
+                return False
+        return True
+
+    def _end_positions(
+        self,
+        those: Iterable[TransactionalProducer],
+        places: Sequence[TopicPartition],
+        group: bytes,
+        goes_on: Callable[[], bool],
+    ) -> bool:
+        for one in those:
+            try:
+                if not goes_on():
+                    return False
+                one.end_positions(places, group)
+            finally:
+                one.close()
         return True
 
     def _others(self, owners: Iterable[str]) -> Mapping[str, int]:
@@ -112,9 +138,12 @@ class Producers:
     def _numbered(self, process: str, first: int, last: int) -> Iterator[TransactionalProducer]:
         """Producers under these ids, which have begun: what others had open there has ended."""
         for number in range(first, last + 1):
-            one = self._called(process, number)
-            one.prepare()
-            yield one
+            yield self._prepared(f"{self._prefix}-{process}-{number}")
+
+    def _prepared(self, id: str) -> TransactionalProducer:
+        one = self.called(id)
+        one.prepare()
+        return one
 
     def take(self) -> TransactionalProducer:
         """One that nobody uses. Raises `BrokerUnavailable` once closed, and as long as what one
@@ -149,6 +178,8 @@ class Producers:
             log.warning("Kafka: whether %s left something open is not known: %s", one.id, error)
         else:
             one.close()
+            with self._lock:
+                self._ended.append(one.id)
 
     def end_standing(self) -> None:
         """End what was left open, where nobody told by then whether anything was. Raises
@@ -169,7 +200,7 @@ class Producers:
 
     def _another(self) -> TransactionalProducer:
         self._count += 1
-        return self._called(self._process, self._count)
+        return self.called(f"{self._prefix}-{self._process}-{self._count}")
 
     def give_back(self, one: TransactionalProducer) -> None:
         """Another may use it."""

@@ -17,12 +17,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import TopicPartition
 
 from duly.brokers.kafka.commits import Awaits
+from duly.brokers.kafka.doubt import Doubt
 from duly.brokers.kafka.ending import Ending, Endings, RunEnding
 from duly.brokers.kafka.membership import is_member
 from duly.brokers.kafka.notes import Foretold, as_text, in_text
@@ -46,15 +46,6 @@ log = logging.getLogger("duly.kafka")
 # How long to say again what a group that is being dealt out anew refuses.
 _AGAIN_S = 30.0
 _STEP_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class _Doubt:
-    """A commit that was sent and not answered, and what there is if it was carried out."""
-
-    producer: TransactionalProducer
-    ended: Sequence[Ending | RunEnding]
-    foretold: Mapping[int, tuple[Share, Foretold]]
 
 
 class Transacted:
@@ -81,7 +72,7 @@ class Transacted:
         self._producers = producers
         self._positions = positions
         self._group = b""
-        self._doubts: list[_Doubt] = []
+        self._doubts: list[Doubt] = []
         self._unblocked = 0
         self._ended = False
 
@@ -355,8 +346,7 @@ class Transacted:
             places = [self._place(share, told) for share, told in foretold.values()]
             self._carry_out(producer, sendings, places, group)
         except CommitUnknown:
-            # The producer stays with it: nobody else may begin under its id before.
-            self._doubt(_Doubt(producer, ended, foretold))
+            self._doubt(Doubt(producer, ended, foretold))
             return
         except BaseException:
             self._producers.give_back(producer)
@@ -367,7 +357,7 @@ class Transacted:
 
     # --- what nobody can say
 
-    def _doubt(self, doubt: _Doubt) -> None:
+    def _doubt(self, doubt: Doubt) -> None:
         """Find out, if that can be done now. Raises `CommitUnknown`, `TransactionInterrupted`."""
         try:
             stands = self._stands(doubt)
@@ -409,12 +399,11 @@ class Transacted:
                     f"to is not known yet: {error}"
                 ) from error
 
-    def _stands(self, doubt: _Doubt) -> bool | None:
+    def _stands(self, doubt: Doubt) -> bool | None:
         """Whether it was carried out; None where others have the partitions. Nothing is assumed:
         once it is over, where the group stands tells.
         """
-        doubt.producer.prepare()
-        told = self._positions.at_last({share.name for share, _ in doubt.foretold.values()})
+        told = doubt.told(self._positions, self._group)
         found: bool | None = None
         with self._changed:
             for number, (share, foretold) in doubt.foretold.items():
