@@ -8,12 +8,16 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from hypothesis import given
 from hypothesis import strategies as st
 
+from duly.brokers.kafka import transactions
+from duly.brokers.kafka.address import address_of
 from duly.brokers.kafka.ledger import ABORTED, COMMITTED, Entry, Ledger, read_key, read_value
 from duly.brokers.kafka.remains import Remains
-from duly.errors import BrokerUnusable
+from duly.brokers.kafka.transactions import TransactionalProducer
+from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 
 Place = tuple[str, int]
 EMPTY, ONGOING, ABORTING = 0, 1, 3
@@ -94,13 +98,15 @@ def test_of_an_id_the_latest_transaction_counts():
 
 
 class Cluster:
-    """One partition where readers stay until this id's records are ended."""
+    """Partitions where readers stay until this id's records are ended there. ``fails`` says how
+    the first tries of an id go: with an error, or without a record.
+    """
 
-    def __init__(self, ledger: Ledger, guilty: str = "") -> None:
+    def __init__(self, ledger: Ledger, guilty: str = "", *others: Place) -> None:
         self.guilty = guilty
-        self.at = 7
-        self.stays = True
+        self.at = dict.fromkeys([P, *others], 7)
         self.ended: list[str] = []
+        self.fails: dict[str, list[BrokerError | bool]] = {}
         self.now = 0.0
         self.remains = Remains(
             self,  # type: ignore[arg-type]
@@ -111,19 +117,27 @@ class Cluster:
         )
 
     def held_up(self, _: Iterable[str]) -> Mapping[Place, tuple[int, int]]:
-        return {P: (self.at, 99)} if self.stays else {}
+        return {place: (at, 99) for place, at in self.at.items()}
 
-    def standing(self, _: Iterable[str]) -> Mapping[Place, int]:
-        return {P: self.at} if self.stays else {}
+    def standing(self, topics: Iterable[str]) -> Mapping[Place, int]:
+        names = {*topics}
+        return {place: at for place, at in self.at.items() if place[0] in names}
 
     def _called(self, id: str) -> Any:
         cluster = self
 
         class Dead:
-            def end_records(self, places: Collection[Place]) -> None:
-                assert [*places] == [P]
+            def end_records(self, places: Collection[Place]) -> bool:
                 cluster.ended.append(id)
-                cluster.stays = cluster.stays and id != cluster.guilty
+                if cluster.fails.get(id):
+                    went = cluster.fails[id].pop(0)
+                    if isinstance(went, BrokerError):
+                        raise went
+                    return went
+                for place in places:
+                    if id == cluster.guilty:
+                        cluster.at.pop(place, None)
+                return True
 
             def close(self) -> None: ...
 
@@ -143,7 +157,7 @@ ABORTED_THERE = [(f"shop-{n}", ABORTED, [P]) for n in range(4)]
 def test_who_is_quick_is_left_alone():
     cluster = Cluster(Written(*ABORTED_THERE))
     for _ in range(20):
-        cluster.at += 1
+        cluster.at[P] += 1
         assert cluster.look(5) == []
 
 
@@ -152,6 +166,82 @@ def test_of_those_that_were_aborted_the_latest_is_tried_first_and_each_once():
     assert cluster.look(0, 5) == []
     assert cluster.look(5) == ["shop-3", "shop-2", "shop-1"]
     assert cluster.look(30, 30, 30) == ["shop-3", "shop-2", "shop-1"]
+
+
+@pytest.mark.parametrize("went", [BrokerUnavailable("it is loading"), False])
+def test_an_id_whose_try_failed_is_tried_again(went: BrokerError | bool):
+    """Its coordinator may just be loading, behind the restart that has caused all this."""
+    cluster = Cluster(Written(*ABORTED_THERE[:1]), guilty="shop-0")
+    cluster.fails = {"shop-0": [went]}
+    assert cluster.look(0, 10) == ["shop-0"]
+    assert P in cluster.at
+    assert cluster.look(30) == ["shop-0", "shop-0"]
+    assert P not in cluster.at
+
+
+def test_an_id_that_fails_keeps_no_other_and_no_other_place_waiting():
+    other = ("else", 1)
+    there = [(f"shop-{n}", ABORTED, [P, other]) for n in range(3)]
+    cluster = Cluster(Written(*there), "shop-1", other)
+    cluster.fails = {"shop-2": [BrokerUnavailable("it is loading")] * 100}
+    assert set(cluster.look(0, 10)) == {"shop-2", "shop-1"}
+    assert not cluster.at
+
+
+def test_those_that_fail_for_ever_come_behind_those_that_were_not_tried():
+    there = [(f"shop-{n}", ABORTED, [P]) for n in range(40)]
+    cluster = Cluster(Written(*there), guilty="shop-1")
+    cluster.fails = {f"shop-{n}": [BrokerUnusable("not allowed")] * 100 for n in range(2, 40)}
+    cluster.look(0, 10, 30, 30)
+    assert not cluster.at
+
+
+class Driver:
+    """The driver's producer, which delivers so many records and no more."""
+
+    delivers = 0
+
+    def __init__(self, _: Any) -> None:
+        self._reports: list[Any] = []
+
+    def init_transactions(self, _: float) -> None: ...
+
+    def begin_transaction(self) -> None: ...
+
+    def produce(self, *_: Any, on_delivery: Any, **__: Any) -> None:
+        self._reports.append(on_delivery)
+
+    def flush(self, _: float) -> None:
+        for report in self._reports[: self.delivers]:
+            report(None, None)
+
+    def poll(self, _: float) -> None: ...
+
+    def purge(self) -> None: ...
+
+    def abort_transaction(self, _: float) -> None:
+        for report in self._reports[self.delivers :]:
+            report(KafkaError(KafkaError._PURGE_QUEUE), None)
+
+
+@pytest.mark.parametrize("delivers", [0, 1, 2])
+def test_whether_records_were_ended_is_told(monkeypatch: pytest.MonkeyPatch, delivers: int):
+    """An abort is about those partitions alone where a record was stored before it."""
+    monkeypatch.setattr(transactions, "Producer", Driver)
+    monkeypatch.setattr(Driver, "delivers", delivers)
+    producer = TransactionalProducer(address_of("kafka://here", ""), "shop-1")
+    assert producer.end_records([P, ("else", 1)]) == (delivers == 2)
+
+
+def test_an_abort_that_is_not_answered_has_ended_nothing(monkeypatch: pytest.MonkeyPatch):
+    def is_silent(_driver: Any, _timeout_s: float) -> None:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    monkeypatch.setattr(transactions, "Producer", Driver)
+    monkeypatch.setattr(Driver, "delivers", 1)
+    monkeypatch.setattr(Driver, "abort_transaction", is_silent)
+    producer = TransactionalProducer(address_of("kafka://here", ""), "shop-1")
+    assert producer.end_records([P]) is False
 
 
 def test_nothing_is_aborted_that_was_committed_or_is_open_or_wrote_elsewhere_or_is_ones_own(

@@ -25,6 +25,9 @@ _STAYS_S = 8.0
 _AGAIN_S = 20.0
 _AT_ONCE = 16
 
+Stay = tuple[Place, int]
+"""a partition, and where readers stand in it"""
+
 
 class Remains:
     """``called`` gives the producer of a transactional id; ``is_own`` says which are this
@@ -47,7 +50,8 @@ class Remains:
         # Where readers stand, and since when they have been seen there.
         self._stays: dict[Place, tuple[int, float]] = {}
         self._look_at = 0.0
-        self._tried: set[tuple[str, Place]] = set()
+        # What was tried while readers stand there, and whether it was done.
+        self._tried: dict[tuple[str, Place], bool] = {}
 
     def look(self, topics: Collection[str]) -> None:
         """Look whether readers of these stay, and end what keeps them. Raises `BrokerError`."""
@@ -57,13 +61,15 @@ class Remains:
             place: (at, self._stays[place][1] if self._stays.get(place, (-1,))[0] == at else now)
             for place, (at, _) in held.items()
         }
-        self._tried = {(id, place) for id, place in self._tried if place in self._stays}
-        stuck = [place for place, (_, since) in self._stays.items() if now - since >= _STAYS_S]
+        self._tried = {each: done for each, done in self._tried.items() if each[1] in held}
+        stuck = [
+            (place, at) for place, (at, since) in self._stays.items() if now - since >= _STAYS_S
+        ]
         if stuck and now >= self._look_at:
             self._look_at = now + _AGAIN_S
             self._end(stuck)
 
-    def _end(self, stuck: Collection[Place]) -> None:
+    def _end(self, stuck: Collection[Stay]) -> None:
         try:
             entries = self._ledger.entries()
         except BrokerError as error:
@@ -71,36 +77,53 @@ class Remains:
                 "Kafka: readers stay in %s, and what is open there is not told: %s", stuck, error
             )
             return
+        tries = [(id, stay) for stay in stuck for id in self._candidates(entries, stay[0])]
+        # What has failed may fail for ever, and keeps nothing else waiting.
+        tries.sort(key=lambda each: (each[0], each[1][0]) in self._tried)
+        moved: set[Stay] = set()
         left = _AT_ONCE
-        for place in stuck:
-            for id in self._candidates(entries, place):
-                if not left or self._moved(place):
-                    break
-                left -= 1
-                self._tried.add((id, place))
-                log.warning("Kafka: readers of %s stay before what %s left open", place, id)
-                with closing(self._called(id)) as dead:
-                    dead.end_records([place])
-            else:
-                self._tell(entries, place)
+        for id, stay in tries:
+            if left and stay not in moved:
+                if self._moved(stay):
+                    moved.add(stay)
+                else:
+                    left -= 1
+                    self._tried[id, stay[0]] = self._is_ended(id, stay[0])
+        for stay in stuck:
+            if not self._candidates(entries, stay[0]) and not self._moved(stay):
+                self._tell(entries, stay)
 
     def _candidates(self, entries: Mapping[str, Entry], place: Place) -> list[str]:
-        """Whose last transaction was aborted and wrote there, the latest first; once each."""
+        """Whose last transaction was aborted and wrote there, the latest first, unless its end was
+        tried and done.
+        """
         return [
             id
             for id, entry in [*entries.items()][::-1]
             if entry.status == ABORTED
             and place in entry.places
             and not self._is_own(id)
-            and (id, place) not in self._tried
+            and not self._tried.get((id, place))
         ]
 
-    def _moved(self, place: Place) -> bool:
-        return self._admin.standing([place[0]]).get(place) != self._stays[place][0]
+    def _is_ended(self, id: str, place: Place) -> bool:
+        """Abort there once more under this id; whether that was done. It may well fail: the
+        restart that made Kafka forget is just over, and its coordinator may be loading.
+        """
+        log.warning("Kafka: readers of %s stay before what %s left open", place, id)
+        try:
+            with closing(self._called(id)) as dead:
+                return dead.end_records([place])
+        except BrokerError as error:
+            log.warning("Kafka: what %s left open is not ended yet: %s", id, error)
+            return False
 
-    def _tell(self, entries: Mapping[str, Entry], place: Place) -> None:
-        if self._moved(place):
-            return
+    def _moved(self, stay: Stay) -> bool:
+        place, at = stay
+        return self._admin.standing([place[0]]).get(place) != at
+
+    def _tell(self, entries: Mapping[str, Entry], stay: Stay) -> None:
+        place, _ = stay
         committed = [
             id for id, each in entries.items() if each.status == COMMITTED and place in each.places
         ]

@@ -233,17 +233,22 @@ class TransactionalProducer:
             self.end_records(where)
         self._aborted = set()
 
-    def end_records(self, places: Sequence[tuple[str, int]]) -> None:
-        """End what Kafka has forgotten to end under this id in these partitions. Raises
+    def end_records(self, places: Sequence[tuple[str, int]]) -> bool:
+        """End what Kafka has forgotten to end under this id in these partitions; whether that was
+        done: an abort is about those alone where a record was stored before it. Raises
         `BrokerError`.
         """
         self.begin()
+        sendings = [Sending(name, None, None, [], partition=at) for name, at in places]
         try:
-            self.send([Sending(name, None, None, [], partition=at) for name, at in places])
+            self.send(sendings)
             self._producer.flush(self._timeout_s)
         except (DulyError, KafkaException) as error:
             log.warning("Kafka: %s stays open in %s: %s", self.id, places, error)
+        are_stored = all(each.is_stored for each in sendings)
         self.abort()
+        # One whose abort was not answered is thrown away.
+        return are_stored and self._producer is not None
 
     def end_positions(self, places: Sequence[TopicPartition], group: bytes) -> None:
         """End what Kafka has forgotten to end of a group's positions under this id, which nobody is
