@@ -20,7 +20,7 @@ from duly.brokers.kafka.transactions import TransactionalProducer
 from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 
 Place = tuple[str, int]
-EMPTY, ONGOING, ABORTING = 0, 1, 3
+EMPTY, ONGOING, COMMITTING, ABORTING = 0, 1, 2, 3
 P: Place = ("copies", 0)
 
 
@@ -28,7 +28,7 @@ def key_of(id: str) -> bytes:
     return struct.pack(">hh", 0, len(id)) + id.encode()
 
 
-def value_of(status: int, places: Iterable[Place], version: int) -> bytes:
+def value_of(status: int, places: Iterable[Place], version: int, began_ms: int = 2) -> bytes:
     """As Kafka's own schema says, of either version."""
     topics: dict[str, list[int]] = {}
     for topic, partition in places:
@@ -44,7 +44,7 @@ def value_of(status: int, places: Iterable[Place], version: int) -> bytes:
         for topic, numbers in topics.items():
             parts += [struct.pack(">h", len(topic)), topic.encode()]
             parts.append(struct.pack(f">i{len(numbers)}i", len(numbers), *numbers))
-    return b"".join([*parts, struct.pack(">qq", 1, 2), b"\0" * version])
+    return b"".join([*parts, struct.pack(">qq", 1, began_ms), b"\0" * version])
 
 
 def varint(number: int) -> bytes:
@@ -55,9 +55,15 @@ def varint(number: int) -> bytes:
 names = st.text("abcz.-_", min_size=1, max_size=200)
 
 
-@given(st.integers(0, 7), st.sets(st.tuples(names, st.integers(0, 999))), st.integers(0, 1))
-def test_what_coordinators_write_is_read(status: int, places: set[Place], version: int):
-    assert read_value(value_of(status, places, version)) == Entry(status, frozenset(places))
+@given(
+    st.integers(0, 7), st.sets(st.tuples(names, st.integers(0, 999))), st.integers(0, 1),
+    st.integers(-1, 1 << 62),
+)  # fmt: skip
+def test_what_coordinators_write_is_read(
+    status: int, places: set[Place], version: int, began_ms: int
+):
+    value = value_of(status, places, version, began_ms)
+    assert read_value(value) == Entry(status, frozenset(places), began_ms)
 
 
 @given(st.binary(max_size=60))
@@ -74,26 +80,34 @@ class Written(Ledger):
 
     def __init__(self, *records: tuple[str, int | None, Collection[Place]]) -> None:
         super().__init__(None, None, "shop-")  # type: ignore[arg-type]
-        self._written = records
+        self.written = records
+        self.began_ms = 2
+        self.reads = 0
 
     def _records(self) -> Any:
-        for id, status, places in self._written:
-            yield key_of(id), None if status is None else value_of(status, places, 1)
+        self.reads += 1
+        for id, status, places in self.written:
+            yield key_of(id), None if status is None else value_of(status, places, 1, self.began_ms)
 
 
 def test_of_an_id_the_latest_transaction_counts():
+    """Of another application's only what is open, which nobody is to be alarmed about."""
     entries = Written(
         ("shop-1", ONGOING, [P]), ("shop-1", ABORTING, [P]), ("shop-1", ABORTED, []),
         ("shop-1", EMPTY, []),
         ("shop-2", ONGOING, [P]), ("shop-2", COMMITTED, []),
         ("other-1", ABORTED, [P]),
+        ("other-2", ONGOING, [P]), ("other-2", ABORTED, []),
+        ("other-3", ONGOING, [P]), ("other-3", None, []),
+        ("other-4", EMPTY, []), ("other-4", ONGOING, [P]), ("other-4", COMMITTING, [P]),
         ("shop-3", ABORTED, [P]), ("shop-3", None, []),
         ("shop-4", ABORTED, [P]), ("shop-4", ONGOING, [("else", 1)]),
     ).entries()  # fmt: skip
     assert entries == {
-        "shop-1": Entry(ABORTED, frozenset([P])),
-        "shop-2": Entry(COMMITTED, frozenset([P])),
-        "shop-4": Entry(ONGOING, frozenset([("else", 1)])),
+        "shop-1": Entry(ABORTED, frozenset([P]), 2),
+        "shop-2": Entry(COMMITTED, frozenset([P]), 2),
+        "shop-4": Entry(ONGOING, frozenset([("else", 1)]), 2),
+        "other-4": Entry(COMMITTING, frozenset([P]), 2),
     }
 
 
@@ -244,19 +258,97 @@ def test_an_abort_that_is_not_answered_has_ended_nothing(monkeypatch: pytest.Mon
     assert producer.end_records([P]) is False
 
 
-def test_nothing_is_aborted_that_was_committed_or_is_open_or_wrote_elsewhere_or_is_ones_own(
+def test_nothing_is_aborted_that_was_committed_or_wrote_elsewhere_or_is_ones_own(
     caplog: pytest.LogCaptureFixture,
 ):
     cluster = Cluster(
         Written(
-            ("shop-1", COMMITTED, [P]), ("shop-2", ONGOING, [P]), ("shop-3", ABORTED, [("x", 0)]),
-            ("shop-me-1", ABORTED, [P]),
+            ("shop-1", COMMITTED, [P]), ("shop-2", ONGOING, [("x", 0)]),
+            ("shop-3", ABORTED, [("x", 0)]), ("shop-me-1", ABORTED, [P]),
         )
     )  # fmt: skip
     with caplog.at_level(logging.ERROR):
-        assert cluster.look(0, 10, 30, 30) == []
-    assert "committed there last: shop-1" in caplog.text
+        assert cluster.look(0, 10, 30, 60) == []
+        assert "committed there last: shop-1" in caplog.text
+        assert "kafka-transactions.sh find-hanging" in caplog.text
+        assert len(caplog.records) == 1, "it is told once"
+        cluster.at[P] += 1
+        cluster.look(0, 30)
+        assert len(caplog.records) == 2, "and where readers stay next"
+
+
+@pytest.mark.parametrize("status", [ONGOING, COMMITTING, ABORTING])
+@pytest.mark.parametrize("id", ["shop-2", "flink-2"])
+def test_what_is_open_is_left_alone_and_alarms_nobody(
+    status: int, id: str, caplog: pytest.LogCaptureFixture
+):
+    """Whoever's it is: its end comes, however late."""
+    cluster = Cluster(Written(("shop-1", COMMITTED, [P]), (id, status, [P])))
+    with caplog.at_level(logging.ERROR):
+        assert cluster.look(0, 10, *[30] * 20) == []
+    assert not caplog.records
+
+
+def test_what_was_begun_later_does_not_explain_why_readers_stay(
+    caplog: pytest.LogCaptureFixture,
+):
+    """Where much is published there is always something open."""
+    ledger = Written(("shop-1", ONGOING, [P]))
+    cluster = Cluster(ledger)
+    with caplog.at_level(logging.ERROR):
+        cluster.look(0, 10)
+        assert not caplog.records
+        ledger.began_ms += 1
+        cluster.look(30)
     assert "kafka-transactions.sh find-hanging" in caplog.text
+
+
+def test_what_nothing_can_be_done_about_is_looked_at_more_and_more_seldom():
+    ledger = Written(("flink-1", ONGOING, [P]))
+    cluster = Cluster(ledger)
+    cluster.look(*[5] * 120)
+    assert ledger.reads == 5  # after 15, 35, 75, 155, 315 s
+    cluster.look(*[5] * 120)
+    assert ledger.reads == 7
+    cluster.at[P] += 1
+    cluster.look(*[5] * 7)
+    assert ledger.reads == 9, "readers have come on, and stay again"
+
+
+def test_somewhere_else_readers_are_not_kept_waiting_for_that():
+    ledger = Written(("flink-1", ONGOING, [P]), ("shop-1", ABORTED, [("else", 1)]))
+    cluster = Cluster(ledger, guilty="shop-1")
+    cluster.look(*[5] * 185)
+    assert ledger.reads == 7  # the last just now
+    cluster.at["else", 1] = 7
+    cluster.look(*[5] * 4)
+    assert ("else", 1) not in cluster.at
+
+
+def test_as_long_as_there_is_something_to_be_tried_it_goes_on_soon():
+    ledger = Written(*((f"shop-{n}", ABORTED, [P]) for n in range(100)))
+    cluster = Cluster(ledger, guilty="shop-0")
+    cluster.look(*[5] * 30)
+    assert not cluster.at
+
+
+def test_between_two_reads_there_is_time_however_long_they_last():
+    """Of a ledger that is not read to its end in time the next read would begin at once."""
+
+    class Slow(Written):
+        def _records(self) -> Any:
+            self.reads += 1
+            cluster.now += 20
+            raise BrokerUnavailable("it was not read to its end")
+
+    ledger = Slow()
+    cluster = Cluster(ledger)
+    cluster.look(0, 10)
+    assert ledger.reads == 1
+    cluster.look(5, 5, 5)
+    assert ledger.reads == 1
+    cluster.look(5)
+    assert ledger.reads == 2
 
 
 def test_who_may_not_read_what_coordinators_write_is_told(caplog: pytest.LogCaptureFixture):

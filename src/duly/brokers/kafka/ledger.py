@@ -27,17 +27,24 @@ _TAKES_S = 20.0
 
 Place = tuple[str, int]
 
+# Open, and about to be committed or aborted: its partitions are not told yet.
+OPEN = frozenset({1, 2, 3})
 COMMITTED, ABORTED = 4, 5
 # Of an id under which nothing is open, or whose producer is fenced off.
 _IDLE = frozenset({0, 6, 7})
 _HEAD = struct.Struct(">qhib")
+# When it was written last, and when it began.
+_TIMES = struct.Struct(">qq")
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """The latest transaction under one id: its ``status``, and the ``places`` where it wrote."""
+    """The latest transaction under one id: its ``status``, the ``places`` where it wrote, and when
+    it began.
+    """
 
     status: int
     places: frozenset[Place]
+    began_ms: int
 
 
 class Ledger:
@@ -49,11 +56,20 @@ class Ledger:
         self._prefix = prefix
 
     def entries(self) -> dict[str, Entry]:
-        """By transactional id, the one that was written last at the end. Raises `BrokerError`."""
+        """By transactional id, the one that was written last at the end; of ids that are not looked
+        for those that are open. Raises `BrokerError`.
+        """
         found: dict[str, Entry] = {}
+        others: dict[str, bytes] = {}
         for key, value in self._records():
             id = read_key(key)
-            if id is None or not id.startswith(self._prefix):
+            if id is None:
+                continue
+            if not id.startswith(self._prefix):
+                # There may be millions of them, which are not to be read each.
+                others.pop(id, None)
+                if value is not None and _status(value) in OPEN:
+                    others[id] = value
                 continue
             entry = None if value is None else read_value(value)
             before = found.pop(id, None)
@@ -63,8 +79,11 @@ class Ledger:
                 # Who begins anew under it has no transaction yet, and of one that is over no
                 # partition is written down any more.
                 status = before.status if entry.status in _IDLE else entry.status
-                entry = Entry(status, entry.places or before.places)
+                entry = Entry(status, entry.places or before.places, entry.began_ms)
             found[id] = entry
+        for id, value in others.items():
+            if (entry := read_value(value)) is not None:
+                found[id] = entry
         return found
 
     def _records(self) -> Iterator[tuple[bytes, bytes | None]]:
@@ -110,24 +129,35 @@ def read_value(value: bytes) -> Entry | None:
         if version not in (0, 1):
             return None
         *_, status = _HEAD.unpack_from(value, 2)
-        return Entry(status, frozenset(_places(value, 2 + _HEAD.size, compact=version == 1)))
+        places, at = _places(value, 2 + _HEAD.size, compact=version == 1)
+        _, began_ms = _TIMES.unpack_from(value, at)
+        return Entry(status, frozenset(places), began_ms)
     except (struct.error, IndexError, UnicodeDecodeError):
         return None
 
 
-def _places(value: bytes, at: int, *, compact: bool) -> Iterator[Place]:
+def _status(value: bytes) -> int:
+    try:
+        return int(_HEAD.unpack_from(value, 2)[-1])
+    except struct.error:
+        return -1
+
+
+def _places(value: bytes, at: int, *, compact: bool) -> tuple[list[Place], int]:
+    """Where it wrote, and where what follows begins."""
+    places: list[Place] = []
     topics, at = _count(value, at, compact=compact)
     for _ in range(topics):
         size, at = _count(value, at, compact=compact, short=True)
         topic, at = value[at : at + size].decode(), at + size
         count, at = _count(value, at, compact=compact)
-        for partition in struct.unpack_from(f">{count}i", value, at):
-            yield topic, partition
+        places += [(topic, partition) for partition in struct.unpack_from(f">{count}i", value, at)]
         at += 4 * count
         if compact:
             tags, at = _varint(value, at)
             if tags:
                 raise struct.error("tagged fields that this code does not know")
+    return places, at
 
 
 def _count(value: bytes, at: int, *, compact: bool, short: bool = False) -> tuple[int, int]:
