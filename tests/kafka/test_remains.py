@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -12,12 +13,16 @@ from confluent_kafka import KafkaError, KafkaException
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duly.brokers.kafka import transactions
+import duly
+from duly.brokers.kafka import KafkaBroker, transactions
 from duly.brokers.kafka.address import address_of
+from duly.brokers.kafka.admin import Admin, Wanted
 from duly.brokers.kafka.ledger import ABORTED, COMMITTED, Entry, Ledger, read_key, read_value
 from duly.brokers.kafka.remains import Remains
 from duly.brokers.kafka.transactions import TransactionalProducer
 from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
+from tests.kafka.work import ORDERS, namespace_of
+from tests.waiting import eventually
 
 Place = tuple[str, int]
 EMPTY, ONGOING, COMMITTING, ABORTING = 0, 1, 2, 3
@@ -359,3 +364,48 @@ def test_who_may_not_read_what_coordinators_write_is_told(caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         assert Cluster(Denied()).look(0, 10) == []
     assert "__transaction_state: not allowed" in caplog.text
+
+
+# --- who looks, and where
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The topics where it is looked in this process, often."""
+    seen: set[str] = set()
+    monkeypatch.setattr(Remains, "look", lambda _, topics: seen.update(topics))
+    monkeypatch.setattr("duly.brokers.kafka.broker.WATCH_S", 0.02)
+    return seen
+
+
+def test_who_only_publishes_by_transactions_looks_too_and_among_dead_letters(
+    kafka_url: str, looked_at: set[str]
+):
+    orders, dead = (f"{namespace_of(kafka_url)}.{name}" for name in ("orders", "duly.dead"))
+    with duly.App("shop", broker=kafka_url) as app:
+        app.publish(ORDERS, "1")
+        broker: Any = app.backends()[0]
+        assert broker._watch is None, "nothing is published by a transaction of its own"
+        for _ in range(2):
+            with app.transaction() as tx:
+                tx.publish(ORDERS, "2")
+        eventually(lambda: orders in looked_at, "it is looked")
+        admin = Admin(address_of(kafka_url, ""))
+        assert dead not in looked_at
+        assert not admin.find([dead]), "and it is not made"
+        admin.make([Wanted(dead, 1, {})])
+        eventually(lambda: dead in looked_at, "it is looked there, too")
+
+
+def test_who_may_not_see_dead_letters_looks_at_the_rest(looked_at: set[str]):
+    class Denied:
+        def find(self, topics: Iterable[str]) -> Any:
+            raise BrokerUnusable(f"{[*topics]}: not allowed")
+
+    broker = KafkaBroker("kafka://127.0.0.1:1")
+    with closing(broker):
+        broker.own_store()
+        broker._topics["orders"] = ORDERS
+        broker._admin = Denied()  # type: ignore[assignment]
+        broker._look_for_remains()
+    assert looked_at == {"orders"}

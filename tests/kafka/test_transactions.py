@@ -18,6 +18,9 @@ from confluent_kafka.admin import AdminClient
 
 import duly
 from duly.brokers.kafka import KafkaBroker
+from duly.brokers.kafka.address import address_of
+from duly.brokers.kafka.admin import COMPACTED, Admin, Wanted
+from duly.brokers.kafka.names import Names
 from duly.brokers.kafka.producer import Sending
 from duly.brokers.kafka.producers import Producers
 from duly.brokers.kafka.transactions import TransactionalProducer
@@ -37,7 +40,7 @@ from tests.kafka.copying import (
     working,
 )
 from tests.kafka.cutting import forget_the_end
-from tests.kafka.work import host_of, namespace_of
+from tests.kafka.work import host_of, namespace_of, open_in, settled
 from tests.servers.kafka import KafkaNode, in_namespace
 from tests.waiting import eventually
 
@@ -310,6 +313,33 @@ def test_what_a_dead_worker_left_and_kafka_forgets_to_end_is_ended(
         worker.end()
         assert "readers of" in worker.told
     check_copied(read(broker), 100)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_who_only_publishes_ends_what_kafka_forgot_also_among_dead_letters(kafka_node: KafkaNode):
+    """It consumes nothing, and has no consumer to be given what the dead had."""
+    broker = in_namespace(f"forgotten{secrets.token_hex(4)}", kafka_node.url) + HASTY
+    names, address = Names(namespace_of(broker)), address_of(broker, "")
+    topics = [names.topic(THERE.name), names.letters]
+    with copier(broker) as app:
+        app.backends()[0].declare([THERE])
+        Admin(address).make([Wanted(names.letters, 1, COMPACTED)])
+        dead = TransactionalProducer(address, f"{names.group('duly')}-dead-1")
+        dead.begin()
+        dead.send([Sending(name, b"0", b"0", [], partition=0) for name in topics])
+        assert dead._producer.flush(30) == 0
+        dead.close()
+        for topic in (THERE.name, "duly.dead"):
+            settled(broker, topic)
+        for name in topics:
+            assert forget_the_end(kafka_node, name)
+        for topic in (THERE.name, "duly.dead"):
+            assert open_in(broker, topic)
+        with app.transaction() as tx:
+            tx.publish(THERE, 1)
+        for topic in (THERE.name, "duly.dead"):
+            settled(broker, topic)
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -329,12 +330,8 @@ class KafkaBroker(Operated):
             # Who asks again, when somebody has mended it, begins anew.
             self._drop(intake)
             raise
+        self.watch()
         with self._lock:
-            if self._watch is None:
-                self._watch = threading.Thread(
-                    target=self._watching, name="duly-kafka-watch", daemon=True
-                )
-                self._watch.start()
             lane = Lane(self, intake, options, frozenset(names), next(self._numbers))
             self._lanes[lane.number] = lane
             return lane
@@ -378,6 +375,16 @@ class KafkaBroker(Operated):
                 "that holds keys"
             )
 
+    def watch(self) -> None:
+        """As `Home.watch`: on a thread, which is begun with what there is to look after first."""
+        if self._watch is None:
+            with self._lock:
+                if self._watch is None:
+                    self._watch = threading.Thread(
+                        target=self._watching, name="duly-kafka-watch", daemon=True
+                    )
+                    self._watch.start()
+
     def _watching(self) -> None:
         """Look now and then for what no client is told of."""
         while not self._stop.wait(WATCH_S):
@@ -399,7 +406,11 @@ class KafkaBroker(Operated):
         if self._remains is not None:
             with self._lock:
                 topics = [t for t in self._topics.values() if t.guarantee != "at-most-once"]
-            self._remains.look([self._names.topic(topic.name) for topic in topics])
+            names = [self._names.topic(topic.name) for topic in topics]
+            # Transactions write dead letters, too; who may not see them looks at the rest.
+            with contextlib.suppress(BrokerError):
+                names += self._admin.find([self._names.letters])
+            self._remains.look(names)
 
     def leave(self, lane: Lane) -> None:
         """As `Surroundings.leave`; with the last lane the process leaves the group."""

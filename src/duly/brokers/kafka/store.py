@@ -63,6 +63,10 @@ class Home(Protocol):
         """The records of dead letters."""
         ...
 
+    def watch(self) -> None:
+        """Look now and then for what others have left open, from here on."""
+        ...
+
 
 class NoConnection:
     """`Transaction.connection` where there is no database: whatever is asked of it says so."""
@@ -234,6 +238,7 @@ class KafkaSession:
     def _publish(self, sendings: Sequence[Sending]) -> None:
         if not sendings:
             return
+        self._home.watch()
         with self._producers.one() as producer:
             producer.begin()
             producer.send(sendings)
