@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Collection, Iterable, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -18,6 +19,7 @@ from duly.brokers.kafka import KafkaBroker, transactions
 from duly.brokers.kafka.address import address_of
 from duly.brokers.kafka.admin import Admin, Wanted
 from duly.brokers.kafka.ledger import ABORTED, COMMITTED, Entry, Ledger, read_key, read_value
+from duly.brokers.kafka.producer import Sending
 from duly.brokers.kafka.remains import Remains
 from duly.brokers.kafka.transactions import TransactionalProducer
 from duly.errors import BrokerError, BrokerUnavailable, BrokerUnusable
@@ -89,7 +91,8 @@ class Written(Ledger):
         self.began_ms = 2
         self.reads = 0
 
-    def _records(self) -> Any:
+    def _records(self, goes_on: Callable[[], bool]) -> Any:
+        del goes_on
         self.reads += 1
         for id, status, places in self.written:
             yield key_of(id), None if status is None else value_of(status, places, 1, self.began_ms)
@@ -107,7 +110,7 @@ def test_of_an_id_the_latest_transaction_counts():
         ("other-4", EMPTY, []), ("other-4", ONGOING, [P]), ("other-4", COMMITTING, [P]),
         ("shop-3", ABORTED, [P]), ("shop-3", None, []),
         ("shop-4", ABORTED, [P]), ("shop-4", ONGOING, [("else", 1)]),
-    ).entries()  # fmt: skip
+    ).entries(lambda: True)  # fmt: skip
     assert entries == {
         "shop-1": Entry(ABORTED, frozenset([P]), 2),
         "shop-2": Entry(COMMITTED, frozenset([P]), 2),
@@ -125,13 +128,16 @@ class Cluster:
         self.guilty = guilty
         self.at = dict.fromkeys([P, *others], 7)
         self.ended: list[str] = []
+        self.last = ""
         self.fails: dict[str, list[BrokerError | bool]] = {}
         self.now = 0.0
+        self.goes_on = True
         self.remains = Remains(
             self,  # type: ignore[arg-type]
             ledger,
             self._called,
             lambda each: each.startswith("shop-me"),
+            lambda: self.goes_on,
             lambda: self.now,
         )
 
@@ -148,6 +154,7 @@ class Cluster:
         class Dead:
             def end_records(self, places: Collection[Place]) -> bool:
                 cluster.ended.append(id)
+                cluster.goes_on = id != cluster.last
                 if cluster.fails.get(id):
                     went = cluster.fails[id].pop(0)
                     if isinstance(went, BrokerError):
@@ -341,7 +348,8 @@ def test_between_two_reads_there_is_time_however_long_they_last():
     """Of a ledger that is not read to its end in time the next read would begin at once."""
 
     class Slow(Written):
-        def _records(self) -> Any:
+        def _records(self, goes_on: Callable[[], bool]) -> Any:
+            del goes_on
             self.reads += 1
             cluster.now += 20
             raise BrokerUnavailable("it was not read to its end")
@@ -358,7 +366,8 @@ def test_between_two_reads_there_is_time_however_long_they_last():
 
 def test_who_may_not_read_what_coordinators_write_is_told(caplog: pytest.LogCaptureFixture):
     class Denied(Written):
-        def _records(self) -> Any:
+        def _records(self, goes_on: Callable[[], bool]) -> Any:
+            del goes_on
             raise BrokerUnusable("__transaction_state: not allowed")
 
     with caplog.at_level(logging.WARNING):
@@ -409,3 +418,53 @@ def test_who_may_not_see_dead_letters_looks_at_the_rest(looked_at: set[str]):
         broker._admin = Denied()  # type: ignore[assignment]
         broker._look_for_remains()
     assert looked_at == {"orders"}
+
+
+def test_who_is_to_stop_tries_no_further_id_and_tells_nothing(caplog: pytest.LogCaptureFixture):
+    cluster = Cluster(Written(*ABORTED_THERE))
+    cluster.last = "shop-2"
+    with caplog.at_level(logging.ERROR):
+        assert cluster.look(0, 10) == ["shop-3", "shop-2"]
+    assert not caplog.records
+
+
+def test_who_is_to_stop_reads_no_further(kafka_url: str, caplog: pytest.LogCaptureFixture):
+    """However much is written there."""
+    address = address_of(kafka_url, "")
+    admin = Admin(address)
+    admin.make([Wanted(f"{address.namespace}.orders", 1, {})])
+    producer = TransactionalProducer(address, f"{address.namespace}.one")
+    with closing(producer):
+        producer.begin()
+        producer.send([Sending(f"{address.namespace}.orders", b"1", None, [])])
+        producer.commit()
+    ledger = Ledger(address, admin, f"{address.namespace}.")
+    assert f"{address.namespace}.one" in ledger.entries(lambda: True)
+    with pytest.raises(BrokerUnavailable, match="closed"):
+        ledger.entries(lambda: False)
+    cluster = Cluster(ledger)
+    cluster.goes_on = False
+    cluster.look(0, 10)
+    assert not caplog.records, "nobody is told of that"
+
+
+def test_a_broker_that_is_closed_looks_no_more(monkeypatch: pytest.MonkeyPatch):
+    """What it would begin then under ids of the dead nobody ends."""
+    looks, went_on = threading.Event(), list[bool]()
+
+    def look(remains: Any, _topics: Collection[str]) -> None:
+        looks.set()
+        eventually(broker._stop.is_set, "it is closed")
+        went_on.append(remains._goes_on())
+
+    monkeypatch.setattr(Remains, "look", look)
+    monkeypatch.setattr(Admin, "find", lambda *_: {})
+    monkeypatch.setattr("duly.brokers.kafka.broker.WATCH_S", 0.01)
+    broker = KafkaBroker("kafka://127.0.0.1:1")
+    broker.own_store()
+    broker.watch()
+    assert looks.wait(30)
+    broker.close()
+    assert went_on == [False]
+    assert broker._watch is not None
+    eventually(lambda: broker._watch and not broker._watch.is_alive(), "and never again")

@@ -51,6 +51,8 @@ from duly.message import Message, Topic, now_ms
 log = logging.getLogger("duly.kafka")
 
 WATCH_S = 5.0
+# Who closes waits for so long for what is just being looked at.
+_LOOKS_S = 5.0
 
 
 class KafkaBroker(Operated):
@@ -132,7 +134,9 @@ class KafkaBroker(Operated):
                 prefix, standing = self._names.group("duly"), self._admin.standing
                 self._producers = own = Producers(self._address, prefix, standing)
                 ledger = Ledger(self._address, self._admin, f"{prefix}-")
-                self._remains = Remains(self._admin, ledger, own.called, own.is_own)
+                self._remains = Remains(
+                    self._admin, ledger, own.called, own.is_own, lambda: not self._stop.is_set()
+                )
                 place = f"kafka://{self._address.bootstrap}/{self._address.namespace}"
                 # A transaction of Kafka's moves the one position that a partition has.
                 self._capabilities = replace(self._capabilities, database=place, key_lanes=False)
@@ -390,7 +394,8 @@ class KafkaBroker(Operated):
         while not self._stop.wait(WATCH_S):
             for intake in list(self._intakes.values()):
                 self._watch_over(intake.look, intake.catch_up, intake.tidy)
-            self._watch_over(self._look_for_remains)
+            if not self._stop.is_set():
+                self._watch_over(self._look_for_remains)
 
     def _watch_over(self, *looks: Callable[[], None]) -> None:
         try:
@@ -455,6 +460,8 @@ class KafkaBroker(Operated):
             self._producers.close()
         for gate in self._gates:
             gate.close()
+        if self._watch is not None:
+            self._watch.join(_LOOKS_S)
         self._sender.close()
         self._lossy.close()
         self._record_reader.close()

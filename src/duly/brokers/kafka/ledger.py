@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -55,13 +55,13 @@ class Ledger:
         self._admin = admin
         self._prefix = prefix
 
-    def entries(self) -> dict[str, Entry]:
+    def entries(self, goes_on: Callable[[], bool]) -> dict[str, Entry]:
         """By transactional id, the one that was written last at the end; of ids that are not looked
-        for those that are open. Raises `BrokerError`.
+        for those that are open. Read as long as it ``goes_on``. Raises `BrokerError`.
         """
         found: dict[str, Entry] = {}
         others: dict[str, bytes] = {}
-        for key, value in self._records():
+        for key, value in self._records(goes_on):
             id = read_key(key)
             if id is None:
                 continue
@@ -86,7 +86,7 @@ class Ledger:
                 found[id] = entry
         return found
 
-    def _records(self) -> Iterator[tuple[bytes, bytes | None]]:
+    def _records(self, goes_on: Callable[[], bool]) -> Iterator[tuple[bytes, bytes | None]]:
         until = time.monotonic() + _TAKES_S
         ends = self._admin.written(TOPIC)
         left = {place: end for place, (first, end) in ends.items() if first < end}
@@ -97,6 +97,8 @@ class Ledger:
             with closing(reader):
                 reader.assign([TopicPartition(*place, ends[place][0]) for place in left])
                 while left:
+                    if not goes_on():
+                        raise BrokerUnavailable(f"{TOPIC} was not read: Kafka was closed")
                     if time.monotonic() > until:
                         raise BrokerUnavailable(f"{TOPIC} was not read to its end")
                     for record in reader.consume(1000, 0.2):

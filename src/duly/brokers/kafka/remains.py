@@ -34,7 +34,7 @@ Stay = tuple[Place, int]
 
 class Remains:
     """``called`` gives the producer of a transactional id; ``is_own`` says which are this
-    process's, which ends what it left open itself.
+    process's, which ends what it left open itself. ``goes_on`` is asked before each step.
     """
 
     def __init__(
@@ -43,12 +43,14 @@ class Remains:
         ledger: Ledger,
         called: Callable[[str], TransactionalProducer],
         is_own: Callable[[str], bool],
+        goes_on: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._admin = admin
         self._ledger = ledger
         self._called = called
         self._is_own = is_own
+        self._goes_on = goes_on
         self._clock = clock
         # Where readers stand, and since when they have been seen there.
         self._stays: dict[Place, tuple[int, float]] = {}
@@ -90,12 +92,13 @@ class Remains:
     def _end(self, stuck: Collection[Stay]) -> bool:
         """Whether anything was tried for the first time."""
         try:
-            entries = self._ledger.entries()
+            entries = self._ledger.entries(self._goes_on)
         except BrokerError as error:
-            log.warning(
-                "Kafka: readers stay in %s, and what is open there is not told: %s",
-                sorted(place for place, _ in stuck), error,
-            )  # fmt: skip
+            if self._goes_on():
+                log.warning(
+                    "Kafka: readers stay in %s, and what is open there is not told: %s",
+                    sorted(place for place, _ in stuck), error,
+                )  # fmt: skip
             return False
         tries = [(id, stay) for stay in stuck for id in self._candidates(entries, stay[0])]
         # What has failed may fail for ever, and keeps nothing else waiting.
@@ -103,7 +106,7 @@ class Remains:
         moved: set[Stay] = set()
         left, is_new = _AT_ONCE, False
         for id, stay in tries:
-            if left and stay not in moved:
+            if left and stay not in moved and self._goes_on():
                 if self._moved(stay):
                     moved.add(stay)
                 else:
@@ -111,7 +114,9 @@ class Remains:
                     is_new |= (id, stay[0]) not in self._tried
                     self._tried[id, stay[0]] = self._is_ended(id, stay[0])
         for stay in stuck:
-            if not self._candidates(entries, stay[0]) and not self._moved(stay):
+            if self._candidates(entries, stay[0]) or not self._goes_on():
+                continue
+            if not self._moved(stay):
                 self._tell(entries, stay)
         return is_new
 
