@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
 from typing import Any
@@ -17,8 +18,9 @@ from hypothesis import strategies as st
 import duly
 from duly.brokers.kafka import KafkaBroker, transactions
 from duly.brokers.kafka.address import address_of
-from duly.brokers.kafka.admin import Admin, Wanted
+from duly.brokers.kafka.admin import COMPACTED, Admin, Wanted
 from duly.brokers.kafka.ledger import ABORTED, COMMITTED, Entry, Ledger, read_key, read_value
+from duly.brokers.kafka.names import Names
 from duly.brokers.kafka.producer import Sending
 from duly.brokers.kafka.remains import Remains
 from duly.brokers.kafka.transactions import TransactionalProducer
@@ -406,6 +408,15 @@ def test_who_only_publishes_by_transactions_looks_too_and_among_dead_letters(
         eventually(lambda: dead in looked_at, "it is looked there, too")
 
 
+def test_what_is_open_is_ended_also_in_a_compacted_topic(kafka_url: str):
+    """As that of dead letters is: it takes no record without a key."""
+    address = address_of(kafka_url, "")
+    dead = Names(address.namespace).letters
+    Admin(address).make([Wanted(dead, 1, COMPACTED)])
+    with closing(TransactionalProducer(address, f"{address.namespace}.one")) as producer:
+        assert producer.end_records([(dead, 0)])
+
+
 def test_who_may_not_see_dead_letters_looks_at_the_rest(looked_at: set[str]):
     class Denied:
         def find(self, topics: Iterable[str]) -> Any:
@@ -439,7 +450,8 @@ def test_who_is_to_stop_reads_no_further(kafka_url: str, caplog: pytest.LogCaptu
         producer.send([Sending(f"{address.namespace}.orders", b"1", None, [])])
         producer.commit()
     ledger = Ledger(address, admin, f"{address.namespace}.")
-    assert f"{address.namespace}.one" in ledger.entries(lambda: True)
+    found = ledger.entries(lambda: True)[f"{address.namespace}.one"]
+    assert abs(found.began_ms / 1000 - time.time()) < 100
     with pytest.raises(BrokerUnavailable, match="closed"):
         ledger.entries(lambda: False)
     cluster = Cluster(ledger)

@@ -239,7 +239,8 @@ class TransactionalProducer:
         `BrokerError`.
         """
         self.begin()
-        sendings = [Sending(name, None, None, [], partition=at) for name, at in places]
+        # With a key, without which a compacted topic takes none.
+        sendings = [Sending(name, None, b"duly", [], partition=at) for name, at in places]
         try:
             self.send(sendings)
             self._producer.flush(self._timeout_s)
