@@ -1,4 +1,5 @@
-"""`Remains`: what workers that are dead left open in topics where this process publishes.
+"""`Remains`: what workers that are dead left open where this process publishes, and among dead
+letters.
 
 Kafka ends it, or whoever takes over does; where Kafka forgets that in a partition
 (`duly.brokers.kafka.transactions`), readers of what is committed would stay before it for ever.
