@@ -11,9 +11,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from confluent_kafka import TopicPartition
 
 import duly
-from duly.brokers.kafka import producers
+from duly.brokers.kafka import KafkaBroker, doubt, producers
+from duly.brokers.kafka import broker as broker_module
 from duly.brokers.kafka.intake import Intake
 from duly.brokers.kafka.item import Item, Order
 from duly.brokers.kafka.lane import Lane
@@ -63,6 +65,7 @@ class Played:
         self.commit = commits
         self.known = threading.Event()
         self.count = 0
+        self.pending = False
 
     def begin(self) -> None:
         self.count += 1
@@ -74,6 +77,11 @@ class Played:
     def send(self, sendings: Sequence[Sending]) -> None: ...
     def send_offsets(self, places: Sequence[Any], group: bytes) -> None: ...
     def was_aborted(self) -> None: ...
+
+    def end_positions(self, places: Sequence[TopicPartition], group: bytes) -> None:
+        assert [(each.topic, each.partition) for each in places] == [("here", 0)]
+        assert group == b"a member"
+        self.pending = False
 
 
 class Producing:
@@ -91,12 +99,15 @@ class Producing:
 
 
 class Asked:
-    """Where the group stands: behind the first two."""
+    """Where the group stands: at the first, where nothing of the producer's is pending."""
 
-    text = ""
+    def __init__(self, producer: Played) -> None:
+        self._producer = producer
 
     def at_last(self, names: set[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, str]]:
-        return dict.fromkeys(names, (0, self.text))
+        if self._producer.pending:
+            raise BrokerUnavailable("a transaction may change it")
+        return dict.fromkeys(names, (0, ""))
 
 
 class Claimed:
@@ -110,7 +121,7 @@ class Claimed:
         shares = {NUMBER: share}
         self.transacted = Transacted(
             "copy", self.changed, shares, time.monotonic, lambda: 0,
-            cast("Any", Producing(self.producer)), cast("Any", Asked()),
+            cast("Any", Producing(self.producer)), cast("Any", Asked(self.producer)),
         )  # fmt: skip
         self.transacted._group = b"a member"
         self.intake = object.__new__(Intake)
@@ -176,6 +187,25 @@ def test_nothing_of_a_partition_is_started_while_a_commit_of_it_is_in_doubt():
     assert len(claimed.session().admit(cast("Any", deliveries)).fresh) == 2
 
 
+def test_positions_that_stay_pending_under_a_living_process_are_ended_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Kafka may have forgotten them: then nobody is ever told what became of the commit."""
+    claimed = Claimed(unanswered)
+    claimed.producer.known.set()
+    claimed.producer.pending = True
+    with pytest.raises(CommitUnknown):
+        claimed.commit([Done(each) for each in claimed.receipts[:2]])
+    with pytest.raises(BrokerUnavailable, match="may change it"):
+        claimed.transacted.decide()
+    assert claimed.producer.pending, "it may be over any moment"
+    monkeypatch.setattr(doubt, "_UNTOLD_S", 0.0)
+    with pytest.raises(BrokerUnavailable, match="may change it"):
+        claimed.transacted.decide()
+    claimed.transacted.decide()
+    assert not claimed.share.busy
+
+
 def test_a_commit_waits_for_another_of_its_own_process():
     """That is no claim lost to others, for which handlers would have to run again."""
     claimed = Claimed(lambda: None)
@@ -197,6 +227,33 @@ def test_a_commit_waits_for_another_of_its_own_process():
 
 
 # --- with one
+
+
+def test_what_nobody_told_of_a_transaction_is_asked_again(
+    kafka_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+
+    def end_standing(self: TransactionalProducer, _: object) -> None:
+        asked.append(self.id)
+        if len(asked) < 3:
+            raise BrokerUnavailable("a partition has no leader")
+
+    monkeypatch.setattr(broker_module, "WATCH_S", 0.1)
+    monkeypatch.setattr(TransactionalProducer, "end_standing", end_standing)
+    topic = duly.Topic("one", str, guarantee="at-least-once", partitions=1)
+    with duly.App("app", broker=kafka_url) as app:
+        for _ in range(2):
+            with app.transaction() as tx:
+                tx.publish(topic, "a")
+            broker, _ = app.backends()
+            assert isinstance(broker, KafkaBroker)
+            assert broker._producers is not None
+            one = broker._producers.take()
+            one.is_clean = False
+            broker._producers.give_back(one)
+        eventually(lambda: len(asked) >= 3, "it is asked again")
+    assert len({*asked}) == 1
 
 
 class Wrong(TransactionalProducer):

@@ -108,3 +108,24 @@ def test_no_more_producers_are_kept_for_what_nobody_tells_than_a_few(producers: 
     producers.end_standing()
     producers.take()
     assert len(Played.ended) == 5
+
+
+def test_of_its_own_ids_those_are_tried_whose_last_transaction_was_not_committed(
+    producers: Producers,
+):
+    """Its positions may be what Kafka has forgotten, though it lives."""
+    over = failed(producers)
+    clean, late = producers.take(), producers.take()
+    late.is_clean = False
+    producers.give_back(clean)
+    producers.give_back(late)
+    Played.ended.clear()
+    assert producers.end_standing_positions([producers.owner], [], b"", 0, lambda: True)
+    assert Played.ended == [late.id, over]
+    assert not producers.end_standing_positions([producers.owner], [], b"", 0, lambda: False)
+    assert {producers.take().id, producers.take().id} == {clean.id, "ids-" + next_id(producers)}
+
+
+def next_id(producers: Producers) -> str:
+    process, _, count = producers.owner.partition("/")
+    return f"{process}-{int(count) - 1}"

@@ -380,6 +380,29 @@ def test_positions_that_kafka_forgets_to_end_keep_nobody_waiting(
     check_copied(read(broker), 100)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_positions_that_kafka_forgets_to_end_do_not_stop_their_own_process(
+    kafka_node: KafkaNode, tmp_path: Path
+):
+    """It stood still meanwhile, and has them to itself."""
+    broker = in_namespace(f"forgotten{secrets.token_hex(4)}", kafka_node.url) + HASTY
+    publish(broker, 100)
+    with Process(broker, tmp_path, "placed:2:SIGSTOP") as worker:
+        eventually(lambda: worker.stopped, "it stands still", lambda: worker.told, 60)
+        eventually(lambda: ends(broker, committed=True) == ends(broker), "it is aborted")
+        eventually(lambda: are_told(broker), "so are its positions")
+        assert forget_the_end(kafka_node, "__consumer_offsets")
+        assert not are_told(broker)
+        worker.go_on()
+        eventually(
+            lambda: len(read(broker)) >= 100, "all are read",
+            lambda: f"{len(read(broker))} {worker.told}", 120,
+        )  # fmt: skip
+        worker.end()
+    check_copied(read(broker), 100)
+
+
 def are_told(broker: str) -> bool:
     """Whether somebody who waits for the end of transactions is told where the group stands."""
     admin: Any = AdminClient({"bootstrap.servers": host_of(broker)})

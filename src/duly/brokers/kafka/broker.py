@@ -394,7 +394,8 @@ class KafkaBroker(Operated):
         while not self._stop.wait(WATCH_S):
             for intake in list(self._intakes.values()):
                 self._watch_over(intake.look, intake.catch_up, intake.tidy)
-            if not self._stop.is_set():
+            if self._producers is not None and not self._stop.is_set():
+                self._watch_over(self._producers.end_standing)
                 self._watch_over(self._look_for_remains)
 
     def _watch_over(self, *looks: Callable[[], None]) -> None:

@@ -346,7 +346,7 @@ class Transacted:
             places = [self._place(share, told) for share, told in foretold.values()]
             self._carry_out(producer, sendings, places, group)
         except CommitUnknown:
-            self._doubt(Doubt(producer, ended, foretold))
+            self._doubt(Doubt(producer, ended, foretold, group))
             return
         except BaseException:
             self._producers.give_back(producer)
@@ -403,7 +403,7 @@ class Transacted:
         """Whether it was carried out; None where others have the partitions. Nothing is assumed:
         once it is over, where the group stands tells.
         """
-        told = doubt.told(self._positions, self._group)
+        told = doubt.told(self._positions)
         found: bool | None = None
         with self._changed:
             for number, (share, foretold) in doubt.foretold.items():
