@@ -62,7 +62,8 @@ def test_what_was_confirmed_survives_the_server(kafka_node: KafkaNode):
         again: list[str] = []
 
         def work_until(reached: Callable[[], bool], what: str) -> None:
-            eventually(lambda: some() and reached(), what, lambda: str(len(settled)), 60.0)
+            # Who is thrown out meanwhile waits for who it was before: for a session, 45 s.
+            eventually(lambda: some() and reached(), what, lambda: str(len(settled)), 120.0)
 
         def some() -> bool:
             try:

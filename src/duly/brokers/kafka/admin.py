@@ -57,11 +57,14 @@ class Wanted:
 
 
 class Admin:
-    """One client for all that is asked of the cluster; safe to use from any thread."""
+    """All that is asked of the cluster; safe to use from any thread."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
         self._client = driver.AdminClient(settings(address.common, {}))
+        # One is asked for nothing but where partitions begin and end: librdkafka 2.16 frees that
+        # request twice where another thread asks what topics there are by the same client.
+        self._asking = driver.AdminClient(settings(address.common, {}))
         self._cluster = ""
         self._was_answered = False
 
@@ -197,7 +200,7 @@ class Admin:
     ) -> Mapping[Any, int]:
         until = time.monotonic() + _SETTLES_S
         while asked:
-            futures = self._client.list_offsets(
+            futures = self._asking.list_offsets(
                 {TopicPartition(*place): spec for place, spec in asked.items()},
                 isolation_level=isolation,
                 request_timeout=ANSWERS_S,
