@@ -18,7 +18,7 @@ from duly.testing.simulation.run import run
 from duly.testing.simulation.scenario import POSTGRES_KINDS, Scenario, scenario_of
 from tests.postgres import planted, planted_broker
 from tests.proof.mutations import Mutation, mutated
-from tests.proof.test_planted import AT_ONCE, COMMAND, hunted
+from tests.proof.test_planted import AT_ONCE, COMMAND, HUNTS_S, hunted
 from tests.proof.test_simulation import tally_of
 from tests.servers.postgres import OTHER, shared_url
 
@@ -80,11 +80,12 @@ def _hunt(bug: Mutation | planted.Tested, folder: Path, url: str) -> Hunt:
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=HUNTS_S,
     )
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * HUNTS_S)
 @pytest.mark.parametrize("name", SIMULATED)
 def test_it_breaks_the_property_it_is_named_for(name: str, hunts: dict[str, Future[Hunt]]) -> None:
     """And the shipped source breaks none of them under the same schedule."""
@@ -100,6 +101,7 @@ def test_it_breaks_the_property_it_is_named_for(name: str, hunts: dict[str, Futu
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * HUNTS_S)
 @pytest.mark.parametrize("name", TESTED)
 def test_it_is_caught_by_a_test(name: str, hunts: dict[str, Future[Hunt]]) -> None:
     """A test that the shipped source passes, in this very run."""

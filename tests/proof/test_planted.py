@@ -20,6 +20,9 @@ from tests.proof.mutations import MUTATIONS, Mutation, mutated
 # They wait for processes, of which two at a time are enough.
 AT_ONCE = 2
 
+# Far longer than any takes on a machine that has time for it.
+HUNTS_S = 250
+
 COMMAND = re.compile(r"--seed (\d+) --scenario (\S+) --faults (\S+)")
 
 
@@ -37,7 +40,7 @@ def hunted(
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=HUNTS_S,
     )
 
 
@@ -56,6 +59,7 @@ def hunts(
         pool.shutdown(cancel_futures=True)
 
 
+@pytest.mark.timeout(2 * HUNTS_S)
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_it_is_caught_by_name(
     name: str, hunts: dict[str, Future[subprocess.CompletedProcess[str]]]
