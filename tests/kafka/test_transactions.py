@@ -270,22 +270,28 @@ def test_what_a_dead_worker_left_open_is_ended_by_who_takes_over(
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-def test_what_kafka_forgets_to_end_is_ended(kafka_node: KafkaNode, tmp_path: Path):
-    """Readers of what is committed would stay before it for ever, and no tool of Kafka's lists a
-    transaction that is open.
+@pytest.mark.parametrize("forgets", ["records", "positions"])
+def test_what_kafka_forgets_to_end_of_a_living_process_is_ended(
+    kafka_node: KafkaNode, tmp_path: Path, forgets: str
+):
+    """Readers of what is committed would stay before it for ever, or nobody be told where the group
+    stands; and no tool of Kafka's lists a transaction that is open.
     """
     broker = in_namespace(f"forgotten{secrets.token_hex(4)}", kafka_node.url) + HASTY
+    records = f"{namespace_of(broker)}.{THERE.name}"
+    step, topic = ("stored", records) if forgets == "records" else ("placed", "__consumer_offsets")
     publish(broker, 100)
-    with Process(broker, tmp_path, "stored:2:SIGSTOP") as worker:
+    with Process(broker, tmp_path, f"{step}:2:SIGSTOP") as worker:
         eventually(lambda: worker.stopped, "it stands still", lambda: worker.told, 60)
-        there = len(read(broker, committed=False))
         eventually(lambda: ends(broker, committed=True) == ends(broker), "it is aborted")
-        assert forget_the_end(kafka_node, f"{namespace_of(broker)}.{THERE.name}")
-        assert ends(broker, committed=True) < ends(broker)
+        eventually(lambda: are_told(broker), "so are its positions")
+        assert forget_the_end(kafka_node, topic)
+        assert (ends(broker, committed=True) < ends(broker)) is (forgets == "records")
+        assert are_told(broker) is (forgets == "records")
         worker.go_on()
         eventually(
             lambda: len(read(broker)) >= 100, "all are read",
-            lambda: f"{len(read(broker))} {there} {worker.told}", 90,
+            lambda: f"{len(read(broker))} {worker.told}", 120,
         )  # fmt: skip
         worker.end()
         assert "aborting again" in worker.told
@@ -372,29 +378,6 @@ def test_positions_that_kafka_forgets_to_end_keep_nobody_waiting(
         eventually(lambda: are_told(broker), "so are its positions")
     assert forget_the_end(kafka_node, "__consumer_offsets")
     with Process(broker, tmp_path) as worker:
-        eventually(
-            lambda: len(read(broker)) >= 100, "all are read",
-            lambda: f"{len(read(broker))} {worker.told}", 120,
-        )  # fmt: skip
-        worker.end()
-    check_copied(read(broker), 100)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(300)
-def test_positions_that_kafka_forgets_to_end_do_not_stop_their_own_process(
-    kafka_node: KafkaNode, tmp_path: Path
-):
-    """It stood still meanwhile, and has them to itself."""
-    broker = in_namespace(f"forgotten{secrets.token_hex(4)}", kafka_node.url) + HASTY
-    publish(broker, 100)
-    with Process(broker, tmp_path, "placed:2:SIGSTOP") as worker:
-        eventually(lambda: worker.stopped, "it stands still", lambda: worker.told, 60)
-        eventually(lambda: ends(broker, committed=True) == ends(broker), "it is aborted")
-        eventually(lambda: are_told(broker), "so are its positions")
-        assert forget_the_end(kafka_node, "__consumer_offsets")
-        assert not are_told(broker)
-        worker.go_on()
         eventually(
             lambda: len(read(broker)) >= 100, "all are read",
             lambda: f"{len(read(broker))} {worker.told}", 120,
