@@ -273,7 +273,7 @@ OWN: list[Row] = [
         rounds=2,
         paced=True,
     ),
-    Row(SMALL_BACKLOG, FLAT, backlog.consume_backlog, 50_000, 50_000, rounds=3),
+    Row(SMALL_BACKLOG, FLAT, backlog.consume_backlog, 50_000, 50_000, rounds=FEW),
     Row(
         LARGE_BACKLOG,
         FLAT,
@@ -281,7 +281,7 @@ OWN: list[Row] = [
         5_000_000,
         200_000,
         (Ratio((SMALL_BACKLOG,), 0.8), Below("MB grown", 8)),
-        rounds=1,
+        rounds=FEW,
         count=False,
         full_only=True,
     ),

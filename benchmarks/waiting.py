@@ -25,6 +25,9 @@ from duly.worker import Worker
 APART_S = 0.03
 IDLE_S = 10.0
 TRIES_BEFORE = 20
+# Messages published beforehand, which nobody handles: as many as it takes until the write-ahead log
+# is written over from its beginning. While the file still grows, each sync is of its size as well.
+BEFORE = 40_000
 
 
 def cpu_s() -> float:
@@ -65,6 +68,7 @@ def idle_latency(directory: Path, messages: int) -> Sample:
     arrivals, latencies, chance = Arrivals(), [], Random(1)
     with app_in(directory) as app:
         app.consumer(LEAST, name="idle", guarantee="at-least-once")(arrivals.handle)
+        fill(app, EXACTLY, BEFORE)
         with Worker(app), measured(messages + TRIES_BEFORE) as sample:
             for order in orders(messages + TRIES_BEFORE):
                 time.sleep(chance.uniform(APART_S, 2 * APART_S))
@@ -103,6 +107,7 @@ def idle_latency_across(directory: Path, messages: int) -> Sample:
     try:
         told(ours)
         with app_in(directory) as app, measured(messages + TRIES_BEFORE) as sample:
+            fill(app, EXACTLY, BEFORE)
             for order in orders(messages + TRIES_BEFORE):
                 time.sleep(chance.uniform(APART_S, 2 * APART_S))
                 called = time.monotonic()
