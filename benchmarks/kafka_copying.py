@@ -7,18 +7,19 @@ afterwards, by who reads only what is committed.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 from confluent_kafka import Consumer, Producer, TopicPartition
 from kafka_own import app_at
 from kafka_place import Both
-from kafka_raw import Confirmed, consumer_of
+from kafka_raw import Confirmed, consumer_of, headers_of, refuse_nameless
 from own import work
 from workload import BATCH, BIG_BATCH, WARM, Order, Sample, Stopwatch, in_batches, orders
 
 import duly
+from duly.identity import new_ids
 
 IN = duly.Topic("orders", Order, guarantee="at-least-once", partitions=1)
 OUT = duly.Topic("copies", Order, guarantee="at-least-once", partitions=1)
@@ -118,7 +119,24 @@ def raw_at_least_once(place: str, messages: int) -> Sample:
     return watch.sample
 
 
-def raw_exactly_once(place: str, messages: int, tx_s: float) -> Sample:
+def as_they_came(records: Sequence[Any]) -> Sequence[Any]:
+    """The headers of copies that pass for the same events."""
+    return [record.headers() for record in records]
+
+
+def as_new(records: Sequence[Any]) -> Sequence[Any]:
+    """Those of copies that are events of their own, of records that each have an id."""
+    for record in records:
+        refuse_nameless(record)
+    return [headers_of(id) for id in new_ids(len(records))]
+
+
+def raw_exactly_once(
+    place: str,
+    messages: int,
+    tx_s: float,
+    headers_for: Callable[[Sequence[Any]], Sequence[Any]] = as_they_came,
+) -> Sample:
     at = Both.named(place)
     topic, copies = _filled(at, WARM + messages), at.topic("copies")
     consumer = consumer_of(at, topic)
@@ -132,9 +150,8 @@ def raw_exactly_once(place: str, messages: int, tx_s: float) -> Sample:
         stop = WARM if done < WARM else WARM + messages
         while done < stop and time.monotonic() < until:
             batch = consumer.consume(min(BATCH, stop - done), 0.01)
-            for record in batch:
-                body = encode(decode(record.value()))
-                producer.produce(copies, body, headers=record.headers())
+            for record, headers in zip(batch, headers_for(batch), strict=True):
+                producer.produce(copies, encode(decode(record.value())), headers=headers)
             producer.poll(0)
             if batch:
                 behind, done = batch[-1].offset() + 1, done + len(batch)

@@ -34,6 +34,25 @@ class Tx:
         self.connection = connection
 
 
+def headers_of(id: str) -> list[tuple[str, str | bytes | None]]:
+    """Those of a new event, as duly gives it."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return [
+        ("duly", b"1"),
+        ("ce_specversion", b"1.0"),
+        ("ce_id", id.encode()),
+        ("ce_source", b"shop"),
+        ("ce_time", now.encode()),
+        ("ce_type", b"orders"),
+    ]
+
+
+def refuse_nameless(record: Any) -> None:
+    """What says nothing of which event it is would be handled like any other."""
+    if not dict(record.headers() or ()).get("ce_id"):
+        raise RuntimeError(f"offset {record.offset()} has no id")
+
+
 class Confirmed:
     """Publishes in batches: all of one is on its way, then all of it is confirmed."""
 
@@ -51,16 +70,7 @@ class Confirmed:
     def publish(self, batch: Sequence[bytes]) -> None:
         produce, topic, called = self._producer.produce, self._topic, self._on_delivery
         for id, body in zip(new_ids(len(batch)), batch, strict=True):
-            now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            headers: list[tuple[str, str | bytes | None]] = [
-                ("duly", b"1"),
-                ("ce_specversion", b"1.0"),
-                ("ce_id", id.encode()),
-                ("ce_source", b"shop"),
-                ("ce_time", now.encode()),
-                ("ce_type", b"orders"),
-            ]
-            produce(topic, body, headers=headers, on_delivery=called)
+            produce(topic, body, headers=headers_of(id), on_delivery=called)
         self._sent += len(batch)
         self._producer.flush(30)
         if self._confirmed < self._sent:
@@ -122,8 +132,8 @@ def consume(
         for record in batch:
             if record.error() is not None:
                 raise RuntimeError(record.error())
-            if named and not dict(record.headers() or ()).get("ce_id"):
-                raise RuntimeError(f"offset {record.offset()} has no id")
+            if named:
+                refuse_nameless(record)
             bodies.append(record.value())
         behind = batch[-1].offset() + 1
         run(bodies, batch[0].offset(), behind)

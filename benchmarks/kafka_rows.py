@@ -139,6 +139,7 @@ PEERS: list[Row] = [
 COPY_LEAST = "duly: at-least-once, batches of 500"
 RAW_COPY_LEAST = "raw: confluent-kafka, at-least-once, batches of 500"
 RAW_COPY = "raw: confluent-kafka, transactions of 100 ms"
+RAW_COPY_NEW = f"{RAW_COPY}, each copy an event of its own"
 
 
 def _exactly(tx_s: float) -> Row:
@@ -149,7 +150,9 @@ def _exactly(tx_s: float) -> Row:
         partial(copying.exactly_once, tx_s=tx_s),
         40_000,
         20_000,
-        (Ratio((COPY_LEAST,), 0.9), Ratio((RAW_COPY,), 0.7)) if is_aim else (),
+        (Ratio((COPY_LEAST,), 0.9), *beside(RAW_COPY, 0.7), *beside(RAW_COPY_NEW, 0.7))
+        if is_aim
+        else (),
     )
 
 
@@ -159,6 +162,13 @@ COPIES: list[Row] = [
     *(_exactly(tx_s) for tx_s in (0.1, 0.01, 0.03, 0.3, 1.0)),
     Row(RAW_COPY_LEAST, COPIED, copying.raw_at_least_once, 40_000, 20_000),
     Row(RAW_COPY, COPIED, partial(copying.raw_exactly_once, tx_s=0.1), 40_000, 20_000),
+    Row(
+        RAW_COPY_NEW,
+        COPIED,
+        partial(copying.raw_exactly_once, tx_s=0.1, headers_for=copying.as_new),
+        40_000,
+        20_000,
+    ),
 ]
 
 SECTIONS = (PUBLISH, CALLERS, CONSUME, CHARGED, LOADED, SLOW, COPIED, CURVE)
