@@ -287,9 +287,8 @@ class App(Declarations, Operations, Timetable):
                 payloads, source=self.name, ids=ids, keys=keys, headers=headers, due_ms=due_at
             )
             return await self._publisher.asend_within(within, topic, messages)
-        return await self._publisher.in_thread(
-            self._publish_many, topic, payloads, ids, keys, headers, due_at, None
-        )
+        call = self._publish_many, topic, payloads, ids, keys, headers, due_at, None
+        return await self._publisher.threads.run("publish", *call)
 
     def _publish_many(
         self,
@@ -334,11 +333,11 @@ class App(Declarations, Operations, Timetable):
 
         The connection is the driver's: its calls are as blocking as it is.
         """
-        in_thread = self._publisher.in_thread
-        backends = await in_thread(self.backends)
+        threads = self._publisher.threads
+        backends = await threads.run("begin", self.backends)
         store = _store_of(self.name, backends)
         declare = declare_at(*backends)
-        async with atransaction(store, self.name, declare, in_thread, self.stamps) as tx:
+        async with atransaction(store, self.name, declare, threads, self.stamps) as tx:
             yield tx
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from duly.errors import ConfigurationError
 from duly.publishing import IN_TRANSACTION
+from duly.publishing.threads import Threads
 from duly.stamps import Stamp
 from duly.store import (
     BeginsOnLoop,
@@ -54,10 +55,10 @@ async def atransaction(
     store: Store,
     source: str,
     declare: Declare | None,
-    in_thread: Callable[..., Awaitable[Any]],
+    threads: Threads,
     stamps: Sequence[Stamp] = (),
 ) -> AsyncIterator[Transaction[Any]]:
-    """The same for ``async with``: begins and commits by ``in_thread(function, *args)``.
+    """The same for ``async with``: begins on one of ``threads``, and ends on another.
 
     Where the store has async connections it is one of the running loop's. Cancelled while it waits
     for its turn, it takes none. Cancelled while it commits, it waits for the answer, for the thread
@@ -69,20 +70,20 @@ async def atransaction(
     _refuse_nested(store, "app.atransaction()")
     beginning = _Beginning(_beginning(store))
     try:
-        session = await in_thread(beginning.begin)
+        session = await threads.run("begin", beginning.begin)
     except BaseException:
         if (late := beginning.abandon()) is not None:
-            await asyncio.shield(asyncio.ensure_future(in_thread(late.rollback)))
+            await asyncio.shield(asyncio.ensure_future(threads.run("end", late.rollback)))
         raise
     cancelled: BaseException | None = None
     with _entered(store):
         tx: Transaction[Any] = Transaction(session.connection, source, stamps)
         try:
             yield tx
-            cancelled = await _to_its_end(in_thread(_commit, tx, session, declare))
+            cancelled = await _to_its_end(threads.run("end", _commit, tx, session, declare))
         except BaseException:
             # Shielded: whatever cancels this must not leave a transaction open.
-            await asyncio.shield(asyncio.ensure_future(in_thread(session.rollback)))
+            await asyncio.shield(asyncio.ensure_future(threads.run("end", session.rollback)))
             raise
         finally:
             end(tx)

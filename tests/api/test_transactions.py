@@ -82,6 +82,31 @@ def test_in_both_colours(app):
     assert [message.body for message in seen(app)] == [b'{"n":1}']
 
 
+def test_who_waits_for_its_end_leaves_it_a_thread(app):
+    async def begins(begun: asyncio.Event, n: int) -> None:
+        await begun.wait()
+        async with app.atransaction() as tx:
+            tx.publish(receipts, {"n": n})
+
+    async def publishes(begun: asyncio.Event, n: int) -> None:
+        await begun.wait()
+        await app.apublish_many(receipts, [{"n": n}])
+
+    async def main() -> None:
+        begun = asyncio.Event()
+        waiting = [asyncio.create_task(begins(begun, n)) for n in range(1, 9)]
+        waiting += [asyncio.create_task(publishes(begun, n)) for n in range(9, 17)]
+        async with asyncio.timeout(20):
+            async with app.atransaction() as tx:
+                tx.publish(receipts, {"n": 0})
+                begun.set()
+                await asyncio.sleep(0.2)  # threads are busy with them
+            await asyncio.gather(*waiting)
+
+    asyncio.run(main())
+    assert len(seen(app)) == 17
+
+
 def test_cancelled_in_the_block_it_rolls_back(app):
     async def main():
         inside = asyncio.Event()

@@ -6,8 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from duly import events
 from duly.backends import Backends
@@ -26,16 +25,15 @@ from duly.publishing.direct import (
     refuse_in_transaction,
     refuse_on_loop,
 )
+from duly.publishing.threads import Threads
 from duly.store import PublishesOnLoop, Store, Transaction
 
 if TYPE_CHECKING:
     # Slow to import, and not needed by those who never publish from an event loop.
     import asyncio
-    from concurrent.futures import ThreadPoolExecutor
 
     from duly.publishing.group import GroupPublish
 
-R = TypeVar("R")
 Accepted = Published | RepeatDropped | Buffered | Dropped
 """How a publish went well: durable, known before, or (at-most-once) on its way or given up."""
 
@@ -55,7 +53,7 @@ class Publisher:
         """Start anew in a forked child: what is buffered is the parent's to send."""
         self._lock = threading.Lock()
         self._buffer: Buffer | None = None
-        self._pool: ThreadPoolExecutor | None = None
+        self.threads = Threads()
         self._groups: dict[asyncio.AbstractEventLoop, GroupPublish] = {}
 
     @property
@@ -68,10 +66,8 @@ class Publisher:
         """Send what is buffered, for up to ``timeout_s`` seconds, and end the threads."""
         self.flush(timeout_s)
         with self._lock:
-            pool, self._pool = self._pool, None
             self._groups.clear()
-        if pool is not None:
-            pool.shutdown()
+        self.threads.close()
 
     def flush(self, timeout_s: float) -> bool:
         """Send what is buffered, for up to ``timeout_s`` seconds; what was not sent then is
@@ -102,7 +98,8 @@ class Publisher:
         if self._backends.is_ready_for(topic):
             self._broker_for(topic, message.due_ms, "app.apublish")
         else:
-            await self.in_thread(self._broker_for, topic, message.due_ms, "app.apublish")
+            call = self._broker_for, topic, message.due_ms, "app.apublish"
+            await self.threads.run("publish", *call)
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -167,14 +164,6 @@ class Publisher:
             raise ConfigurationError(_does_not_join(within, store))
         return store
 
-    async def in_thread(self, call: Callable[..., R], *args: Any) -> R:
-        """Run what blocks on a thread of the app's, in the caller's context."""
-        import asyncio
-
-        context = copy_context()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads(), lambda: context.run(call, *args))
-
     # --- parts
 
     def _broker_for(self, topic: Topic[Any], due_ms: int | None, call: str) -> Broker:
@@ -213,20 +202,12 @@ class Publisher:
     def _new_group(self, loop: asyncio.AbstractEventLoop) -> GroupPublish:
         from duly.publishing.group import GroupPublish
 
-        threads = self._threads()
+        threads = self.threads.of("publish")
         with self._lock:
             for other in [other for other in self._groups if other.is_closed()]:
                 del self._groups[other]
             group = GroupPublish(lambda messages: self._stored(self._open(), messages), threads)
             return self._groups.setdefault(loop, group)
-
-    def _threads(self) -> ThreadPoolExecutor:
-        from concurrent.futures import ThreadPoolExecutor
-
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(4, thread_name_prefix="duly-publish")
-            return self._pool
 
     def _open(self) -> Broker:
         return self._backends.get()[0]
