@@ -113,6 +113,66 @@ def test_a_busy_lane_claims_as_it_settles(db_url: str, monkeypatch: pytest.Monke
     assert any(claimed_ahead), "never with a settlement"
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_waits_to_run_alone_is_kept_or_not_started(loop: LoopThread, kept: bool) -> None:
+    """Its lease is extended as those of what runs are; where that was lost, another has it."""
+    bench = Bench()
+    gate = asyncio.Event()
+
+    @bench.app.consumer(
+        numbers, name="c", guarantee="at-least-once", concurrency=5, batch=1, lease_s=9
+    )
+    async def handle(number: int) -> None:
+        bench.seen.append(number)
+        if number == 9:
+            await gate.wait()
+
+    bench.publish(numbers, 9)
+    driven = ConcurrentLane(bench.lane("c"), loop.loop)
+    keeper = Keeper(bench.clock, lambda *_: None, None)
+    keeper.watch(driven.lane, driven)
+
+    def in_flight() -> bool:
+        driven.step()
+        return 9 in bench.seen
+
+    eventually(in_flight, "one is in flight")
+    bench.publish(numbers, 1)
+    died = bench.lane("c")
+    died.subscription.claim(1, 1 << 20, 0.0)
+    bench.broker.crash(died.subscription)
+
+    def waits_alone() -> bool:
+        driven.step()
+        return bool(driven._alone)
+
+    eventually(waits_alone, "one waits until it can run alone")
+    other = bench.lane("c").subscription
+    if kept:
+        for _ in range(5):
+            bench.clock.now += 4
+            keeper.look()
+        assert not other.claim(5, 1 << 20, 0.0)
+    else:
+        bench.clock.now += 10
+        for _ in range(2):
+            [theirs] = other.claim(5, 1 << 20, 0.0)
+            assert list(other.settle([Done(theirs.receipt)])) == []
+        for _ in range(3):
+            bench.clock.now += 4
+            keeper.look()
+    loop.loop.call_soon_threadsafe(gate.set)
+
+    def drained() -> bool:
+        driven.step()
+        return driven.idle() and not driven._alone
+
+    eventually(drained, "nothing is left to do")
+    assert bench.seen == ([9, 1] if kept else [9])
+    driven.lane.stop()
+    driven.close()
+
+
 @pytest.mark.parametrize(
     ("guarantee", "handled"), [("at-least-once", [1]), ("at-most-once", [1, 2])]
 )

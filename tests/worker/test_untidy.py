@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 import duly
+from duly.brokers.sqlite.lane import Lane as SQLiteLane
+from duly.errors import BrokerUnavailable
 from duly.logs import install
 from duly.worker import Worker
 from tests.waiting import eventually
@@ -216,3 +219,57 @@ def test_a_handler_that_blocks_the_loop_does_not_hold_up_a_drain(
     go.set()
     eventually(lambda: waited, "the handler has ended")
     assert waited == [True]
+
+
+def test_what_the_database_ended_is_settled_beside_the_loop(
+    app: duly.App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others that have the file's turn may need the loop to come to an end."""
+    orders: duly.Topic[int] = duly.Topic("orders", int, guarantee="exactly-once")
+    on_loop: list[bool] = []
+    inner = SQLiteLane.settle
+
+    def settle(self: SQLiteLane, settlements: Any) -> Any:
+        on_loop.append(asyncio._get_running_loop() is not None)
+        return inner(self, settlements)
+
+    monkeypatch.setattr(SQLiteLane, "settle", settle)
+
+    @app.consumer(orders, name="c", guarantee="exactly-once", retry=ONCE)
+    async def handle(number: int, tx: duly.Transaction[sqlite3.Connection]) -> None:
+        tx.connection.execute("create table if not exists ones (one integer primary key)")
+        tx.connection.execute("insert or rollback into ones values (1), (1)")
+
+    app.publish(orders, 1)
+    with Worker(app):
+        eventually(lambda: dead(app), "the message is dead")
+    assert on_loop
+    assert not any(on_loop)
+
+
+@pytest.mark.parametrize("concurrency", [1, 5])
+def test_a_drain_does_not_spin_while_nothing_can_be_settled(
+    app: duly.App, monkeypatch: pytest.MonkeyPatch, concurrency: int
+) -> None:
+    started, go, tries = threading.Event(), threading.Event(), list[float]()
+
+    def settle(*_: Any) -> Any:
+        tries.append(1)
+        raise BrokerUnavailable("the disk is away")
+
+    monkeypatch.setattr(SQLiteLane, "settle", settle)
+    monkeypatch.setattr(SQLiteLane, "settle_and_claim", settle)
+
+    @app.consumer(numbers, name="c", guarantee="at-least-once", concurrency=concurrency)
+    async def handle(number: int) -> None:
+        started.set()
+        await asyncio.to_thread(go.wait, 20)
+
+    app.publish(numbers, 1)
+    worker = Worker(app)
+    worker.start()
+    assert started.wait(20)
+    go.set()
+    eventually(lambda: tries, "it was tried")
+    assert not worker.drain(1.0)
+    assert len(tries) < 50

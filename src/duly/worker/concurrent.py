@@ -20,7 +20,7 @@ from duly.guarantees import Done, Guarantee, Release, Settlement
 from duly.logs import CURRENT
 from duly.worker.beforehand import settle_before
 from duly.worker.lane import Lane
-from duly.worker.steps import NO_WORK, Pause, Step, Unfit, Work, blocking
+from duly.worker.steps import NO_WORK, Pause, Step, Unfit, blocking
 
 # While handlers are in flight a claim waits no longer than this, so that what ends is settled.
 SETTLE_EVERY_S = 0.02
@@ -49,7 +49,8 @@ class ConcurrentLane:
         self._ended: deque[tuple[Receipt, Settlement | None]] = deque()
         self._something_ended = threading.Event()
         self._settling: Generator[Step, None, None] | None = None
-        self._alone = NO_WORK
+        # Claimed, and waits until it can run with nothing beside it.
+        self._alone: Sequential = []
         self._alone_runs = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: BaseException | None = None
@@ -78,7 +79,10 @@ class ConcurrentLane:
 
     def receipts(self) -> list[Receipt]:
         """What is claimed and not settled, for whoever extends the leases."""
-        return [*self.lane.receipts(), *list(self._in_flight)]
+        # At-most-once there is nothing to keep: what waits alone is settled.
+        alone = [] if self._settles_first else self._alone
+        waiting = [delivery.receipt for delivery, _ in alone]
+        return [*self.lane.receipts(), *waiting, *list(self._in_flight)]
 
     def oldest_start(self) -> float | None:
         """The clock's time at which the oldest handler in flight was started."""
@@ -127,10 +131,10 @@ class ConcurrentLane:
             self._never_start(count - len(work))
         self.lane.in_round = NO_WORK
         if work and work[0][0].alone:
-            self._alone = work
+            self._alone = list(work)
             self._start_alone()
         elif work:
-            self._start(work)
+            self._start(list(work))  # once: of a span each is made when it is asked for
         elif self.lane.around.permits is not None:
             if not self._in_flight:
                 return SETTLE_EVERY_S
@@ -142,17 +146,16 @@ class ConcurrentLane:
         # would be charged with the next death.
         may_start = self._settles_first or not self.lane.stopping
         if self._alone and not self._in_flight and may_start:
-            work, self._alone = self._alone, NO_WORK
             self._alone_runs = True
-            self._start(work)
+            self._start(self._alone)
+            self._alone = []
 
     def _never_start(self, count: int) -> None:
         # Their permits were taken when they were claimed.
         if self.lane.around.permits is not None:
             self.lane.around.permits.give_back(count)
 
-    def _start(self, work: Work) -> None:
-        items = list(work)  # once: of a span each delivery is made when it is asked for
+    def _start(self, items: Sequential) -> None:
         self._in_flight.update((delivery.receipt, 0.0) for delivery, _ in items)
         self._something_ended.clear()
         self._loop.call_soon_threadsafe(self._create_tasks, self._sequences(items))

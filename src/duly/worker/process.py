@@ -36,6 +36,8 @@ Driven = Lane | ConcurrentLane
 
 # How long the loop of a worker that ends may be busy before it counts as blocked.
 _ANSWER_S = 1.0
+# The longest pause of a lane that drains: what it cannot settle now it perhaps can before the end.
+_DRAIN_PAUSE_S = 0.25
 
 
 class Worker:
@@ -262,8 +264,8 @@ class Worker:
             self._make_dependencies(lane)
             while not (lane.stopping and driven.idle()):
                 pause_s = lane.step(through=True) if driven is lane else driven.step()
-                if pause_s:
-                    self._stopping.wait(pause_s)
+                if pause_s and self._stopping.wait(pause_s) and lane.stopping:
+                    time.sleep(min(pause_s, _DRAIN_PAUSE_S))
             driven.close()
         except BaseException as error:  # noqa: BLE001 - kept, and raised by drain
             # Not a handler's failure. The claims stay as they are: whether this death is
