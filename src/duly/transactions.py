@@ -36,17 +36,25 @@ def transaction(
     `Session.commit` raises, and the `PublishFailed` of a message that was refused.
     """
     _refuse_nested(store, "app.transaction()")
-    session = store.begin(None)
-    with _entered(store):
+    # All in one place, with no context manager of Python's around it: what a signal raises in the
+    # middle of one would leave the rest undone.
+    before, session = IN_TRANSACTION.get(), None
+    try:
+        session = store.begin(None)
+        IN_TRANSACTION.set(store.capabilities.database)
         tx: Transaction[Any] = Transaction(session.connection, source, stamps)
         try:
             yield tx
             _commit(tx, session, declare)
-        except BaseException:
-            session.rollback()
-            raise
         finally:
             end(tx)
+    except BaseException:
+        if session is not None:
+            session.rollback()
+        raise
+    finally:
+        # Not reset(token): a generator may be closed in another context.
+        IN_TRANSACTION.set(before)
     _after(tx)
 
 
@@ -76,7 +84,9 @@ async def atransaction(
             await asyncio.shield(asyncio.ensure_future(threads.run("end", late.rollback)))
         raise
     cancelled: BaseException | None = None
-    with _entered(store):
+    before = IN_TRANSACTION.get()
+    try:
+        IN_TRANSACTION.set(store.capabilities.database)
         tx: Transaction[Any] = Transaction(session.connection, source, stamps)
         try:
             yield tx
@@ -87,6 +97,8 @@ async def atransaction(
             raise
         finally:
             end(tx)
+    finally:
+        IN_TRANSACTION.set(before)
     _after(tx)
     if cancelled is not None:
         raise cancelled
@@ -159,17 +171,6 @@ def _refuse_nested(store: Store, call: str) -> None:
             f"{call} inside a transaction on the same database "
             f"({store.capabilities.database}) would wait for it for ever; use the tx at hand"
         )
-
-
-@contextlib.contextmanager
-def _entered(store: Store) -> Iterator[None]:
-    before = IN_TRANSACTION.get()
-    IN_TRANSACTION.set(store.capabilities.database)
-    try:
-        yield
-    finally:
-        # Not reset(token): an async generator may be closed in another context.
-        IN_TRANSACTION.set(before)
 
 
 def _commit(tx: Transaction[Any], session: Session[Any], declare: Declare | None) -> None:

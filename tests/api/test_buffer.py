@@ -16,7 +16,7 @@ from duly import events
 from duly.broker import Outcome, SubscribeOptions
 from duly.guarantees import Guarantee
 from duly.message import Message
-from duly.publishing.buffer import Buffer
+from duly.publishing.buffer import Buffer, Drops
 from tests.api.fakes import FakeBroker, stored
 from tests.waiting import eventually
 
@@ -37,9 +37,14 @@ def app(broker):
     app.close()
 
 
-def buffer_of(broker: FakeBroker, **limits: int) -> Buffer:
+@pytest.fixture
+def drops() -> Drops:
+    return Drops({})
+
+
+def buffer_of(broker: FakeBroker, drops: Drops, **limits: int) -> Buffer:
     broker.declare([views, pings])
-    return Buffer(broker.publish, lambda *told: None, broker.recorded.update, **limits)
+    return Buffer(broker.publish, lambda *told: None, broker.recorded.update, drops, **limits)
 
 
 def message(n: int, topic: duly.Topic[Any] = views) -> Message[Any]:
@@ -60,18 +65,19 @@ def test_a_wrong_payload_is_still_refused(app):
         app.publish(views, [7])
 
 
-def test_a_full_buffer_drops_counts_and_says_so(broker):
+def test_a_full_buffer_drops_counts_and_says_so(broker, drops):
     told: list[tuple[str, int, str]] = []
     broker.declare([views, pings])
     buffer = Buffer(
-        broker.publish, lambda *each: told.append(each), broker.recorded.update, max_messages=10
-    )
+        broker.publish, lambda *each: told.append(each), broker.recorded.update, drops,
+        max_messages=10,
+    )  # fmt: skip
     broker.gate.clear()
     buffer.put(message(0))
     assert broker.entered.acquire(timeout=30)  # the broker holds the first one
     outcomes = [buffer.put(message(n, pings)) for n in range(15)]
     assert [type(outcome) for outcome in outcomes] == [duly.Buffered] * 10 + [duly.Dropped] * 5
-    assert buffer.drops == {"pings": 5}
+    assert drops.by_topic() == {"pings": 5}
     assert told == [("pings", 1, "the buffer is full")] * 5
     broker.gate.set()
     buffer.close(30)
@@ -79,8 +85,8 @@ def test_a_full_buffer_drops_counts_and_says_so(broker):
     assert broker.recorded == {"pings": 5}
 
 
-def test_a_full_buffer_is_also_one_of_bytes(broker):
-    buffer = buffer_of(broker, max_bytes=20)
+def test_a_full_buffer_is_also_one_of_bytes(broker, drops):
+    buffer = buffer_of(broker, drops, max_bytes=20)
     broker.gate.clear()
     buffer.put(message(0))
     assert broker.entered.acquire(timeout=30)
@@ -90,7 +96,42 @@ def test_a_full_buffer_is_also_one_of_bytes(broker):
     buffer.close(30)
 
 
-def test_a_message_of_unknown_fate_is_never_sent_again(broker):
+def test_one_that_is_larger_than_the_buffer_goes_by_itself(broker, drops):
+    buffer = buffer_of(broker, drops, max_bytes=5)
+    assert isinstance(buffer.put(message(0)), duly.Buffered)  # 7 bytes
+    buffer.close(30)
+    assert (len(broker.messages), drops.by_topic()) == (1, {})
+
+
+def test_what_hangs_in_the_broker_as_it_closes_is_counted_once(broker, drops):
+    buffer = buffer_of(broker, drops)
+    broker.gate.clear()
+    buffer.put(message(0))
+    assert broker.entered.acquire(timeout=30)
+    buffer.put(message(1))
+    broker.answer = lambda messages: [duly.PublishFailed("full") for _ in messages]
+    buffer.close(0.1)
+    assert drops.by_topic() == {"views": 2}
+    broker.gate.set()
+    assert buffer._thread is not None
+    buffer._thread.join(30)
+    assert drops.by_topic() == {"views": 2}
+
+
+def test_what_is_dropped_after_the_last_one_was_stored_is_recorded_too(broker, drops):
+    buffer = buffer_of(broker, drops, max_messages=1)
+    buffer.put(message(0))
+    eventually(lambda: len(broker.messages) == 1, "it is stored")
+    with buffer._lock:  # its thread takes nothing meanwhile
+        buffer._waiting.append(message(1))
+    buffer.put(message(2))
+    with buffer._lock:
+        buffer._waiting.clear()
+    buffer.close(30)
+    assert broker.recorded == drops.by_topic() == {"views": 1}
+
+
+def test_a_message_of_unknown_fate_is_never_sent_again(broker, drops):
     given: list[str] = []
 
     def lossy(messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
@@ -100,15 +141,15 @@ def test_a_message_of_unknown_fate_is_never_sent_again(broker):
         return stored(messages)
 
     broker.answer = lossy
-    buffer = buffer_of(broker)
+    buffer = buffer_of(broker, drops)
     buffer.put(message(0))
-    eventually(lambda: buffer.drops == {"views": 1}, "the drop is counted")
+    eventually(lambda: drops.by_topic() == {"views": 1}, "the drop is counted")
     buffer.put(message(1))
     buffer.close(30)
     assert len(given) == len(set(given)) == 2
 
 
-def test_a_broker_that_is_away_for_a_while_costs_nothing(broker):
+def test_a_broker_that_is_away_for_a_while_costs_nothing(broker, drops):
     tries: list[int] = []
 
     def away(messages: Sequence[Message[Any]]) -> Sequence[Outcome]:
@@ -118,12 +159,12 @@ def test_a_broker_that_is_away_for_a_while_costs_nothing(broker):
         return stored(messages)
 
     broker.answer = away
-    buffer = buffer_of(broker)
+    buffer = buffer_of(broker, drops)
     for n in range(5):
         buffer.put(message(n))
     eventually(lambda: len(broker.messages) == 5, "stored once the broker is back")
     assert [m.body for m in broker.messages] == [b'{"n":%d}' % n for n in range(5)]
-    assert buffer.drops == {}
+    assert drops.by_topic() == {}
     buffer.close(1)
 
 
@@ -155,7 +196,7 @@ def test_close_gives_up_in_time_and_counts(app, broker):
     assert broker.entered.acquire(timeout=30)
     app.publish_many(views, [{}] * 9)
     app.close(timeout_s=0.05)
-    assert app.drops == {"views": 9}
+    assert app.drops == {"views": 10}
     assert app.publish(views, {}).message_id  # opens again
 
 

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from duly.errors import BrokerUnavailable, ConfigurationError, IdentityConflict,
 from duly.guarantees import Guarantee
 from duly.message import Message, Topic, now_ms
 from duly.sql import outbox
+from duly.store import Refusal
 from duly.stores.sqlite import SQLiteStore, within
 from tests.sqlite.programs import running
 from tests.sqlite.stores import execute, rows
@@ -43,6 +45,28 @@ def store(db_path: Path) -> Iterator[SQLiteStore]:
 
 def waiting(store: SQLiteStore) -> list[Message[bytes]]:
     return [message for _, message in store.file.read(lambda: outbox.first(100))]
+
+
+def test_a_relay_sleeps_while_what_is_due_waits_behind_another_of_its_key(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+):
+    session = store.begin(None)
+    session.publish([NEWS.message(b"", source="shop", id=id, key="k") for id in ("a", "b")])
+    session.commit()
+    first, second = store.outbox.unsent(10, 1 << 20, 0.0)
+    store.outbox.refused(
+        [Refusal(first.position, "full", 30.0), Refusal(second.position, "full", 0.0)]
+    )
+    looks: list[object] = []
+    inner = store.file.read
+
+    def read(make_steps: Any) -> Any:
+        looks.append(make_steps)
+        return inner(make_steps)
+
+    monkeypatch.setattr(store.file, "read", read)
+    assert not store.outbox.unsent(10, 1 << 20, 0.5)
+    assert len(looks) < 20
 
 
 def test_messages_go_to_the_outbox_whole(store: SQLiteStore):

@@ -41,6 +41,28 @@ class Dropped:
     message_id: str
 
 
+class Drops:
+    """How many messages were dropped, by topic. Safe from any thread."""
+
+    def __init__(self, so_far: Mapping[str, int]) -> None:
+        self._lock = threading.Lock()
+        self._by_topic = Counter(so_far)
+
+    def add(self, topic: str, count: int) -> None:
+        """So many more."""
+        with self._lock:
+            self._by_topic[topic] += count
+
+    def by_topic(self) -> Mapping[str, int]:
+        """How many until now."""
+        with self._lock:
+            return dict(self._by_topic)
+
+    def forked(self) -> Drops:
+        """The same in a forked child, where nobody may hold the lock."""
+        return Drops(self._by_topic)
+
+
 Publish = Callable[[Sequence[Message[Any]]], Sequence[Outcome]]
 Tell = Callable[[str, int, str], None]
 
@@ -52,7 +74,7 @@ class Buffer:
     message is never given to it twice unless it raised `BrokerUnavailable`, which says that
     nothing was stored. ``dropped(topic, count, why)`` is told of each loss on the thread that
     finds it, and ``record(drops)`` of the counts on the buffer's thread, when the broker was
-    just reached.
+    just reached and at the end. All are counted in ``drops`` too.
     """
 
     def __init__(
@@ -60,6 +82,7 @@ class Buffer:
         publish: Publish,
         dropped: Tell,
         record: Callable[[Mapping[str, int]], None],
+        drops: Drops,
         *,
         max_messages: int = MAX_MESSAGES,
         max_bytes: int = MAX_BYTES,
@@ -71,25 +94,26 @@ class Buffer:
         self._max_bytes = max_bytes
         self._waiting: deque[Message[Any]] = deque()
         self._bytes = 0
-        self._changed = threading.Condition(threading.Lock())
+        # Held by itself, and not by the condition, whose `with` is Python's: what a signal raises
+        # in there leaves it held for ever.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._closing = False
         self._until: float | None = None
+        self._late = ""
         self._thread: threading.Thread | None = None
-        self._drops: Counter[str] = Counter()
+        # What is being stored; and whether nobody waits for that any more.
+        self._in_hand: Sequence[Message[Any]] = ()
+        self._given_up = False
+        self._drops = drops
         self._unrecorded: Counter[str] = Counter()
-
-    @property
-    def drops(self) -> Mapping[str, int]:
-        """How many messages were dropped, by topic."""
-        with self._changed:
-            return dict(self._drops)
 
     def put(self, message: Message[Any]) -> Buffered | Dropped:
         """Take the message, or drop and count it where the buffer is full."""
-        with self._changed:
-            full = (
-                len(self._waiting) >= self._max_messages
-                or self._bytes + message.size > self._max_bytes
+        with self._lock:
+            # One that is larger than all of it goes by itself.
+            full = len(self._waiting) >= self._max_messages or (
+                bool(self._waiting) and self._bytes + message.size > self._max_bytes
             )
             if not full and not self._closing:
                 self._waiting.append(message)
@@ -102,16 +126,22 @@ class Buffer:
         return Dropped(message.id)
 
     def close(self, timeout_s: float) -> None:
-        """Store what waits, for up to ``timeout_s`` seconds; drop and count the rest."""
-        with self._changed:
+        """Store what waits, for up to ``timeout_s`` seconds; drop and count the rest, and what is
+        being stored then: nobody will tell what became of it.
+        """
+        with self._lock:
             self._closing = True
             self._until = time.monotonic() + timeout_s
+            self._late = f"not stored within {timeout_s:g} s of closing"
             self._changed.notify_all()
             thread = self._thread
         if thread is not None:
             # A broker that hangs in its call is not waited for any longer.
             thread.join(timeout_s + 0.1)
-        self._drop_all(self._take(), f"not stored within {timeout_s:g} s of closing")
+        with self._lock:
+            self._given_up = True
+            late = [*self._in_hand, *self._taken()]
+        self._drop_all(late, self._late)
 
     # --- the buffer's thread
 
@@ -123,14 +153,22 @@ class Buffer:
             self._changed.notify_all()
 
     def _run(self) -> None:
+        self._store_all()
+        with self._lock:
+            late = self._taken()
+        self._drop_all(late, self._late)
+        self._tell_broker()
+
+    def _store_all(self) -> None:
         pause_s = FIRST_PAUSE_S
         while self._wait_for_messages():
-            taken = self._take()
+            with self._lock:
+                self._in_hand = taken = self._taken()
             left = self._store(taken)
             if not left:
                 pause_s = FIRST_PAUSE_S
                 continue
-            with self._changed:
+            with self._lock:
                 self._waiting.extendleft(reversed(left))
                 self._bytes += sum(message.size for message in left)
                 if not self._closing:
@@ -143,7 +181,7 @@ class Buffer:
 
     def _wait_for_messages(self) -> bool:
         """True once there are some, after the linger; False to end."""
-        with self._changed:
+        with self._lock:
             while not self._waiting:
                 if self._closing:
                     return False
@@ -152,45 +190,54 @@ class Buffer:
                 self._changed.wait(LINGER_S)
             return self._until is None or time.monotonic() < self._until
 
-    def _take(self) -> Sequence[Message[Any]]:
-        with self._changed:
-            taken = list(self._waiting)
-            self._waiting.clear()
-            self._bytes = 0
-            return taken
+    def _taken(self) -> Sequence[Message[Any]]:
+        """All that waits, taken off; the lock is held."""
+        taken = list(self._waiting)
+        self._waiting.clear()
+        self._bytes = 0
+        return taken
 
     def _store(self, messages: Sequence[Message[Any]]) -> Sequence[Message[Any]]:
         """Store them; returns those that are certainly not stored and may be tried again."""
         done = 0
         for portion in in_portions(messages):
+            lost: Sequence[tuple[Message[Any], str]] = ()
             try:
                 outcomes = self._publish(portion)
             except BrokerUnavailable:
-                return messages[done:]
+                return messages[done:] if self._goes_on(()) else ()
             except Exception as error:  # noqa: BLE001 - the publisher has long gone on; counted
                 if isinstance(error, ConfigurationError):
                     log.error("at-most-once messages are not sent: %s", error)  # noqa: TRY400
-                self._drop_all(portion, f"{type(error).__name__}: {error}")
+                lost = [(message, f"{type(error).__name__}: {error}") for message in portion]
             else:
                 lost = [
-                    (message, outcome)
+                    (message, str(outcome))
                     for message, outcome in zip(portion, outcomes, strict=True)
                     if isinstance(outcome, PublishError)
                 ]
-                for message, outcome in lost:
-                    self._drop(message.topic, 1, str(outcome))
-                self._tell_broker()
             done += len(portion)
+            if not self._goes_on(messages[done:]):
+                return ()
+            for (topic, why), count in Counter((m.topic, why) for m, why in lost).items():
+                self._drop(topic, count, why)
+            self._tell_broker()
         return ()
 
+    def _goes_on(self, in_hand: Sequence[Message[Any]]) -> bool:
+        """Only these are in hand from now on; False where `close` has counted all as dropped."""
+        with self._lock:
+            self._in_hand = in_hand
+            return not self._given_up
+
     def _tell_broker(self) -> None:
-        with self._changed:
+        with self._lock:
             drops, self._unrecorded = self._unrecorded, Counter()
         if drops:
             try:
                 self._record(drops)
             except Exception:  # noqa: BLE001 - told again next time
-                with self._changed:
+                with self._lock:
                     self._unrecorded.update(drops)
 
     # --- drops
@@ -200,7 +247,7 @@ class Buffer:
             self._drop(topic, count, why)
 
     def _drop(self, topic: str, count: int, why: str) -> None:
-        with self._changed:
-            self._drops[topic] += count
+        self._drops.add(topic, count)
+        with self._lock:
             self._unrecorded[topic] += count
         self._tell(topic, count, why)

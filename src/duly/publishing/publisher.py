@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from duly import events
@@ -15,7 +14,7 @@ from duly.errors import ConfigurationError, InvalidMessage, PublishError
 from duly.events import Watcher
 from duly.guarantees import Guarantee
 from duly.message import Message, Topic
-from duly.publishing.buffer import Buffer, Buffered, Dropped
+from duly.publishing.buffer import Buffer, Buffered, Dropped, Drops
 from duly.publishing.direct import (
     IN_TRANSACTION,
     accepted,
@@ -46,12 +45,13 @@ class Publisher:
     def __init__(self, backends: Backends, watchers: Sequence[Watcher]) -> None:
         self._backends = backends
         self._watchers = watchers
-        self._dropped_before: Counter[str] = Counter()
+        self._drops = Drops({})
         self.forked()
 
     def forked(self) -> None:
         """Start anew in a forked child: what is buffered is the parent's to send."""
         self._lock = threading.Lock()
+        self._drops = self._drops.forked()
         self._buffer: Buffer | None = None
         self.threads = Threads()
         self._groups: dict[asyncio.AbstractEventLoop, GroupPublish] = {}
@@ -59,8 +59,7 @@ class Publisher:
     @property
     def drops(self) -> Mapping[str, int]:
         """How many at-most-once messages were dropped, by topic."""
-        now = {} if self._buffer is None else self._buffer.drops
-        return dict(self._dropped_before + Counter(now))
+        return self._drops.by_topic()
 
     def close(self, timeout_s: float) -> None:
         """Send what is buffered, for up to ``timeout_s`` seconds, and end the threads."""
@@ -78,7 +77,6 @@ class Publisher:
         if buffer is None:
             return False
         buffer.close(timeout_s)
-        self._dropped_before.update(buffer.drops)
         return True
 
     # --- one message
@@ -195,7 +193,9 @@ class Publisher:
             self._backends.check()
             with self._lock:
                 if self._buffer is None:
-                    self._buffer = Buffer(self._store_loosely, self._dropped, self._record_drops)
+                    self._buffer = Buffer(
+                        self._store_loosely, self._dropped, self._record_drops, self._drops
+                    )
                 buffer = self._buffer
         return buffer.put(message)
 

@@ -67,9 +67,11 @@ def left(positions: Sequence[int]) -> Steps[list[Outgoing]]:
     return [Outgoing(row[0], _message(*row[2:]), row[1]) for row in found]
 
 
-def next_due() -> Steps[int | None]:
-    """When the next refused message may be tried again."""
-    [(due_ms,)] = yield Ask("outbox_next_due")
+def next_due(now_ms: int) -> Steps[int | None]:
+    """When the next refused message may be tried again; one that might be now, and is not given out
+    since it follows another of its key, waits for that one.
+    """
+    [(due_ms,)] = yield Ask("outbox_next_due", (now_ms,))
     return due_ms  # type: ignore[no-any-return]
 
 

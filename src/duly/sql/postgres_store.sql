@@ -474,7 +474,7 @@ left join duly.outbox_refused r on r.position = o.position
 order by k.n;
 
 -- name: outbox_next_due
-select min(due_ms) from duly.outbox_refused;
+select min(due_ms) from duly.outbox_refused where due_ms > $1;
 
 -- name: outbox_sent_refused
 delete from duly.outbox_refused r using unnest($1::bigint[]) as s(position)

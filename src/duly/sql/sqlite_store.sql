@@ -377,7 +377,7 @@ from duly_outbox o left join duly_outbox_refused r on r.position = o.position
 where o.position = ?;
 
 -- name: outbox_next_due
-select min(due_ms) from duly_outbox_refused;
+select min(due_ms) from duly_outbox_refused where due_ms > ?;
 
 -- name: outbox_sent_refused
 delete from duly_outbox_refused where position = ?;

@@ -18,9 +18,11 @@ class Changes:
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         self._connect = connect
-        lock = threading.Lock()
-        self._moved = threading.Condition(lock)
-        self._wanted = threading.Condition(lock)
+        # Held by itself, and not by a condition, whose `with` is Python's: what a signal raises in
+        # there leaves it held for ever.
+        self._lock = threading.Lock()
+        self._moved = threading.Condition(self._lock)
+        self._wanted = threading.Condition(self._lock)
         self._number = 0
         self._waiting = 0
         self._closed = False
@@ -31,7 +33,7 @@ class Changes:
 
     def number(self) -> int:
         """The number now. Take it before reading, to wait for what the read did not see."""
-        with self._moved:
+        with self._lock:
             if self._connection is None and not self._closed:
                 # From here on, a commit that the number does not show is one still to be seen.
                 self._connection = self._connect()
@@ -41,14 +43,14 @@ class Changes:
 
     def notify(self) -> None:
         """This process has committed."""
-        with self._moved:
+        with self._lock:
             self._number += 1
             if self._waiting:
                 self._moved.notify_all()
 
     def wait(self, seen: int, timeout_s: float) -> int:
         """The number, once it is not ``seen`` or ``timeout_s`` seconds have passed."""
-        with self._moved:
+        with self._lock:
             if self._number == seen and not self._closed:
                 self._waiting += 1
                 if self._waiting == 1:
@@ -61,7 +63,7 @@ class Changes:
 
     def close(self) -> None:
         """Wake everybody who waits and stop looking."""
-        with self._moved:
+        with self._lock:
             self._closed = True
             self._moved.notify_all()
             self._wanted.notify_all()
@@ -80,7 +82,7 @@ class Changes:
 
     def _poll(self) -> None:
         while True:
-            with self._moved:
+            with self._lock:
                 # Two conditions on one lock: waiting here must not eat a waiter's wake-up.
                 self._wanted.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:

@@ -373,6 +373,9 @@ class Guard:
     def close(self) -> None:
         """Close the connection; an open transaction is rolled back."""
         self.connection.own = True
+        # Not left to the close: where somebody holds a statement, as a traceback does, SQLite puts
+        # that off, and the file stays locked.
+        driver.roll_back(self.connection)
         sqlite3.Connection.close(self.connection)
 
     def _leave(self) -> None:

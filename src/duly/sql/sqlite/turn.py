@@ -17,6 +17,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -40,6 +41,9 @@ class Turn:
         except BaseException:
             os.close(self._queue_fd)
             raise
+        # Gives the turn to whoever waits next. A call of C's: what a signal raises comes before it
+        # or after it, and never in its place.
+        self.release: Callable[[], None] = partial(fcntl.flock, self._turn_fd, fcntl.LOCK_UN)
         self._mutex = threading.Lock()
         self._granted = threading.Lock()
         self._granted.acquire()  # released by the helper to say: it is yours
@@ -60,14 +64,20 @@ class Turn:
         """
         if os.getpid() != self._pid:
             raise ConfigurationError(forked(self._folder))
-        if not self._pending and self._taken_at_once():
-            return
-        before_waiting()
-        self._take_with_help(timeout_s)
-
-    def release(self) -> None:
-        """Give the turn to whoever waits next."""
-        fcntl.flock(self._turn_fd, fcntl.LOCK_UN)
+        try:
+            came = not self._pending and self._taken_at_once()
+            if not came:
+                before_waiting()
+                came = self._came_with_help(timeout_s)
+        except BaseException:
+            self._leave()
+            raise
+        if not came:
+            raise BrokerUnavailable(
+                f"{self._folder}: no turn to write within {timeout_s:g} s; {self._holder()} is "
+                "writing. Nothing was changed. If that process hangs, end it: its turn is free "
+                "at once. If it is only slow, shorten its transactions (batch, tx_s)."
+            )
 
     def close(self) -> None:
         """Leave the queue; a turn that is held is given back."""
@@ -90,7 +100,7 @@ class Turn:
         fcntl.flock(self._queue_fd, fcntl.LOCK_UN)
         return True
 
-    def _take_with_help(self, timeout_s: float) -> None:
+    def _came_with_help(self, timeout_s: float) -> bool:
         # A blocking flock has no timeout, so a helper thread waits and the caller waits for
         # the helper. What an earlier caller gave up on is still waited for and now is ours.
         with self._mutex:
@@ -98,27 +108,22 @@ class Turn:
             if not self._pending:
                 self._pending = True
                 self._ask_helper()
-        try:
-            granted = self._granted.acquire(timeout=max(0.0, timeout_s))
-        except BaseException:
-            if not self._give_up():
-                self.release()
-            raise
-        if not granted and self._give_up():
-            raise BrokerUnavailable(
-                f"{self._folder}: no turn to write within {timeout_s:g} s; {self._holder()} is "
-                "writing. Nothing was changed. If that process hangs, end it: its turn is free "
-                "at once. If it is only slow, shorten its transactions (batch, tx_s)."
-            )
+        if self._granted.acquire(timeout=max(0.0, timeout_s)):
+            return True
+        with self._mutex:
+            # Late, it is left to the helper, unless it came in this very moment.
+            self._abandoned = self._pending
+            return not self._pending and self._granted.acquire(blocking=False)
 
-    def _give_up(self) -> bool:
-        """Leave the late turn to the helper; False when the turn came in this very moment."""
+    def _leave(self) -> None:
+        """Interrupted anywhere in `acquire`: whatever was taken, or is on its way, is others'."""
         with self._mutex:
             if self._pending:
                 self._abandoned = True
-                return True
-            self._granted.acquire()
-            return False
+                return
+            self._granted.acquire(blocking=False)
+            fcntl.flock(self._queue_fd, fcntl.LOCK_UN)
+            self.release()
 
     def _ask_helper(self) -> None:
         if self._asked is None:

@@ -165,11 +165,11 @@ class GroupWriter:
                 self._place_in_line(write)
             if not write.leads:
                 self._wait(write)
+            if write.leads:
+                self._lead(write)
         except BaseException:  # interrupted, mostly
             self._leave(write)
             raise
-        if write.leads:
-            self._lead(write)
         return write.outcome()
 
     def close(self) -> None:
@@ -230,7 +230,7 @@ class GroupWriter:
                 self._queue.remove(write)
             self._break_open(write)
             if write.leads:
-                self._hand_on()
+                self._hand_on(write)
 
     def _wait_at_gate(self, write: _Write[Any], gate: Gate) -> None:
         is_last = gate.wait()
@@ -262,23 +262,31 @@ class GroupWriter:
             try:
                 self._take_queue(group)
                 self._store(group)
+            except BaseException:  # interrupted: nothing stays open that others would wait for
+                self._undo()
+                raise
             finally:
                 self._turn.release()
         finally:
-            self._end_lead(own, group)
+            try:
+                self._end_lead(own, group)
+            except BaseException:  # interrupted: nobody else could lead any more
+                self._end_lead(own, group)
+                raise
 
     def _end_lead(self, own: _Write[Any], group: list[_Write[Any]]) -> None:
+        """Give the lead away. May be called again, where it did not come to its end."""
         # Interrupted (a KeyboardInterrupt) around COMMIT: to run these again would be blind.
         _fail([w for w in self._sent if not w.ended], CommitUnknown(f"{self._path}: interrupted"))
         self._sent = []
         with self._mutex:
             # The others left over, where the group was cut short or the leader interrupted.
-            self._queue[:0] = [w for w in group if not w.ended]
+            self._queue[:0] = [w for w in group if not (w.ended or w in self._queue)]
             if own in self._queue:
                 self._queue.remove(own)
             self._wake_last()
             self._asleep = [w for w in group if w.ended]
-            self._hand_on()
+            self._hand_on(own)
 
     def _take_queue(self, group: list[_Write[Any]]) -> None:
         with self._mutex:
@@ -286,8 +294,8 @@ class GroupWriter:
             self._queue.clear()
             self._alone = []
 
-    def _hand_on(self) -> None:
-        """Let the first in the queue lead; the mutex is held."""
+    def _hand_on(self, own: _Write[Any]) -> None:
+        """Let the first in the queue lead in place of this one; the mutex is held."""
         self._led = bool(self._queue)
         if self._queue:
             first = self._queue[0]
@@ -298,6 +306,7 @@ class GroupWriter:
             self._wake_last()
             if self._closed:
                 self._close()
+        own.leads = False
 
     def _wake_last(self) -> None:
         """Wake those whose writes the last group ended. By who leads, or with the mutex held."""
@@ -321,9 +330,6 @@ class GroupWriter:
             else:
                 self._store_each_alone(group)
             return
-        except BaseException:
-            self._undo()
-            raise
         self._commit(ran)
 
     def _run_together(
@@ -460,8 +466,9 @@ def _wake(group: Iterable[_Write[Any]]) -> None:
 
 
 def _wake_one(write: _Write[Any]) -> None:
-    woken, write.woken = write.woken, None
-    if woken is not None:
-        woken.release()
+    if (woken := write.woken) is not None:
+        with contextlib.suppress(RuntimeError):  # before an interrupt it was woken already
+            woken.release()
+        write.woken = None
     elif (gate := write.gate) is not None:
         gate.break_open()

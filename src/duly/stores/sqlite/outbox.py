@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -61,13 +62,14 @@ class SQLiteOutbox:
         deadline = time.monotonic() + wait_s
         while True:
             seen = self._file.changes()
-            found = self._file.read(lambda: outbox.unsent(limit, max_bytes, self._wall_ms()))
+            at_ms = self._wall_ms()
+            found = self._file.read(functools.partial(outbox.unsent, limit, max_bytes, at_ms))
             left_s = deadline - time.monotonic()
             if found:
                 self._pause_s = 0.0
             if found or left_s <= 0:
                 return found
-            due_ms = self._file.read(outbox.next_due)
+            due_ms = self._file.read(functools.partial(outbox.next_due, at_ms))
             if due_ms is not None:
                 left_s = min(left_s, max(0.001, (due_ms - self._wall_ms()) / 1000))
             if self._file.wait(seen, left_s) != seen and self._pause_s:

@@ -241,13 +241,21 @@ class SQLiteSession:
     def rollback(self) -> None:
         """Roll back whatever is open and give turn and connection back. Never raises."""
         if self._lane is not None:
-            self._in_doubt |= not self._guard.roll_back()
-            self._end()
+            # In doubt until it is known to be clean, whatever interrupts this.
+            in_doubt, self._in_doubt = self._in_doubt, True
+            try:
+                self._in_doubt = not self._guard.roll_back() or in_doubt
+            finally:
+                self._end()
 
     def _end(self) -> None:
         lane, self._lane = self._lane, None
         if lane is not None:
-            self._home.take_back(lane, in_doubt=self._in_doubt)
+            try:
+                self._home.take_back(lane, in_doubt=self._in_doubt)
+            except BaseException:  # interrupted: nobody else knows of it any more
+                self._home.take_back(lane, in_doubt=True)
+                raise
 
     def _run(self, steps: Steps[R]) -> R:
         if self._lane is None:

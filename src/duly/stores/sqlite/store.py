@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections import deque
@@ -143,24 +144,20 @@ class SQLiteStore:
                 f"consumer {scope.consumer!r}: admission by claim needs store and broker in one "
                 f"file, and the broker's is not {self.path}. Admit by inbox."
             )
+        mark = new_mark()
         lane = self._lane()
         try:
             lane.turn.acquire(self._begin_s)
-        except BaseException:
-            self._lanes.append(lane)
-            raise
-        mark = new_mark()
-        try:
             self._place.check()
             by_claim = scope is not None and scope.admission is Admission.BY_CLAIM
             self._begin(lane, None if by_claim else mark)
+            return SQLiteSession(self, lane, scope, mark)
         except sqlite3.Error as error:
             self.take_back(lane, in_doubt=True)
             raise broker_error(error, self.path) from error
         except BaseException:
             self.take_back(lane, in_doubt=True)
             raise
-        return SQLiteSession(self, lane, scope, mark)
 
     def joins(self, connection: Any) -> bool:
         """Whether ``within=connection`` can publish: a `sqlite3.Connection` to this file."""
@@ -261,6 +258,8 @@ class SQLiteStore:
     def take_back(self, lane: Lane, *, in_doubt: bool) -> None:
         """Give the turn on; keep the connection for the next session, unless in doubt."""
         if in_doubt or self._closed:
+            with contextlib.suppress(ValueError):  # where an interrupt came as it was kept
+                self._lanes.remove(lane)
             _discard(lane)
             return
         lane.guard.reset()
