@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from duly.brokers.kafka import admin as admin_module
 from duly.brokers.kafka.address import address_of
 from duly.brokers.kafka.admin import Admin
 from duly.errors import BrokerError
+from tests.kafka import beginning
 
 ROOT = Path(__file__).parents[2]
 COUNT = 30
@@ -67,3 +69,13 @@ def test_to_ask_where_topics_end_that_come_and_go_ends_no_process(kafka_url: str
         timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("in_vain", [(), (1, 2, 3), (3, 4, 5)])
+def test_a_node_that_knows_of_no_broker_yet_is_asked_again(in_vain: Sequence[int]):
+    """In a process of its own: to describe such a cluster is the driver's end."""
+    done = subprocess.run(
+        [sys.executable, "-m", beginning.__name__, *map(str, in_vain)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, beginning.CLUSTER), done.stderr[-2000:]

@@ -21,7 +21,7 @@ from confluent_kafka import admin as driver
 from duly.brokers.kafka import silence
 from duly.brokers.kafka.address import Address
 from duly.brokers.kafka.client import MOVING, broker_error, settings
-from duly.brokers.kafka.looking import ANSWERS_S, Seen, look, result
+from duly.brokers.kafka.looking import ANSWERS_S, Seen, cluster_of, look, result
 from duly.errors import BrokerError, BrokerUnavailable, ConfigurationError
 from duly.message import Topic
 
@@ -72,10 +72,11 @@ class Admin:
     def cluster(self) -> str:
         """The id of the cluster. Raises `BrokerError`."""
         if not self._cluster:
-            told = self._answer(
-                self._client.describe_cluster(request_timeout=ANSWERS_S), "the cluster"
-            )
-            self._cluster = str(told.cluster_id)
+            try:
+                self._cluster, _ = cluster_of(self._client)
+            except KafkaException as error:
+                raise self._wrong(error, "the cluster: nothing is known") from error
+            self._was_answered = True
         return self._cluster
 
     def find(self, topics: Iterable[str]) -> Mapping[str, Found]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -18,6 +20,8 @@ from duly.errors import BrokerUnavailable
 ConfigResource: Any = driver.ConfigResource  # type: ignore[attr-defined]
 
 ANSWERS_S = 10.0
+_ASKS_AGAIN_S = 0.1
+_never = threading.Event()
 
 Settings = Mapping[str, str]
 
@@ -59,23 +63,42 @@ def result(future: Any) -> Any:
         ) from error
 
 
+def cluster_of(client: Any) -> tuple[str, Sequence[int]]:
+    """The id of the cluster, and the numbers of its brokers. Raises the driver's error.
+
+    Asked for as any client asks what there is. To describe the cluster is another call, in which
+    librdkafka 2.16 ends the process where a node that has only just begun answers that it knows of
+    no broker; here that is an error of the driver's, and asked again.
+    """
+    until = time.monotonic() + ANSWERS_S
+    while True:
+        try:
+            told = client.list_topics(timeout=max(0.1, until - time.monotonic()))
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError._PARTIAL or time.monotonic() > until:
+                raise
+            _never.wait(_ASKS_AGAIN_S)
+        else:
+            return str(told.cluster_id), [*told.brokers]
+
+
 def look(client: Any, address: Address, topics: Iterable[str], groups: Iterable[str]) -> Seen:
     """Look at the brokers, and at those of these topics and groups that are there.
 
     Raises `BrokerUnavailable` and the driver's error where nothing answers at all.
     """
     unseen: list[str] = []
-    told = result(client.describe_cluster(request_timeout=ANSWERS_S))
+    cluster, numbers = cluster_of(client)
     layouts = _layouts(client, topics, unseen)
     asked = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in layouts]
     settings = _settings(client, [asked] if asked else [], "topic", unseen)
     # At most one broker a call, for each is asked itself.
-    each = [[ConfigResource(ConfigResource.Type.BROKER, str(node.id))] for node in told.nodes]
+    each = [[ConfigResource(ConfigResource.Type.BROKER, str(number))] for number in numbers]
     brokers = _settings(client, each, "broker", unseen)
     return Seen(
-        cluster=str(told.cluster_id),
+        cluster=cluster,
         brokers={int(name): found for name, found in brokers.items()},
-        count=len(told.nodes),
+        count=len(numbers),
         layouts=layouts,
         topics=settings,
         groups=_groups(client, groups, unseen),
