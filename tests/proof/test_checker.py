@@ -662,6 +662,18 @@ def a_superseded_claim_commits() -> Story:
 
 
 @keeps
+def a_claim_commits_that_another_had_before_and_tells_of_late() -> Story:
+    story = plain_exactly_once()
+    story.publish(C)
+    story.ask(who="v")
+    story.fault("pause", "v")
+    story.claim(C, "4", repeated=True)
+    story.claim(C, "3", who="v")
+    story.transaction(C, "4", "tx")
+    return story
+
+
+@keeps
 def a_superseded_claim_is_refused() -> Story:
     story = plain_exactly_once()
     story.publish(C)

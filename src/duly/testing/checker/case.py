@@ -229,8 +229,10 @@ class Case:
                 return at
         return None
 
-    def superseded(self, token: str) -> int | None:
-        """Where another claim took the message of this one; None: nowhere."""
+    def superseded(self, token: str, *, surely: bool = False) -> int | None:
+        """Where another claim took the message of this one; None: nowhere. ``surely``: not one that
+        may have been made before, and was only told of there: see `made_at`.
+        """
         if token not in self.claim_of:
             return None
         at, mine = self.claim_of[token]
@@ -238,7 +240,8 @@ class Case:
         for later, other in self.claims:
             if later > at and other.message is not None and other.token != token:
                 same = other.message.identity == mine.message.identity
-                if same and other.position == mine.position:
+                made = self.made.get(other.token, later) if surely else later
+                if same and other.position == mine.position and made > at:
                     return later
         return None
 

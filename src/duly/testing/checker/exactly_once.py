@@ -148,7 +148,7 @@ def zombie_commit(case: Case) -> Iterator[str]:
         if tx.outcome != "ok" or tx.admit is None or tx.ended is None:
             continue
         for token in _ran_in(case, name):
-            taken = case.superseded(token)
+            taken = case.superseded(token, surely=True)
             if taken is not None and taken < (tx.committing or 0):
                 yield f"transaction {name} committed claim {token}, which another had taken"
 
