@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -97,7 +96,9 @@ def test_wherever_it_is_interrupted_others_go_on(
             tx.connection.execute("create table effects (value int)")
         call(app)
         other = Turn(lock_folder(db_path))
-        for nth in count(1):
+        nth = 0
+        while True:
+            nth += 1
             interrupting = Interrupting(nth)
 
             def interrupted(interrupting: Interrupting = interrupting) -> None:

@@ -25,7 +25,8 @@ def rolled_back(lane: Lane, work: Work, error: BaseException) -> Generator[Step,
     lane.keep(NO_WORK)
     if not isinstance(error, Exception):
         raise error  # not the handler's failure: this lane settles nothing any more
-    yield None  # an async handler's loop is left: what follows may wait for whom it keeps waiting
+    if lane.consumer.handler.is_async:
+        yield None  # off the loop: what follows may wait for somebody whom that keeps waiting
     lane.tell(events.RolledBack(lane.consumer.name, len(work), error))
     if isinstance(error, errors.BrokerError):
         lane.keep(work)
