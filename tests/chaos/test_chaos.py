@@ -236,7 +236,7 @@ def test_what_is_settled_in_the_wrong_order_is_named(tmp_path: Path):
     assert again.returncode == 1, again.stdout + again.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_queue_leaves_open_is_named_where_it_is_taken_for_done(tmp_path: Path):
     if not rabbitmq.is_installed():
         missing_node("no RabbitMQ server is installed")
