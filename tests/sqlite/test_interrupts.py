@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -118,3 +119,36 @@ def test_wherever_it_is_interrupted_others_go_on(
                 break
         other.close()
         assert nth > 20
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("call", [publish, transact])
+def test_wherever_its_waiting_is_interrupted_others_go_on(
+    db_url: str, db_path: Path, call: Callable[[duly.App], None]
+) -> None:
+    """Another has the turn for a moment: a thread waits for it, and goes on waiting."""
+    other = Turn(lock_folder(db_path))
+    for nth in range(1, 120):
+        with duly.App("shop", broker=db_url) as app:  # which has no such thread yet
+            with app.transaction() as tx:
+                tx.connection.execute("create table if not exists effects (value int)")
+            interrupting = Interrupting(nth)
+            other.acquire(5)
+            letting_go = threading.Timer(0.02, other.release)
+            letting_go.start()
+
+            def interrupted(app: duly.App = app, by: Interrupting = interrupting) -> None:
+                sys.setprofile(by)
+                try:
+                    call(app)
+                finally:
+                    sys.setprofile(None)
+
+            run(interrupted, f"interrupted for the {nth}th time, it")
+            letting_go.join()
+            again = run(partial(call, app), f"the next one, interrupted at {interrupting.at},")
+            assert again is None, interrupting.at
+            taken = run(lambda: other.acquire(5), f"another, interrupted at {interrupting.at},")
+            assert taken is None, interrupting.at
+            other.release()
+    other.close()

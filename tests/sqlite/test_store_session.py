@@ -84,6 +84,21 @@ def test_a_second_session_waits_for_the_first(store: SQLiteStore):
     assert effects(store.path) == ["first", "second"]
 
 
+def test_who_tries_again_waits_where_it_waited_before(db_path: Path):
+    """One thread waits for the turn, however often somebody has given up on it."""
+    store, holder = SQLiteStore(db_path, begin_s=0.05), SQLiteStore(db_path)
+    held = holder.begin(None)
+    before = threading.active_count()
+    for _ in range(5):
+        with pytest.raises(BrokerUnavailable):
+            store.begin(None)
+    assert threading.active_count() <= before + 1
+    held.rollback()
+    store.begin(None).rollback()
+    store.close()
+    holder.close()
+
+
 def test_a_turn_that_does_not_come_is_unavailable_and_names_who_has_it(db_path: Path):
     store = SQLiteStore(db_path, begin_s=0.1)
     session = store.begin(None)

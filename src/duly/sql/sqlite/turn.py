@@ -107,7 +107,11 @@ class Turn:
             self._abandoned = False
             if not self._pending:
                 self._pending = True
-                self._ask_helper()
+                try:
+                    self._ask_helper()
+                except BaseException:  # interrupted: all that come later wait for it
+                    self._ask_helper()
+                    raise
         if self._granted.acquire(timeout=max(0.0, timeout_s)):
             return True
         with self._mutex:
@@ -126,15 +130,19 @@ class Turn:
             self.release()
 
     def _ask_helper(self) -> None:
+        """May be done again, where it did not come to its end."""
         if self._asked is None:
-            self._asked = SimpleQueue()
-            threading.Thread(target=self._help, name="duly-turn", daemon=True).start()
+            asked: SimpleQueue[bool] = SimpleQueue()
+            threading.Thread(
+                target=self._help, args=(asked,), name="duly-turn", daemon=True
+            ).start()
+            self._asked = asked
         self._asked.put(True)
 
-    def _help(self) -> None:
-        asked = self._asked
-        assert asked is not None
+    def _help(self, asked: SimpleQueue[bool]) -> None:
         while asked.get():
+            if not self._pending:
+                continue  # asked twice for the same
             fcntl.flock(self._queue_fd, fcntl.LOCK_EX)
             fcntl.flock(self._turn_fd, fcntl.LOCK_EX)
             fcntl.flock(self._queue_fd, fcntl.LOCK_UN)

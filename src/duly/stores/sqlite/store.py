@@ -148,6 +148,10 @@ class SQLiteStore:
         lane = self._lane()
         try:
             lane.turn.acquire(self._begin_s)
+        except BaseException:
+            self._lanes.append(lane)  # with who still waits for its turn, where that did not come
+            raise
+        try:
             self._place.check()
             by_claim = scope is not None and scope.admission is Admission.BY_CLAIM
             self._begin(lane, None if by_claim else mark)
